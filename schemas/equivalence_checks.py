@@ -1,0 +1,111 @@
+"""`POST /v1/equivalence-checks`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from schemas.common import Answer
+from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest
+
+Verdict = Literal["holds", "fails", "vacuous"]
+
+
+class EquivalenceChecksRequest(PairRequest):
+    """What is checked, how exactly, and against what."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "context": SEED_CONTEXT,
+                    "query": SEED_QUERY,
+                    "scope": "projection",
+                    "baseline": "alone",
+                    "layers": [5],
+                },
+                {"context": SEED_CONTEXT, "query": SEED_QUERY, "precision": "float64"},
+            ]
+        }
+    )
+
+    scope: Annotated[
+        Literal["projection", "block", "model"],
+        Field(
+            description="what is compared: `projection`, the MLP's first layer with its bias; "
+            "`block`, the "
+            "block's output"
+        ),
+    ] = "block"
+    precision: Annotated[
+        Literal["model", "float32", "float64"],
+        Field(
+            description="what both passes and the patch are computed in; `model` is the resident "
+            "dtype, for a "
+            "half-precision model float32"
+        ),
+    ] = "model"
+    tolerance: Annotated[
+        float | None,
+        Field(gt=0, description="relative error up to which a check holds; null derives it"),
+    ] = None
+    apply: Annotated[
+        Literal["factored", "materialized"],
+        Field(description="`materialized` multiplies by W + ΔW; `factored` adds (n·a) b to n·W"),
+    ] = "materialized"
+    controls: Annotated[
+        bool, Field(description="whether to run the controls, which must be far worse")
+    ] = True
+
+
+class Check(Answer):
+    """One layer at one query position."""
+
+    layer: int
+    position: Annotated[int, Field(description="index into the query")]
+    magnitude: Annotated[float, Field(description="‖expected‖, as the run with context has it")]
+    error: Annotated[float, Field(description="‖actual − expected‖")]
+    relative_error: Annotated[float | None, Field(description="error / magnitude")]
+    max_abs_error: float
+    tolerance: Annotated[
+        float, Field(description="gate × max(1, (‖h‖ + ‖h_C‖) / ‖expected‖), or the one asked for")
+    ]
+    unpatched_relative_error: Annotated[
+        float | None, Field(description="the baseline run's own, without any patch")
+    ]
+    improvement: Annotated[
+        float | None,
+        Field(description="unpatched / patched error, the latter at least the dtype's ε"),
+    ]
+    vacuous: Annotated[
+        bool, Field(description="the unpatched error is at most 10 tolerances: nothing can be told")
+    ]
+    verdict: Verdict
+    holds: Annotated[bool, Field(description="whether the verdict is `holds`")]
+    controls: Annotated[
+        dict[str, float | None] | None,
+        Field(
+            description="relative errors with another patch: `without_bias` (ΔW alone), "
+            "`without_weight` (Δh "
+            "alone), `random_update` (a random output factor of equal norm), `shuffled_context` "
+            "(the update "
+            "of the context in another order); these must be far worse. `bias_only_at_attention` "
+            "(Δh at the "
+            "attention output, no ΔW) is exact as well"
+        ),
+    ] = None
+    control_reasons: Annotated[
+        dict[str, str] | None, Field(description="why a control that is null could not be formed")
+    ] = None
+
+
+class EquivalenceChecksAnswer(PairAnswer):
+    """One entry a layer and position."""
+
+    holds: Annotated[bool, Field(description="whether every check holds")]
+    verdict: Annotated[Verdict, Field(description="the worst of all")]
+    scope: Literal["projection", "block"]
+    precision: Literal["float32", "float64"]
+    apply: Literal["factored", "materialized"]
+    checks: list[Check]

@@ -1,0 +1,106 @@
+"""`POST /v1/weight-updates`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from schemas.common import Answer, Encoding, Tensor
+from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest
+
+Include = Literal["factors", "bias", "next_tokens", "split"]
+
+
+class WeightUpdatesRequest(PairRequest):
+    """Which updates, and how much of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"context": SEED_CONTEXT, "query": SEED_QUERY, "include": []},
+                {
+                    "context": SEED_CONTEXT,
+                    "query": SEED_QUERY,
+                    "baseline": "anchored",
+                    "layers": [5],
+                    "include": ["factors", "bias", "next_tokens"],
+                    "encoding": "base64",
+                },
+            ]
+        }
+    )
+
+    include: Annotated[
+        list[Include],
+        Field(
+            max_length=4,
+            description="any of `factors`, `bias`, `next_tokens`; [] gives the norms alone and is "
+            "cheap",
+        ),
+    ] = ["factors"]
+    encoding: Encoding = "json"
+
+
+class Norms(Answer):
+    """One activation in both runs, in float64."""
+
+    norm_with_context: float
+    norm_baseline: float
+    norm_difference: Annotated[float, Field(description="‖with context − baseline‖")]
+    cosine: Annotated[float | None, Field(description="null where one of them is zero")]
+
+
+class Factors(Answer):
+    """ΔW = outer(input, output) in the stored orientation."""
+
+    input: Annotated[Tensor, Field(description="n/‖n‖² of the baseline's mlp_in, [d_model]")]
+    output: Annotated[Tensor, Field(description="Δn·W, [d_mlp]; also an equivalent shift of b_in")]
+
+
+class Update(Answer):
+    """The update of one layer for one query position."""
+
+    layer: int
+    position: Annotated[int, Field(description="index into the query")]
+    weight: Annotated[str, Field(description="the updated weight's name in the checkpoint")]
+    shape: Annotated[list[int], Field(description="of that weight as stored: [d_model, d_mlp]")]
+    rank: Annotated[int, Field(description="1; 0 where the context changes nothing")]
+    norm: Annotated[float, Field(description="‖ΔW‖, Frobenius = spectral, float64")]
+    relative_norm: Annotated[float | None, Field(description="‖ΔW‖_F / ‖W‖_F")]
+    spectral_share: Annotated[float | None, Field(description="‖ΔW‖₂ / ‖W‖₂")]
+    mlp_in: Annotated[Norms, Field(description="after ln_2: what W multiplies; gives ΔW")]
+    resid_mid: Annotated[Norms, Field(description="before ln_2: the stream; its difference is Δh")]
+    below_noise: Annotated[
+        bool, Field(description="‖Δn‖ < 32·ε·‖n‖: the update is rounding, not context")
+    ]
+    factors: Factors | None = None
+    bias: Annotated[
+        Tensor | None, Field(description="Δh, added at the block's output, [d_model]")
+    ] = None
+
+
+class LikelyToken(Answer):
+    """A token that may come next."""
+
+    id: int
+    text: str
+    probability: float
+
+
+class NextTokens(Answer):
+    """The likeliest tokens after one query position."""
+
+    position: Annotated[int, Field(description="index into the query")]
+    with_context: list[LikelyToken]
+    baseline: list[LikelyToken]
+    kl_divergence: Annotated[
+        float, Field(description="KL(with context ‖ baseline) in nats, over the whole vocabulary")
+    ]
+
+
+class WeightUpdatesAnswer(PairAnswer):
+    """One entry a layer and position."""
+
+    updates: list[Update]
+    next_tokens: list[NextTokens] | None = None

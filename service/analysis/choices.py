@@ -1,0 +1,126 @@
+"""What a caller chooses, resolved against the model: prompts to ids, layers and positions to
+indices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from service.engine import Model
+from service.errors import (
+    EmptyQuery,
+    Invalid,
+    LayerOutOfRange,
+    Path,
+    PositionOutOfRange,
+    PromptTooLong,
+    TokenOutOfRange,
+)
+
+Text = str | Sequence[int]
+"""A prompt as text or as ids."""
+
+
+def resolve_ids(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
+    """The ids of a prompt; a text is tokenised on its own, nothing is added.
+
+    Raises:
+        TokenOutOfRange: An id is not in the vocabulary.
+        Invalid: The tokenizer knows a token that the model has no embedding for.
+    """
+    if isinstance(prompt, str):
+        ids = model.tokenizer.encode(prompt)
+        if max(ids, default=0) >= model.vocab_size:
+            raise Invalid("the text has a token that the model has no embedding for", at=at)
+        return ids
+    for i, token in enumerate(prompt):
+        if not 0 <= token < model.vocab_size:
+            raise TokenOutOfRange(
+                f"ids go from 0 to {model.vocab_size - 1}",
+                at=(*at, i),
+                limit=model.vocab_size - 1,
+                actual=token,
+            )
+    return tuple(prompt)
+
+
+def resolve_prompt(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
+    """The ids of a prompt that is run by itself.
+
+    Raises:
+        EmptyQuery: It has no tokens.
+        PromptTooLong: It has more tokens than the model has positions.
+    """
+    ids = resolve_ids(model, prompt, at)
+    if not ids:
+        raise EmptyQuery("the prompt has no tokens", at=at)
+    check_length(model, len(ids), at)
+    return ids
+
+
+def check_length(model: Model, positions: int, at: Path) -> None:
+    """Refuse a prompt that needs more positions than the model has; nothing is ever truncated.
+
+    Raises:
+        PromptTooLong: It does.
+    """
+    if positions > model.n_positions:
+        raise PromptTooLong(
+            f"the prompt needs {positions} positions, the model has {model.n_positions}",
+            at=at,
+            limit=model.n_positions,
+            actual=positions,
+        )
+
+
+def resolve_layers(model: Model, layers: Literal["all"] | Sequence[int]) -> tuple[int, ...]:
+    """Layers from 0 up; negative ones count from the end.
+
+    Raises:
+        LayerOutOfRange: There is no such layer.
+        Invalid: None is named, or one twice.
+    """
+    if layers == "all":
+        return tuple(range(model.n_layers))
+    count = model.n_layers
+    for i, layer in enumerate(layers):
+        if not -count <= layer < count:
+            raise LayerOutOfRange(
+                f"layers go from {-count} to {count - 1}",
+                at=("layers", i),
+                limit=count - 1,
+                actual=layer,
+            )
+    return _distinct(tuple(int(layer) % count for layer in layers), "layers")
+
+
+def resolve_positions(
+    positions: Literal["last", "all"] | Sequence[int], count: int
+) -> tuple[int, ...]:
+    """Indices into `count` tokens; negative ones count from the end.
+
+    Raises:
+        PositionOutOfRange: There is no such position.
+        Invalid: None is named, or one twice.
+    """
+    if positions == "last":
+        return (count - 1,)
+    if positions == "all":
+        return tuple(range(count))
+    for i, position in enumerate(positions):
+        if not -count <= int(position) < count:
+            raise PositionOutOfRange(
+                f"positions go from {-count} to {count - 1}",
+                at=("positions", i),
+                limit=count - 1,
+                actual=int(position),
+            )
+    return _distinct(tuple(int(position) % count for position in positions), "positions")
+
+
+def _distinct(values: tuple[int, ...], field: str) -> tuple[int, ...]:
+    if not values:
+        raise Invalid(f"name at least one of the {field}", at=(field,))
+    if len(set(values)) < len(values):
+        raise Invalid(f"the same is named twice among the {field}", at=(field,))
+    return values

@@ -1,0 +1,89 @@
+"""`POST /v1/activations`: capture activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, get_args
+
+import torch
+from fastapi import APIRouter, Depends, Response
+
+from schemas.activations import ActivationsAnswer, ActivationsRequest, HookPoint
+from service.analysis.capture import capture
+from service.analysis.choices import resolve_layers, resolve_positions, resolve_prompt
+from service.api.asking import Asking, asking
+from service.api.bodies import reads
+from service.api.operations import answers, operation
+from service.api.problems import ProblemError, pointer
+from service.api.tensors import check_size
+from service.engine import Model
+from service.errors import TooManyItems
+
+router = APIRouter()
+Prompts = tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
+
+
+@router.post(
+    "/v1/activations", **operation(ActivationsRequest), responses=answers(ActivationsAnswer)
+)
+async def activations(
+    body: Annotated[ActivationsRequest, Depends(reads(ActivationsRequest))],
+    ask: Annotated[Asking, Depends(asking)],
+) -> Response:
+    """Capture activations.
+
+    The vectors of the chosen hook points, layers and positions of one or several prompts, each run
+    by itself.
+    """
+    limits = ask.state.settings
+    if len(body.prompts) > limits.max_prompts:
+        raise TooManyItems(
+            "the request brings too many prompts",
+            at=("prompts",),
+            limit=limits.max_prompts,
+            actual=len(body.prompts),
+        )
+    points = hook_points(body.hook_points)
+    layers = resolve_layers(ask.model, body.layers)
+    prompts, positions = await ask.off_loop("tokenize", resolved_prompts, ask.model, body)
+    rows = sum(len(chosen) for chosen in positions)
+    count = {"none": rows, "norm": 0, "mean": len(prompts)}[body.reduce]
+    check_size(
+        {torch.float32: sum(width(ask.model, point) for point in points) * len(layers) * count},
+        len(prompts) * len(layers) * len(points) + sum(map(len, prompts)),
+        ask.media,
+        body.encoding,
+        limits.max_response_bytes,
+    )
+    question = capture(ask.model, prompts, positions, layers, points, body.reduce)
+    captured = await ask.ask(question, sum(map(len, prompts)))
+    return await ask.answer({"prompts": captured}, body.encoding)
+
+
+def hook_points(names: Sequence[str]) -> tuple[HookPoint, ...]:
+    """The names as hook points.
+
+    Raises:
+        ProblemError: `unknown_hook_point`.
+    """
+    known: dict[str, HookPoint] = {point: point for point in get_args(HookPoint)}
+    for i, name in enumerate(names):
+        if name not in known:
+            detail = f"hook points are {', '.join(known)}"
+            raise ProblemError(
+                "unknown_hook_point", detail, mistakes=[(pointer(("hook_points", i)), detail)]
+            )
+    return tuple(dict.fromkeys(known[name] for name in names))
+
+
+def resolved_prompts(model: Model, body: ActivationsRequest) -> Prompts:
+    """The ids of each prompt, and the rows of it that are read."""
+    prompts = [
+        resolve_prompt(model, prompt, ("prompts", i)) for i, prompt in enumerate(body.prompts)
+    ]
+    return prompts, [resolve_positions(body.positions, len(ids)) for ids in prompts]
+
+
+def width(model: Model, point: HookPoint) -> int:
+    """How long a hook point's vectors are."""
+    return model.d_mlp if point in ("mlp_pre", "mlp_act") else model.d_model

@@ -1,0 +1,88 @@
+"""Bodies: bytes to a strict model, each mistake with a pointer, none with its value.
+
+FastAPI would validate parsed Python objects, where strict models refuse a JSON array for a tuple
+and let NaN slip in; here pydantic reads the bytes themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from service.api.problems import Mistake, ProblemError, pointer
+from service.api.state import state_of
+
+Body = TypeVar("Body", bound=BaseModel)
+MAX_MISTAKES = 16
+"""Mistakes that are named in one problem."""
+
+
+def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
+    """The dependency that reads a request's body as `model`."""
+
+    async def read(request: Request) -> Body:
+        content_type = request.headers.get("content-type", "application/json")
+        if content_type.partition(";")[0].strip().lower() != "application/json":
+            raise ProblemError("unsupported_media_type")
+        return parse(model, await _bytes(request, state_of(request).settings.max_body_bytes))
+
+    return read
+
+
+async def _bytes(request: Request, limit: int) -> bytes:
+    """The body, refused as soon as it is too long.
+
+    Starlette's own limit answers in plain text, so it cannot be used for a problem.
+    """
+    body = bytearray()
+    announced = request.headers.get("content-length", "")
+    expected = int(announced) if announced.isdecimal() else 0
+    if expected <= limit:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                break
+    actual = max(expected, len(body))
+    if actual > limit:
+        raise ProblemError("body_too_large", limit=limit, actual=actual)
+    return bytes(body)
+
+
+def parse(model: type[Body], body: bytes) -> Body:
+    """A body as its model.
+
+    Raises:
+        ProblemError: `malformed_json` or `validation`.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+    try:
+        sent = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ProblemError("malformed_json") from None
+    if problems[0]["type"] == "json_invalid":
+        # Python reads JSON that spells half of a surrogate pair; no tokenizer could.
+        raise ProblemError("validation", mistakes=[("", "a string is not valid Unicode")])
+    mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in problems)
+    raise ProblemError("validation", mistakes=list(mistakes)[:MAX_MISTAKES])
+
+
+def _mistake(path: Sequence[str | int], message: str, sent: Any) -> Mistake:
+    """The deepest place on the path that is in the sent body; pydantic's path names union members
+    too."""
+    place: list[str | int] = []
+    here = sent
+    for step in path:
+        keys: Collection[Any] = here if isinstance(here, dict) else ()
+        if step in (range(len(here)) if isinstance(here, list) else keys):
+            here = here[step]
+            place.append(step)
+        elif step == path[-1] and message == "Field required":
+            message = f"{step}: field required"
+    return pointer(place), message

@@ -1,0 +1,34 @@
+"""Keys: `Authorization: Bearer`, where any are configured."""
+
+from __future__ import annotations
+
+import hmac
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from service.api.problems import ProblemError
+from service.api.state import Found
+
+Bearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="needed where the service has keys")),
+]
+
+
+async def require_key(state: Found, sent: Bearer) -> None:
+    """Refuse a request without one of the keys, where there are keys; the time taken tells nothing.
+
+    Raises:
+        ProblemError: `missing_key` or `wrong_key`.
+    """
+    keys = state.settings.keys
+    if not keys:
+        return
+    if sent is None:
+        raise ProblemError("missing_key", headers={"WWW-Authenticate": "Bearer"})
+    offered = sent.credentials.encode()
+    matches = [hmac.compare_digest(offered, key.encode()) for key in keys]
+    if not any(matches):
+        raise ProblemError("wrong_key")

@@ -1,0 +1,85 @@
+"""The outermost layer: request ids, headers, metrics and one log line a request."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api.asking import ClientLeft
+from service.api.problems import respond
+from service.telemetry import Metrics, request_id
+
+CLIENT_LEFT = 499
+log = structlog.get_logger("deltaw")
+
+
+class Observed:
+    """ASGI middleware that names each request, times it, counts it and logs it; never its body.
+
+    It also turns what nobody has a name for into the problem `internal`, with the traceback in the
+    log.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass an HTTP request on, observed."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.perf_counter()
+        scope["deltaw.request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
+        status = 0
+
+        async def observed_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = scope["deltaw.request_id"]
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observed_send)
+        except (ClientLeft, ClientDisconnect):
+            status = CLIENT_LEFT
+        except Exception as error:
+            log.exception("internal error", request_id=scope["deltaw.request_id"])
+            if status:
+                raise
+            await respond(Request(scope), error)(scope, receive, observed_send)
+        finally:
+            self._note(scope, status, time.perf_counter() - start)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if route != "unmatched" else "any"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.duration.labels(method, route).observe(seconds)
+        if problem := scope.get("deltaw.problem"):
+            self._metrics.rejected.labels(problem).inc()
+        known: dict[str, Any] = {
+            "problem": problem,
+            "rows": scope.get("deltaw.rows"),
+            "timings_ms": {
+                name: round(1000 * value, 3)
+                for name, value in scope.get("deltaw.timings", {}).items()
+            },
+        }
+        log.info(
+            "request",
+            request_id=scope["deltaw.request_id"],
+            method=method,
+            route=route,
+            status=status,
+            duration_ms=round(1000 * seconds, 3),
+            **{name: value for name, value in known.items() if value},
+        )

@@ -1,0 +1,82 @@
+"""What the OpenAPI document says of an operation: its body, its answers and its problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from schemas.problems import PROBLEMS, Problem
+from service.api.problems import MEDIA_TYPE
+from service.api.tensors import JSON, SAFETENSORS
+
+ASKED = tuple(code for code in PROBLEMS if code not in ("not_found", "method_not_allowed"))
+"""The problems of a resource that computes."""
+COMPONENTS = "#/components/schemas/"
+
+
+def operation(body: type[BaseModel]) -> dict[str, Any]:
+    """Keywords of a route whose body is read from bytes, so that FastAPI does not see it."""
+    schema = body.model_json_schema(ref_template=COMPONENTS + "{model}")
+    content = {JSON: {"schema": schema}}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "response_model": None,
+    }
+
+
+def answers(
+    answer: type[BaseModel], *, tensors: bool = True, problems: tuple[str, ...] = ASKED
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route: its answer, and each status that a problem may have."""
+    documented: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
+    if tensors:
+        documented[200]["content"] = {
+            SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}
+        }
+    for code in problems:
+        status = PROBLEMS[code].status
+        said = documented.setdefault(
+            status,
+            {
+                "description": "",
+                "content": {MEDIA_TYPE: {"schema": {"$ref": COMPONENTS + Problem.__name__}}},
+            },
+        )
+        said["description"] += f"`{code}`: {PROBLEMS[code].meaning}\n\n"
+        if status in (429, 503):
+            said["headers"] = {
+                "Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}
+            }
+    return documented
+
+
+def describe(app: FastAPI) -> None:
+    """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = generate()
+            schemas = document.setdefault("components", {}).setdefault("schemas", {})
+            schemas[Problem.__name__] = Problem.model_json_schema(
+                ref_template=COMPONENTS + "{model}"
+            )
+            _lift_definitions(document, schemas)
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _lift_definitions(node: Any, schemas: dict[str, Any]) -> None:
+    """Move every `$defs` of an inlined schema to the components, where its references point."""
+    if isinstance(node, dict):
+        for name, schema in node.pop("$defs", {}).items():
+            schemas.setdefault(name, schema)
+        for child in list(node.values()):
+            _lift_definitions(child, schemas)
+    elif isinstance(node, list):
+        for child in node:
+            _lift_definitions(child, schemas)

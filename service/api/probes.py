@@ -1,0 +1,60 @@
+"""Probes and metrics: whether the process lives, whether it may be sent work, and what it has
+counted."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from schemas.common import Answer
+from service.api.keys import require_key
+from service.api.operations import answers
+from service.api.state import Found
+from service.errors import Draining
+
+router = APIRouter()
+
+
+class Live(Answer):
+    """The process runs."""
+
+    status: Literal["live"] = "live"
+
+
+class Ready(Answer):
+    """The model is loaded, its self-check holds, and work is taken."""
+
+    status: Literal["ready"] = "ready"
+
+
+@router.get("/livez")
+async def livez() -> Live:
+    """Whether the process lives. Never touches the model."""
+    return Live()
+
+
+NOT_READY = answers(Ready, tensors=False, problems=("loading", "self_check_failed", "draining"))
+
+
+@router.get("/readyz", responses=NOT_READY)
+@router.get("/health", responses=NOT_READY)
+async def readyz(state: Found) -> Ready:
+    """Whether work may be sent: the model is loaded and its equivalence check holds."""
+    if state.engine.draining:
+        raise Draining("the service is shutting down", retry_after=5.0)
+    _ = state.engine.model
+    return Ready()
+
+
+METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+}
+
+
+@router.get("/metrics", response_model=None, responses=METRICS, dependencies=[Depends(require_key)])
+async def metrics(state: Found) -> Response:
+    """Count, in Prometheus' text format."""
+    state.metrics.queue_depth.set(state.engine.waiting)
+    return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

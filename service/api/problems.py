@@ -1,0 +1,142 @@
+"""Every error's way out: one table from exception types to problem codes, one handler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from starlette.exceptions import HTTPException
+
+from schemas.problems import POINTER_LENGTH, PROBLEMS
+from service import errors
+from service.theory import NonFinite
+
+MEDIA_TYPE = "application/problem+json"
+
+CODES: Mapping[type[Exception], str] = {
+    errors.NotSupported: "not_supported",
+    errors.NoAnchorToken: "no_anchor_token",
+    errors.BadSpan: "bad_span",
+    errors.EmptyContext: "empty_context",
+    errors.EmptyQuery: "empty_query",
+    errors.PromptTooLong: "prompt_too_long",
+    errors.LayerOutOfRange: "layer_out_of_range",
+    errors.PositionOutOfRange: "position_out_of_range",
+    errors.TokenOutOfRange: "token_out_of_range",
+    errors.TooManyItems: "too_many_items",
+    errors.NeverFits: "never_fits",
+    errors.Invalid: "validation",
+    errors.Loading: "loading",
+    errors.Draining: "draining",
+    errors.QueueFull: "queue_full",
+    errors.OutOfMemory: "out_of_memory",
+    errors.SelfCheckFailed: "self_check_failed",
+    errors.DeadlineExceeded: "deadline_exceeded",
+    errors.NonFiniteActivation: "non_finite",
+    NonFinite: "non_finite",
+}
+"""What each error of the layers below is called on the wire."""
+
+STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
+"""What the router's own refusals are called."""
+
+Mistake = tuple[str, str]
+"""A JSON pointer into the sent body, and what is wrong there."""
+
+
+class ProblemError(Exception):
+    """A problem that HTTP itself knows of: headers, bodies, keys.
+
+    Args:
+        code: A key of `PROBLEMS`.
+        detail: One sentence; never the input.
+        mistakes: Where the body is wrong.
+        headers: That go with the answer.
+        limit: The bound that was passed.
+        actual: The value held against the bound.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        detail: str | None = None,
+        *,
+        mistakes: Sequence[Mistake] = (),
+        headers: Mapping[str, str] | None = None,
+        limit: float | None = None,
+        actual: float | None = None,
+    ) -> None:
+        super().__init__(code)
+        self.code = code
+        self.detail = detail or PROBLEMS[code].meaning
+        self.mistakes = mistakes
+        self.headers = dict(headers or {})
+        self.limit = limit
+        self.actual = actual
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """RFC 6901, cut where a caller's field name makes it long."""
+    steps = (str(step).replace("~", "~0").replace("/", "~1") for step in path)
+    return "".join(f"/{step}" for step in steps)[:POINTER_LENGTH]
+
+
+def named(error: Exception) -> ProblemError:
+    """The problem that an error is."""
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, HTTPException):
+        code = STATUS_CODES.get(error.status_code, "internal")
+        return ProblemError(code, headers=error.headers)
+    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "internal")
+    if code == "internal":
+        return ProblemError(code)
+    if not isinstance(error, errors.DeltawError):
+        return ProblemError(code, str(error))
+    headers = {}
+    if isinstance(error, errors.NotNow):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return ProblemError(
+        code,
+        error.detail,
+        mistakes=[(pointer(error.at), error.detail)] if error.at else (),
+        headers=headers,
+        limit=error.limit,
+        actual=error.actual,
+    )
+
+
+def respond(request: Request, error: Exception) -> Response:
+    """The answer that an error becomes."""
+    problem = named(error)
+    kind = PROBLEMS[problem.code]
+    request.scope["deltaw.problem"] = problem.code
+    body = {
+        "type": f"/problems/{problem.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "code": problem.code,
+        "request_id": request.scope.get("deltaw.request_id", ""),
+        "retryable": kind.retryable,
+    }
+    if problem.mistakes:
+        body["errors"] = [
+            {"pointer": where, "message": message} for where, message in problem.mistakes
+        ]
+    if problem.limit is not None:
+        body["limit"], body["actual"] = problem.limit, problem.actual
+    return Response(orjson.dumps(body), kind.status, problem.headers, MEDIA_TYPE)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    return respond(request, error)
+
+
+def install(app: FastAPI) -> None:
+    """Make the one handler the answer to every error that has a name."""
+    for kind in (ProblemError, errors.DeltawError, NonFinite, HTTPException):
+        app.add_exception_handler(kind, _handle)

@@ -1,0 +1,54 @@
+"""What a request finds on the application: the engine, the settings, the metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from schemas.model import Limits
+from service.analysis.self_check import SelfCheck
+from service.engine import Engine
+from service.settings import Settings
+from service.telemetry import Metrics
+
+
+@dataclass
+class State:
+    """Made once by the composition root, and kept on `app.state`.
+
+    Args:
+        settings: How the service runs.
+        engine: The resident model.
+        metrics: What is counted.
+        self_check: What the check at start found; None until it has run.
+    """
+
+    settings: Settings
+    engine: Engine
+    metrics: Metrics
+    self_check: SelfCheck | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """What one request may bring, as it is shown and as it is enforced."""
+        settings = self.settings
+        return Limits(
+            max_body_bytes=settings.max_body_bytes,
+            max_prompts=settings.max_prompts,
+            max_tokens_per_request=settings.max_tokens_per_request,
+            max_response_bytes=settings.max_response_bytes,
+            n_positions=self.engine.model.n_positions,
+            queue_size=settings.queue_size,
+            deadline_seconds=settings.deadline_seconds,
+        )
+
+
+def state_of(request: Request) -> State:
+    """The application's state."""
+    return cast(State, request.app.state.deltaw)
+
+
+Found = Annotated[State, Depends(state_of)]
+"""The state, as a handler asks for it."""

@@ -1,0 +1,206 @@
+"""The engine: the resident model behind one compute thread and a bounded queue.
+
+The thread loads the model, runs the check that decides whether numbers may be given out, and then
+serves questions until it is closed. Inference mode and thread counts belong to a thread, so they
+are entered there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from service.engine.checkpoint import Model
+from service.engine.cores import available_cores
+from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
+from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
+
+ACTIVE = 16
+"""Questions under way at once; the others wait."""
+
+
+class Engine:
+    """Keeps one model and answers questions about it, from any event loop.
+
+    Args:
+        load: Loads the model; called on the compute thread.
+        check: Whether the model's numbers hold; called on the compute thread once it is loaded.
+        queue_size: Questions that may wait.
+        row_budget: Rows of one forward.
+        batching: Whether runs of different questions share a forward.
+        threads: CPU threads; 0 is one for each core that is really ours.
+        observe: Called after each forward with its seconds and its runs.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Model],
+        check: Callable[[Model], bool],
+        *,
+        queue_size: int = 64,
+        row_budget: int = 2048,
+        batching: bool = True,
+        threads: int = 0,
+        observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
+    ) -> None:
+        self._load = load
+        self._check = check
+        self._queue_size = queue_size
+        self._row_budget = row_budget
+        self._active = ACTIVE if batching else 1
+        self._batching = batching
+        self._threads = threads or available_cores()
+        self._observe = observe
+        self._thread = threading.Thread(target=self._main, name="compute", daemon=True)
+        self._changed = threading.Condition()
+        self._waiting: deque[Ticket] = deque()
+        self._running = 0
+        self._pace = 0.0
+        self._closing = False
+        self._model: Model | None = None
+        self._sound: bool | None = None
+        self.draining = False
+        self.fatal: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to load. Returns at once."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, after what it is doing; whatever still waits is refused."""
+        with self._changed:
+            self.draining = self._closing = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def model(self) -> Model:
+        """The resident model, once its numbers may be given out.
+
+        Raises:
+            Loading: It is not loaded yet.
+            SelfCheckFailed: The check at start did not hold.
+        """
+        if self._sound is None or self._model is None:
+            raise Loading("the model is still loading")
+        if not self._sound:
+            raise SelfCheckFailed("the equivalence check at start did not hold", retry_after=60.0)
+        return self._model
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for their turn."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._waiting and not self._running
+
+    async def ask(self, question: Question[Answer], seconds: float) -> tuple[Answer, Timings]:
+        """The answer to a question, and where its time went.
+
+        A caller that is cancelled loses its place, and its work stops before the next block.
+
+        Args:
+            question: A generator that has not been started.
+            seconds: After which it expires.
+
+        Raises:
+            Draining: No new work is taken.
+            QueueFull: As many questions wait as may wait.
+            DeadlineExceeded: It expired.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+
+        def settle(answer: Any, error: BaseException | None) -> None:
+            loop.call_soon_threadsafe(_settle, future, answer, error)
+
+        ticket = Ticket(question, time.monotonic() + seconds, settle)
+        with self._changed:
+            if self.draining:
+                raise Draining("the service is shutting down", retry_after=5.0)
+            behind = len(self._waiting) + self._running
+            if behind >= self._queue_size + self._active:
+                retry_after = float(max(1, math.ceil(self._pace * behind)))
+                raise QueueFull("as many questions wait as may wait", retry_after=retry_after)
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        try:
+            return await future, ticket.timings
+        finally:
+            ticket.cancelled = True
+
+    def _main(self) -> None:
+        scheduler: Scheduler | None = None
+        try:
+            torch.set_num_threads(self._threads)
+            torch.backends.cuda.matmul.allow_tf32 = False
+            with torch.inference_mode():
+                self._model = self._load()
+                self._sound = self._check(self._model)
+                scheduler = Scheduler(
+                    self._model,
+                    row_budget=self._row_budget,
+                    batching=self._batching,
+                    observe=self._observe,
+                )
+                while self._take(scheduler):
+                    start, before = time.monotonic(), len(scheduler.active)
+                    scheduler.turn()
+                    self._note_pace(time.monotonic() - start, before - len(scheduler.active))
+        except BaseException as error:
+            self.fatal = error
+            if scheduler is not None:
+                scheduler.abort(error)
+        finally:
+            self._refuse_waiting()
+
+    def _take(self, scheduler: Scheduler) -> bool:
+        """Admit what may run; wait where there is nothing to do. False at the end."""
+        with self._changed:
+            self._running = len(scheduler.active)
+            while not self._waiting and not scheduler.active:
+                if self._closing:
+                    return False
+                self._changed.wait()
+            for ticket in tuple(self._waiting):
+                if not ticket.wanted:
+                    self._waiting.remove(ticket)
+                    ticket.settle(None, expiry(ticket))
+                elif len(scheduler.active) < self._active:
+                    self._waiting.remove(ticket)
+                    scheduler.admit(ticket)
+            self._running = len(scheduler.active)
+        return True
+
+    def _note_pace(self, seconds: float, ended: int) -> None:
+        """Seconds of the thread for each question, over the last ten or so."""
+        share = seconds / ended if ended else seconds
+        self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
+
+    def _refuse_waiting(self) -> None:
+        with self._changed:
+            self.draining = True
+            self._running = 0
+            for ticket in self._waiting:
+                ticket.settle(None, Draining("the service is shutting down", retry_after=5.0))
+            self._waiting.clear()
+
+
+def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(answer)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,206 @@
+"""The scheduler: how the questions of several requests share the model, without threads.
+
+A question is a generator that yields runs, receives their activations and returns its answer. Every
+turn advances the questions that have none outstanding, lays outstanding runs into one pack of at
+most `row_budget` rows, and hands the activations out. What does not fit waits for the next turn,
+and who went first goes last, so long work is cut into slices and short work passes in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+
+from service.engine.checkpoint import Model
+from service.engine.pack import fill
+from service.engine.run import Activations, Run
+from service.engine.walk import forward
+from service.errors import DeadlineExceeded, OutOfMemory
+
+Answer = TypeVar("Answer")
+Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
+
+
+@dataclass
+class Timings:
+    """Where a question's seconds went: waiting for its turn, in forwards (shared ones in full), in
+    its own computation."""
+
+    queue: float = 0.0
+    forward: float = 0.0
+    compute: float = 0.0
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A question on its way.
+
+    Args:
+        question: The generator.
+        deadline: When it expires, on the monotonic clock.
+        settle: Called once, with the answer or with the error.
+    """
+
+    question: Question[Any]
+    deadline: float
+    settle: Callable[[Any, BaseException | None], None]
+    asked: float = field(default_factory=time.monotonic)
+    timings: Timings = field(default_factory=Timings)
+    outstanding: list[Run] = field(default_factory=list)
+    received: list[Activations] = field(default_factory=list)
+    cancelled: bool = False
+    begun: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self.cancelled and time.monotonic() < self.deadline
+
+
+class _Unwanted(Exception):
+    """Nobody waits for this pack any more."""
+
+
+class Scheduler:
+    """The questions under way on one model; to be driven by one thread.
+
+    Args:
+        model: The resident model.
+        row_budget: Rows of a pack; a single longer run goes alone.
+        batching: Whether runs of different questions may share a pack.
+        observe: Called after each forward with its seconds and its runs.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        row_budget: int,
+        batching: bool,
+        observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
+    ) -> None:
+        self._model = model
+        self._row_budget = row_budget
+        self._batching = batching
+        self._observe = observe
+        self.active: deque[Ticket] = deque()
+
+    def admit(self, ticket: Ticket) -> None:
+        """Take a question in; its waiting is over."""
+        ticket.timings.queue = time.monotonic() - ticket.asked
+        self.active.append(ticket)
+
+    def turn(self) -> None:
+        """Advance what can be advanced, then run one pack."""
+        for ticket in tuple(self.active):
+            if not ticket.wanted:
+                self._end(ticket, None, expiry(ticket))
+            elif not ticket.outstanding:
+                self._advance(ticket)
+        sharing = self._sharing()
+        if sharing:
+            self._run(sharing)
+            self.active.rotate(-1)
+
+    def abort(self, error: BaseException) -> None:
+        """End every question with an error."""
+        for ticket in tuple(self.active):
+            self._end(ticket, None, error)
+
+    def _advance(self, ticket: Ticket) -> None:
+        """One step of the generator: to its next runs, its answer or its error."""
+        received, ticket.received = ticket.received, []
+        start = time.monotonic()
+        try:
+            while not ticket.outstanding:
+                if ticket.begun:
+                    ticket.outstanding = list(ticket.question.send(received))
+                else:
+                    ticket.begun = True
+                    ticket.outstanding = list(next(ticket.question))
+                received = []
+        except StopIteration as stop:
+            ticket.timings.compute += time.monotonic() - start
+            self._end(ticket, stop.value, None)
+        except Exception as error:
+            self._end(ticket, None, _named(error))
+        else:
+            ticket.timings.compute += time.monotonic() - start
+
+    def _sharing(self) -> list[tuple[Ticket, Run]]:
+        """The runs of the next pack, with their owners: of one dtype, within the budget."""
+        waiting = [(ticket, run) for ticket in self.active for run in ticket.outstanding]
+        if not waiting:
+            return []
+        first, run = waiting[0]
+        alike = [
+            (ticket, other)
+            for ticket, other in waiting
+            if other.dtype == run.dtype and (self._batching or ticket is first)
+        ]
+        return alike[: fill([other for _, other in alike], self._row_budget)]
+
+    def _run(self, sharing: list[tuple[Ticket, Run]]) -> None:
+        owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
+
+        def proceed() -> None:
+            if not any(owner.wanted for owner in owners):
+                raise _Unwanted
+
+        start = time.monotonic()
+        try:
+            activations = forward(self._model, [run for _, run in sharing], proceed)
+        except _Unwanted:
+            return
+        except Exception as error:
+            if len(owners) == 1:
+                self._end(owners[0], None, _named(error))
+            else:
+                for owner in owners:
+                    self._run([(ticket, run) for ticket, run in sharing if ticket is owner])
+            return
+        seconds = time.monotonic() - start
+        self._observe(seconds, len(sharing))
+        for owner in owners:
+            owner.timings.forward += seconds
+        for (ticket, _), read in zip(sharing, activations, strict=True):
+            ticket.received.append(read)
+        for owner in owners:
+            count = sum(ticket is owner for ticket, _ in sharing)
+            owner.outstanding = owner.outstanding[count:]
+
+    def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
+        self.active.remove(ticket)
+        ticket.question.close()
+        ticket.settle(answer, error)
+
+
+def drive(model: Model, question: Question[Answer]) -> Answer:
+    """The answer to one question, computed here and now."""
+    received: Sequence[Activations] | None = None
+    try:
+        while True:
+            runs = next(question) if received is None else question.send(received)
+            received = forward(model, runs)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
+
+
+def expiry(ticket: Ticket) -> BaseException:
+    """Why a question that is no longer wanted ends."""
+    seconds = ticket.deadline - ticket.asked
+    return DeadlineExceeded(f"waiting and computing took longer than {seconds:g} s")
+
+
+def _named(error: Exception) -> Exception:
+    """The error itself, or its name where it is a lack of memory."""
+    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+    return OutOfMemory("there was not enough memory for this question") if lacking else error

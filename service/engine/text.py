@@ -1,0 +1,73 @@
+"""Text to tokens and back, so that a caller can see exactly what the model was given."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+ANCHOR = "<|endoftext|>"
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as it is echoed.
+
+    Args:
+        id: In the vocabulary.
+        text: What it spells; � stands for bytes that are not a whole character.
+        special: True for a special token such as <|endoftext|>, else absent.
+        bytes: What it spells in base64, where the text alone does not tell, else absent.
+    """
+
+    id: int
+    text: str
+    special: bool | None = None
+    bytes: str | None = None
+
+
+class Tokenizer:
+    """The checkpoint's own tokenizer. Nothing is added to a text and nothing is cut."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._fast = tokenizer.backend_tokenizer
+        self._specials = frozenset(tokenizer.all_special_ids)
+        self._byte_level = "ByteLevel" in str(self._fast.decoder)
+        self.size: int = self._fast.get_vocab_size(with_added_tokens=True)
+        self.anchor: int | None = self._fast.token_to_id(ANCHOR)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """The ids of a text; a text that spells a special token becomes it."""
+        return tuple(self._fast.encode(text, add_special_tokens=False).ids)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """For each token of a text the characters that it covers, half-open."""
+        return list(self._fast.encode(text, add_special_tokens=False).offsets)
+
+    def tokens(self, ids: Sequence[int]) -> tuple[Token, ...]:
+        """The tokens as they are echoed."""
+        return tuple(self.token(i) for i in ids)
+
+    def token(self, id: int) -> Token:
+        """One token as it is echoed."""
+        if id in self._specials:
+            return Token(id, self._fast.id_to_token(id), special=True)
+        piece = self._fast.id_to_token(id)
+        if piece is None:
+            return Token(id, "")
+        if not self._byte_level or any(character not in _BYTES for character in piece):
+            return Token(id, self._fast.decode([id], skip_special_tokens=False))
+        spelled = bytes(_BYTES[character] for character in piece)
+        try:
+            return Token(id, spelled.decode())
+        except UnicodeDecodeError:
+            encoded = base64.b64encode(spelled).decode()
+            return Token(id, spelled.decode(errors="replace"), bytes=encoded)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What the ids spell together."""
+        return str(self._fast.decode(list(ids), skip_special_tokens=False))

@@ -1,0 +1,115 @@
+"""The composition root: settings to application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import Depends, FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from service import __version__
+from service.analysis.self_check import self_check
+from service.api import (
+    activations,
+    documents,
+    equivalence_checks,
+    model,
+    operations,
+    probes,
+    problems,
+    tokenize,
+    weight_updates,
+)
+from service.api.keys import require_key
+from service.api.observed import Observed
+from service.api.state import State
+from service.engine import Engine, Model, drive, load
+from service.settings import Settings, read_settings
+from service.telemetry import Metrics
+
+DESCRIPTION = """What a context does to a language model, as an update of its weights.
+
+For a transformer block, running a query with its context equals running it alone with a rank-1
+update ΔW of the MLP's first weight and a shift Δh of the block's output (*Learning without
+training*, arXiv 2507.16003). Every number says what it is relative to: its baseline, its stream,
+its dtype.
+"""
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application; the model is loaded on the engine's thread once it starts.
+
+    Args:
+        settings: How it runs; None reads them from the environment.
+    """
+    chosen = settings or read_settings()
+    metrics = Metrics()
+    engine = Engine(
+        partial(
+            load,
+            chosen.model,
+            revision=chosen.revision,
+            device=chosen.device,
+            dtype=chosen.dtype,
+        ),
+        lambda loaded: _is_sound(loaded, state),
+        queue_size=chosen.queue_size,
+        row_budget=chosen.row_budget,
+        batching=chosen.batching,
+        threads=chosen.threads,
+        observe=metrics.observe_forward,
+    )
+    state = State(chosen, engine, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.close()
+
+    app = FastAPI(
+        title="deltaw",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.deltaw = state
+    locked = [Depends(require_key)]
+    for resource in (activations, weight_updates, equivalence_checks, tokenize, model):
+        app.include_router(resource.router, dependencies=locked, tags=["analysis"])
+    app.include_router(probes.router, tags=["operation"])
+    app.include_router(documents.router, tags=["operation"])
+    documents.serve_assets(app)
+    operations.describe(app)
+    problems.install(app)
+    if chosen.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(chosen.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+        )
+    app.add_middleware(Observed, metrics=metrics)
+    return app
+
+
+def _is_sound(loaded: Model, state: State) -> bool:
+    """Run the self-check, keep what it found, and say whether numbers may be given out."""
+    found = drive(loaded, self_check(loaded))
+    state.self_check = found
+    if found.worst_relative_error is not None:
+        state.metrics.equivalence_error.observe(found.worst_relative_error)
+    state.metrics.equivalence_failures.inc(found.verdict != "holds")
+    state.metrics.build_info.labels(
+        __version__,
+        loaded.id,
+        loaded.revision or "",
+        str(loaded.device),
+        str(loaded.dtype).removeprefix("torch."),
+    ).set(1)
+    return found.verdict == "holds"

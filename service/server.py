@@ -1,0 +1,98 @@
+"""The server: uvicorn that drains before it stops, and that ends when the engine does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+
+from schemas.pairs import SEED_CONTEXT, SEED_QUERY
+from service.api.state import State
+from service.errors import DeltawError
+from service.main import create_app
+from service.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain.
+
+    uvicorn closes its socket at SIGTERM and raises the signal again when it has stopped. This one
+    first takes readiness away and refuses new work, while probes are still served; it stops once
+    accepted work is answered, or after `drain_seconds`, and returns. A second signal stops it at
+    once.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+        self._drained_by: float | None = None
+        self._announced = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain; at the second signal, stop."""
+        if self._drained_by is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._state.engine.draining = True
+        self._drained_by = time.monotonic() + self._state.settings.drain_seconds
+        print(f"deltaw: {signal.Signals(sig).name}, draining", file=sys.stderr)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop: drained, out of time, or without an engine."""
+        engine = self._state.engine
+        if engine.fatal is not None:
+            return True
+        if self._drained_by is not None and (engine.idle or time.monotonic() > self._drained_by):
+            self.should_exit = True
+        if not self._announced and self._state.self_check is not None:
+            self._announced = True
+            print(announcement(self._state), file=sys.stderr, flush=True)
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal comes; the process's exit code."""
+    app = create_app(settings)
+    state: State = app.state.deltaw
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
+    )
+    server = Server(config, state)
+    server.run()
+    if state.engine.fatal is None:
+        return 0
+    error = state.engine.fatal
+    said = error.detail if isinstance(error, DeltawError) else f"{type(error).__name__}: {error}"
+    print(f"deltaw: {said}", file=sys.stderr)
+    return 1
+
+
+def announcement(state: State) -> str:
+    """What a person reads once the service is ready: what is loaded, whether it holds, what to
+    paste."""
+    found = state.self_check
+    if found is None or found.verdict != "holds":
+        reason = found.reason if found is not None else None
+        return f"deltaw: the self-check does not hold, no work is taken: {reason or 'see /readyz'}"
+    model = state.engine.model
+    base = f"http://{state.settings.host}:{state.settings.port}"
+    return f"""
+deltaw serves {model.id}: {model.n_layers} layers, {model.dtype} on {model.device}, at {base}
+self-check: {found.verdict}; {found.layers} layers, worst relative error \
+{found.worst_relative_error:.1e}, unpatched at least {found.least_unpatched_relative_error:.1e}
+
+curl -s {base}/v1/weight-updates -H 'Content-Type: application/json' -d '{{
+  "context": "{SEED_CONTEXT}",
+  "query": "{SEED_QUERY}", "include": ["next_tokens"]}}'
+"""

@@ -1,0 +1,86 @@
+"""The implicit update of one transformer block at one position.
+
+A block reads the MLP's input `n = ln_2(h)` from the residual stream `h` after attention, and writes
+`h + MLP(n)`. With subscript C for the run that has the context,
+
+    Δn = n_C − n,   Δh = h_C − h,
+    ΔW = nᵀ (Δn·W) / ‖n‖²     so that   n·(W + ΔW) = n_C·W     exactly,
+
+where W (d_model, d_mlp) is the MLP's first weight. Adding ΔW to W and Δh to the block's output
+makes the run without context produce the block output of the run with it, again exactly. ΔW has
+rank 1; among all matrices with that property it has the least Frobenius norm.
+
+Source: Dherin et al., *Learning without training* (arXiv 2507.16003), in GPT-2's row convention.
+    There is no ε in the denominator, as it would break the identity: ‖n‖ = 0 is refused instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.theory.rank_one import RankOne
+from service.theory.vectors import norm
+
+NOISE_FACTOR = 32.0
+"""‖Δn‖ below this many ε·‖n‖ is rounding: the noise of n itself is 6 to 17 ε in float32."""
+
+
+class NonFinite(ArithmeticError):
+    """A vector that an update is formed from is zero, infinite or not a number."""
+
+
+@dataclass(frozen=True)
+class ImplicitUpdate:
+    """What the context does to one block, for a batch of positions.
+
+    Args:
+        weight: ΔW of the MLP's first weight, factors (..., d_model) and (..., d_mlp).
+        bias: Δh, added at the block's output, (..., d_model).
+    """
+
+    weight: RankOne
+    bias: Tensor
+
+    def to(self, dtype: torch.dtype) -> ImplicitUpdate:
+        """The same update rounded to `dtype`."""
+        return ImplicitUpdate(self.weight.to(dtype), self.bias.to(dtype))
+
+
+def implicit_update(
+    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Tensor
+) -> ImplicitUpdate:
+    """The update that makes the baseline run read as the run with context does.
+
+    Args:
+        n: The MLP's input in the baseline run (mlp_in), (..., d_model).
+        n_context: The same with context, (..., d_model).
+        h: The residual stream after attention in the baseline run (resid_mid), (..., d_model).
+        h_context: The same with context, (..., d_model).
+        w_in: The MLP's first weight as it is multiplied, `n·w_in`, (d_model, d_mlp).
+
+    Differences are formed in float64. The output factor is a product in the dtype of `w_in`, at
+    least float32; input factor and bias are float64.
+
+    Raises:
+        NonFinite: ‖n‖ is zero, or a value is infinite or not a number.
+    """
+    n64 = n.double()
+    squared = (n64 * n64).sum(-1, keepdim=True)
+    if not bool((squared > 0).all()):
+        raise NonFinite("the baseline's mlp_in has norm 0 or is not a number: ΔW does not exist")
+    difference = n_context.double() - n64
+    dtype = torch.promote_types(w_in.dtype, torch.float32)
+    output = difference.to(dtype) @ w_in.to(dtype)
+    bias = h_context.double() - h.double()
+    if not bool(torch.isfinite(output).all() and torch.isfinite(bias).all()):
+        raise NonFinite("an update has an infinite value")
+    return ImplicitUpdate(RankOne(n64 / squared, output), bias)
+
+
+def below_noise(n: Tensor, n_context: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether ‖Δn‖ < 32·ε·‖n‖, ε of the pass's `dtype`: then ΔW is rounding; bool, (...)."""
+    difference = norm(n_context.double() - n.double())
+    return difference < NOISE_FACTOR * torch.finfo(dtype).eps * norm(n)

@@ -1,0 +1,1 @@
+"""Tests, by module; `oracle` is GPT-2 a second time, in NumPy."""

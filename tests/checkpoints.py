@@ -1,0 +1,85 @@
+"""Real GPT-2 checkpoints for tests: made here, saved, and loaded by the service's own loader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+ENDOFTEXT = "<|endoftext|>"
+
+
+def save_tiny(
+    folder: Path,
+    *,
+    seed: int = 0,
+    n_layer: int = 3,
+    n_embd: int = 32,
+    n_head: int = 4,
+    n_positions: int = 64,
+    special: bool = True,
+    dtype: torch.dtype = torch.float32,
+    **config: object,
+) -> Path:
+    """Save a random GPT-2 whose activations are not small, with a byte-level tokenizer.
+
+    Args:
+        folder: Where to.
+        seed: Of the weights.
+        n_layer: Blocks.
+        n_embd: d_model.
+        n_head: Attention heads.
+        n_positions: Positions.
+        special: Whether the tokenizer has <|endoftext|>.
+        dtype: Of the stored weights.
+        config: Further fields of GPT2Config.
+    """
+    tokenizer = byte_tokenizer(special)
+    torch.manual_seed(seed)
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=n_positions,
+            n_embd=n_embd,
+            n_layer=n_layer,
+            n_head=n_head,
+            bos_token_id=0,
+            eos_token_id=0,
+            **config,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            if "ln_" in name and name.endswith("weight"):
+                parameter.copy_(1.0 + 0.3 * noise)
+            elif name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif "wte" in name or "wpe" in name:
+                parameter.copy_(0.5 * noise)
+            else:
+                parameter.copy_(noise / parameter.shape[0] ** 0.5)
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 256 bytes and a few merges."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [ENDOFTEXT] if special else []
+    merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("a", "b"), ("ab", "c"), ("c", "d")]
+    vocabulary = {
+        piece: i
+        for i, piece in enumerate([*pieces, *alphabet, *("".join(merge) for merge in merges)])
+    }
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    if not special:
+        return PreTrainedTokenizerFast(tokenizer_object=backend)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=ENDOFTEXT, eos_token=ENDOFTEXT
+    )

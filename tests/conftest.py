@@ -1,0 +1,105 @@
+"""Fixtures: checkpoints made once a session, models loaded by the real loader, and the real app."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import httpx
+import pytest
+import torch
+
+from service.engine import Model, load
+from service.main import create_app
+from service.settings import Settings
+from tests.checkpoints import save_tiny
+from tests.oracle import GPT2
+from tests.service_process import Served, served
+
+BUNDLED = Path(__file__).parent.parent / "service" / "checkpoints" / "bundled"
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    """Tests compute as the compute thread does."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 of three layers, 32 wide, as a checkpoint."""
+    with torch.inference_mode(False):
+        return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Model:
+    """The random GPT-2, resident in float32 on the CPU."""
+    return load(str(tiny_folder), revision=None, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle(tiny_folder: Path) -> GPT2:
+    """The random GPT-2 in float64 NumPy."""
+    return GPT2(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def bundled() -> Model:
+    """The bundled GPT-2, resident in float32 on the CPU."""
+    return load("bundled", revision=None, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def bundled_oracle() -> GPT2:
+    """The bundled GPT-2 in float64 NumPy."""
+    return GPT2(BUNDLED)
+
+
+@asynccontextmanager
+async def app_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the real app, in this process, once it is ready."""
+    app = create_app(settings)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://deltaw") as client,
+    ):
+        while (await client.get("/readyz")).status_code != httpx.codes.OK:
+            await asyncio.sleep(0.02)
+        yield client
+
+
+@pytest.fixture(scope="session")
+def tiny_service(tiny_folder: Path) -> Iterator[Served]:
+    """The random GPT-2 behind real HTTP."""
+    with served(model=tiny_folder) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bundled_service() -> Iterator[Served]:
+    """The bundled GPT-2 behind real HTTP."""
+    with served(model="bundled") as running:
+        yield running
+
+
+@pytest.fixture
+def tiny_client(tiny_service: Served) -> Iterator[httpx.Client]:
+    """A client of the random GPT-2's service."""
+    with httpx.Client(base_url=tiny_service.url, timeout=60.0) as client:
+        yield client
+
+
+@pytest.fixture
+def bundled_client(bundled_service: Served) -> Iterator[httpx.Client]:
+    """A client of the bundled GPT-2's service."""
+    with httpx.Client(base_url=bundled_service.url, timeout=60.0) as client:
+        yield client

@@ -1,0 +1,97 @@
+"""The tests' oracle: theory.md in float64 NumPy, each quantity by the most direct way.
+
+It shares nothing with the service: its own checkpoint reader, its own GPT-2, separate full runs,
+dense matrices. Read in this order: checkpoint, model, questions, updates, distributions,
+sequential, checks, joints, trajectories, attributions.
+"""
+
+from .attributions import Attribution, Share, attribution
+from .checks import (
+    Check,
+    block_check,
+    controls,
+    free_stream_patches,
+    logits_check,
+    model_check,
+    projection_check,
+    relative_error,
+    tolerance,
+)
+from .distributions import (
+    kl_divergence,
+    likeliest,
+    log_probabilities,
+    next_token_divergence,
+    probabilities,
+)
+from .joints import Joint, Reuse, Solution, joint, joint_check, reuse
+from .model import GPT2, HOOK_POINTS, Block, Patch, Trace
+from .questions import Another, Baseline, Prompt, Question, Span, Without, ask
+from .sequential import Sequential, sequential
+from .trajectories import Step, Trajectory, token_spans, trajectory
+from .updates import (
+    Difference,
+    Part,
+    Update,
+    between,
+    cancellation,
+    cosine,
+    norm,
+    on_base,
+    split,
+    update,
+)
+
+__all__ = [
+    "GPT2",
+    "HOOK_POINTS",
+    "Another",
+    "Attribution",
+    "Baseline",
+    "Block",
+    "Check",
+    "Difference",
+    "Joint",
+    "Part",
+    "Patch",
+    "Prompt",
+    "Question",
+    "Reuse",
+    "Sequential",
+    "Share",
+    "Solution",
+    "Span",
+    "Step",
+    "Trace",
+    "Trajectory",
+    "Update",
+    "Without",
+    "ask",
+    "attribution",
+    "between",
+    "block_check",
+    "cancellation",
+    "controls",
+    "cosine",
+    "free_stream_patches",
+    "joint",
+    "joint_check",
+    "kl_divergence",
+    "likeliest",
+    "log_probabilities",
+    "logits_check",
+    "model_check",
+    "next_token_divergence",
+    "norm",
+    "on_base",
+    "probabilities",
+    "projection_check",
+    "relative_error",
+    "reuse",
+    "sequential",
+    "split",
+    "token_spans",
+    "tolerance",
+    "trajectory",
+    "update",
+]

@@ -1,0 +1,113 @@
+"""One patch for several query positions at once, and one update used on another query.
+
+theory.md 6, rows stacked, A⁺ the pseudo-inverse:
+
+    ΔW1 = N⁺ (N_C - N) W1        ΔW2 = Φ_C⁺ (H_C - H)        Φ_C: mlp_act with the context
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .checkpoint import Array
+from .checks import Check, relative_error
+from .model import Patch
+from .questions import Question
+from .updates import Update, cosine, norm, update
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The least ΔW with ``rows @ ΔW = targets``."""
+
+    rows: Array  # (m, in)
+    targets: Array  # (m, out); also the factor `output` where `input` is (rows⁺)ᵀ
+
+    @property
+    def dense(self) -> Array:
+        """rows⁺ @ targets (in, out)."""
+        inverse: Array = np.linalg.pinv(self.rows, rcond=1e-12).astype(np.float64)  # (in, m)
+        return inverse @ self.targets
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the dense ΔW."""
+        return norm(self.dense)
+
+    @property
+    def singular_values(self) -> Array:
+        """The m largest singular values of the dense ΔW, by SVD."""
+        values: Array = np.linalg.svd(self.dense, compute_uv=False).astype(np.float64)
+        return values[: len(self.rows)]
+
+    @property
+    def rank(self) -> int:
+        """Rank of the dense ΔW."""
+        return int(np.linalg.matrix_rank(self.dense))
+
+    @property
+    def condition(self) -> float:
+        """Largest over smallest singular value of the rows."""
+        values = np.linalg.svd(self.rows, compute_uv=False)
+        return float(values[0] / values[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Joint:
+    """The two weights' updates that are exact at all the positions."""
+
+    w_in: Solution  # N ΔW1 = (N_C - N) W1
+    w_out: Solution  # Φ_C ΔW2 = H_C - H
+
+    @property
+    def patch(self) -> Patch:
+        """Both weights changed, no bias."""
+        return Patch(w_in=self.w_in.dense, w_out=self.w_out.dense)
+
+
+def joint(question: Question, layer: int, positions: Sequence[int]) -> Joint:
+    """The joint patch of one layer for these query positions, free stream."""
+    chosen = list(positions)
+    full, base = question.full, question.base
+    delta_n = full[layer, "mlp_in"][chosen] - base[layer, "mlp_in"][chosen]  # (m, d_model)
+    delta_h = full[layer, "resid_mid"][chosen] - base[layer, "resid_mid"][chosen]
+    return Joint(
+        w_in=Solution(base[layer, "mlp_in"][chosen], delta_n @ question.model.blocks[layer].c_fc),
+        w_out=Solution(full[layer, "mlp_act"][chosen], delta_h),
+    )
+
+
+def joint_check(question: Question, layer: int, positions: Sequence[int]) -> list[Check]:
+    """The block check under the one joint patch, a check for each position."""
+    point = (layer, "resid_post")
+    patched = question.patched({layer: joint(question, layer, positions).patch})
+    return [
+        Check(question.full[point][j], patched[point][j], question.base[point][j])
+        for j in positions
+    ]
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """An update applied to another query, at mlp_pre."""
+
+    cosine: float  # of the update and the probe's own update
+    cosine_of_shift: float  # of n ΔW and the true shift (n_C - n) W1, the probe's n
+    relative_error: float
+    unpatched_relative_error: float
+
+
+def reuse(change: Update, probe: Question, layer: int) -> Reuse:
+    """``change`` on the last token of ``probe``: n (W1 + ΔW) + b1 against n_C W1 + b1."""
+    block = probe.model.blocks[layer]
+    n = probe.base[layer, "mlp_in"][-1]
+    expected = probe.full[layer, "mlp_pre"][-1]
+    unpatched = probe.base[layer, "mlp_pre"][-1]
+    actual = n @ (block.c_fc + change.dense) + block.c_fc_bias
+    return Reuse(
+        cosine=cosine(change.dense, update(probe, layer).dense),
+        cosine_of_shift=cosine(n @ change.dense, expected - unpatched),
+        relative_error=relative_error(actual, expected),
+        unpatched_relative_error=relative_error(unpatched, expected),
+    )

@@ -1,0 +1,158 @@
+"""A context, a query and a baseline: which tokens each run reads, and at which positions.
+
+theory.md 5 and api.md, "context and query". The run with the context is always the context at
+0, 1, … and the query behind it. The baseline run:
+
+    matched           the query alone, at its positions of the full run
+    alone             the query alone, at 0, 1, …
+    anchored          the special token at 0 in both runs, the query as in the full run
+    Without(spans)    the context less the spans, positions kept, the query as in the full run
+    Another(context)  that context at 0, 1, … and the query behind it
+
+Every trace that a ``Question`` hands out holds the query's rows only: row = query position.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from .model import GPT2, Patch, Trace
+
+Span = tuple[int, int]  # half-open, indices into the listed context
+
+
+@dataclass(frozen=True)
+class Without:
+    """The baseline that lacks these spans of context tokens."""
+
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Another:
+    """The baseline that reads another context."""
+
+    context: tuple[int, ...]
+
+
+Baseline = Literal["matched", "alone", "anchored"] | Without | Another
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens of one run and their positions, the query's at the end."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One context and query against one baseline; make it with ``ask``.
+
+    ``context`` is the listed one (``tokens.context`` of an answer): with the baseline
+    ``anchored`` it begins with the special token, and indices into it count that token.
+    """
+
+    model: GPT2
+    context: tuple[int, ...]
+    query: tuple[int, ...]
+    baseline: Baseline
+    traces: dict[Prompt, Trace] = field(default_factory=dict, compare=False, repr=False)
+
+    def keeping(self, kept: Iterable[int]) -> Prompt:
+        """Context tokens ``kept`` (indices) and the query, all at their positions."""
+        indices = sorted(set(kept))
+        ids = (*(self.context[i] for i in indices), *self.query)
+        return Prompt(ids, (*indices, *self.positions_with_context))
+
+    def reordered(self, order: Sequence[int]) -> Prompt:
+        """The context in another order (a permutation of its indices), positions 0, 1, …"""
+        if sorted(order) != list(range(len(self.context))):
+            raise ValueError("order is a permutation of the context's indices")
+        ids = (*(self.context[i] for i in order), *self.query)
+        return Prompt(ids, tuple(range(len(ids))))
+
+    @property
+    def positions_with_context(self) -> tuple[int, ...]:
+        """The query's positions in the run with the context."""
+        start = len(self.context)
+        return tuple(range(start, start + len(self.query)))
+
+    @property
+    def positions_baseline(self) -> tuple[int, ...]:
+        """The query's positions in the baseline run."""
+        return self.baseline_prompt.positions[-len(self.query) :]
+
+    @property
+    def position_shift(self) -> int:
+        """With context minus baseline."""
+        return self.positions_with_context[0] - self.positions_baseline[0]
+
+    @property
+    def always_kept(self) -> tuple[int, ...]:
+        """Context indices in every run of this question: the anchor, or nothing."""
+        return (0,) if self.baseline == "anchored" else ()
+
+    @property
+    def full_prompt(self) -> Prompt:
+        """The run with the context."""
+        return self.keeping(range(len(self.context)))
+
+    @property
+    def baseline_prompt(self) -> Prompt:
+        """The run with the reduced context."""
+        if self.baseline == "alone":
+            return Prompt(self.query, tuple(range(len(self.query))))
+        if isinstance(self.baseline, Another):
+            ids = (*self.baseline.context, *self.query)
+            return Prompt(ids, tuple(range(len(ids))))
+        if isinstance(self.baseline, Without):
+            lost = {i for begin, end in self.baseline.spans for i in range(begin, end)}
+            return self.keeping(i for i in range(len(self.context)) if i not in lost)
+        return self.keeping(self.always_kept)
+
+    def trace(self, prompt: Prompt) -> Trace:
+        """A run of its own for this prompt (kept, so that layers and positions share it)."""
+        if prompt not in self.traces:
+            run = self.model.run(prompt.ids, prompt.positions)
+            self.traces[prompt] = run.last_rows(len(self.query))
+        return self.traces[prompt]
+
+    @cached_property
+    def full(self) -> Trace:
+        """The query's rows with the context."""
+        return self.trace(self.full_prompt)
+
+    @cached_property
+    def base(self) -> Trace:
+        """The query's rows of the baseline run, nothing patched."""
+        return self.trace(self.baseline_prompt)
+
+    def patched(self, patches: Mapping[int, Patch]) -> Trace:
+        """The query's rows of the baseline run under patched weights (on every row)."""
+        prompt = self.baseline_prompt
+        run = self.model.run(prompt.ids, prompt.positions, patches=patches)
+        return run.last_rows(len(self.query))
+
+    def row(self, position: int) -> int:
+        """A query position as an index from the start; negative ones count from the end."""
+        return range(len(self.query))[position]
+
+
+def ask(
+    model: GPT2,
+    context: Sequence[int],
+    query: Sequence[int],
+    baseline: Baseline = "matched",
+    anchor: int | None = None,
+) -> Question:
+    """A question; ``anchored`` puts ``anchor`` before a context that does not begin with it."""
+    listed = tuple(context)
+    if baseline == "anchored":
+        if anchor is None:
+            raise ValueError("the baseline anchored needs the id of the special token")
+        if listed[:1] != (anchor,):
+            listed = (anchor, *listed)
+    return Question(model, listed, tuple(query), baseline)

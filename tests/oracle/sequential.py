@@ -1,0 +1,57 @@
+"""The sequential stream: each layer's baseline is what the patched layers below produce.
+
+theory.md 4, said with whole runs: to find layer l's update, run the baseline from the start under
+the patches of the layers below l, and read n and h of layer l. The patches act on every row of
+the run. One target position has one such sequence of runs.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from .checkpoint import Array
+from .model import Patch, Trace
+from .questions import Question
+from .updates import Update, between, update
+
+
+@dataclass(frozen=True, eq=False)
+class Sequential:
+    """The sequential updates for one target position, and the runs compared with them."""
+
+    position: int  # the target, a query position counted from the start
+    updates: tuple[Update, ...]  # one a layer; n and h are those of the patched stream
+    patched: Trace  # all updates applied, the query's rows
+    free_stream: Trace  # all free-stream updates applied at once, the query's rows
+    logits_with_context: Array  # (vocab), at the target
+    logits_patched: Array  # (vocab): equal to those with the context
+    logits_unpatched: Array  # (vocab), of the ordinary baseline run
+    logits_free_stream_patches: Array  # (vocab): the control, which does not compose
+
+    def beneath(self, layer: int) -> dict[int, Patch]:
+        """The patches of the layers below ``layer``."""
+        return {below: self.updates[below].patch for below in range(layer)}
+
+
+@lru_cache(maxsize=32)
+def sequential(question: Question, position: int = -1) -> Sequential:
+    """Patch layer after layer for one target position; L + 1 whole runs."""
+    layers = range(question.model.n_layers)
+    updates: list[Update] = []
+    patches: dict[int, Patch] = {}
+    for layer in layers:
+        state = question.patched(patches)  # patched below, ordinary from here on
+        updates.append(between(question, layer, position, question.full, state))
+        patches[layer] = updates[-1].patch
+    patched = question.patched(patches)
+    free = {layer: update(question, layer, position).patch for layer in layers}
+    free_stream = question.patched(free)
+    return Sequential(
+        position=question.row(position),
+        updates=tuple(updates),
+        patched=patched,
+        free_stream=free_stream,
+        logits_with_context=question.full.logits[position],
+        logits_patched=patched.logits[position],
+        logits_unpatched=question.base.logits[position],
+        logits_free_stream_patches=free_stream.logits[position],
+    )

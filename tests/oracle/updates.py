@@ -1,0 +1,188 @@
+"""The update of one layer at one query position, with the dense matrix (theory.md 2, 3, 5).
+
+Δn = n_C - n     Δh = h_C - h     ΔW1 = nᵀ(Δn W1) / |n|²     n (W1 + ΔW1) = n_C W1
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from .checkpoint import Array
+from .model import Block, Patch, Trace
+from .questions import Question
+
+
+@dataclass(frozen=True, eq=False)
+class Update:
+    """ΔW and Δh that carry one baseline row over to the row with the context."""
+
+    block: Block  # whose W1 the update belongs to
+    n_with: Array  # (d_model): n_C, mlp_in with the context
+    n: Array  # (d_model): mlp_in of the baseline
+    h_with: Array  # (d_model): h_C, resid_mid with the context
+    h: Array  # (d_model): resid_mid of the baseline
+
+    @property
+    def delta_n(self) -> Array:
+        """n_C - n (d_model), for the weight."""
+        return self.n_with - self.n
+
+    @property
+    def delta_h(self) -> Array:
+        """h_C - h (d_model), for the bias at the block's output."""
+        return self.h_with - self.h
+
+    @property
+    def input_factor(self) -> Array:
+        """n / |n|² (d_model)."""
+        return self.n / (self.n @ self.n)
+
+    @property
+    def output_factor(self) -> Array:
+        """Δn W1 (d_mlp)."""
+        return self.delta_n @ self.block.c_fc
+
+    @property
+    def dense(self) -> Array:
+        """ΔW1 (d_model, d_mlp) in the stored orientation."""
+        return np.outer(self.n, self.delta_n @ self.block.c_fc) / (self.n @ self.n)
+
+    @property
+    def patch(self) -> Patch:
+        """ΔW1 on c_fc.weight and Δh on the block's output: exact (theory.md 3)."""
+        return Patch(w_in=self.dense, output_bias=self.delta_h)
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm of the dense ΔW1."""
+        return norm(self.dense)
+
+    @property
+    def relative_norm(self) -> float:
+        """|ΔW1|_F / |W1|_F."""
+        return self.norm / self.block.frobenius_norm
+
+    @property
+    def spectral_share(self) -> float:
+        """|ΔW1|_2 / |W1|_2, of W1 by SVD (ΔW1 has rank one: its |.|_2 is its |.|_F)."""
+        return self.norm / self.block.spectral_norm
+
+    def singular_values(self) -> Array:
+        """Singular values of the dense ΔW1 (d_model), by SVD: one, and zeros."""
+        values: Array = np.linalg.svd(self.dense, compute_uv=False).astype(np.float64)
+        return values
+
+    @property
+    def mlp_in(self) -> "Difference":
+        """n with and without the context."""
+        return difference(self.n_with, self.n)
+
+    @property
+    def resid_mid(self) -> "Difference":
+        """h with and without the context."""
+        return difference(self.h_with, self.h)
+
+    def below_noise(self, epsilon: float) -> bool:
+        """|Δn| < 32 ε |n|, ε that of the pass's dtype (theory.md 2)."""
+        return norm(self.delta_n) < 32 * epsilon * norm(self.n)
+
+    @property
+    def cancellation(self) -> float:
+        """(|n_C| + |n|) / |Δn|: what rounding in n is multiplied by (theory.md 9)."""
+        return cancellation(self.n_with, self.n)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two vectors compared, as the answers print it."""
+
+    norm_with_context: float
+    norm_baseline: float
+    norm_difference: float
+    cosine: float
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of an update on a common base: |.| and dense ΔW (d_model, d_mlp)."""
+
+    dense: Array
+    output_factor: Array  # (d_mlp); the input factor is the total's
+
+    @property
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return norm(self.dense)
+
+
+def update(question: Question, layer: int, position: int = -1) -> Update:
+    """The update in the free stream: both runs are the ordinary ones."""
+    return between(question, layer, position, question.full, question.base)
+
+
+def between(
+    question: Question, layer: int, position: int, with_context: Trace, baseline: Trace
+) -> Update:
+    """The update from one trace's row to another's; any two traces give one (theory.md 2)."""
+    return Update(
+        block=question.model.blocks[layer],
+        n_with=with_context[layer, "mlp_in"][position],
+        n=baseline[layer, "mlp_in"][position],
+        h_with=with_context[layer, "resid_mid"][position],
+        h=baseline[layer, "resid_mid"][position],
+    )
+
+
+def on_base(n: Array, n_from: Array, n_to: Array, weight: Array) -> Array:
+    """nᵀ((n_to - n_from) W) / |n|², dense (d_model, d_mlp): a difference on the base n."""
+    return np.outer(n, (n_to - n_from) @ weight) / (n @ n)
+
+
+def split(question: Question, layer: int, position: int = -1) -> dict[str, Part]:
+    """``content`` and ``position`` of an ``alone`` update (theory.md 5).
+
+    ΔW_content  = nᵀ((n_C - n_matched) W1) / |n|²      n: the query alone at 0, 1, …
+    ΔW_position = nᵀ((n_matched - n)   W1) / |n|²
+    """
+    if question.baseline != "alone":
+        raise ValueError("only the baseline alone is split")
+    weight = question.model.blocks[layer].c_fc
+    n = question.base[layer, "mlp_in"][position]
+    n_matched = question.trace(question.keeping(()))[layer, "mlp_in"][position]
+    n_with = question.full[layer, "mlp_in"][position]
+    return {
+        "content": Part(on_base(n, n_matched, n_with, weight), (n_with - n_matched) @ weight),
+        "position": Part(on_base(n, n, n_matched, weight), (n_matched - n) @ weight),
+    }
+
+
+def norm(values: Array) -> float:
+    """Square root of the sum of squares: Frobenius for a matrix."""
+    return float(np.sqrt((values**2).sum()))
+
+
+def cosine(one: Array, other: Array) -> float:
+    """<a, b> / (|a| |b|) of vectors or matrices; NaN where one is zero."""
+    return ratio(float((one * other).sum()), norm(one) * norm(other))
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; NaN where ``whole`` is zero (an answer says null there)."""
+    return part / whole if whole else math.nan
+
+
+def difference(with_context: Array, baseline: Array) -> Difference:
+    """Norms of the two vectors and of their difference, and their cosine."""
+    return Difference(
+        norm_with_context=norm(with_context),
+        norm_baseline=norm(baseline),
+        norm_difference=norm(with_context - baseline),
+        cosine=cosine(with_context, baseline),
+    )
+
+
+def cancellation(one: Array, other: Array) -> float:
+    """(|a| + |b|) / |a - b|, infinite where they agree (theory.md 9)."""
+    distance = norm(one - other)
+    return (norm(one) + norm(other)) / distance if distance else math.inf
