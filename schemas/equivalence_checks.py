@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 
 from schemas.common import Answer
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest
+from schemas.weight_updates import LikelyToken
 
 Verdict = Literal["holds", "fails", "vacuous"]
 
@@ -26,6 +27,7 @@ class EquivalenceChecksRequest(PairRequest):
                     "layers": [5],
                 },
                 {"context": SEED_CONTEXT, "query": SEED_QUERY, "precision": "float64"},
+                {"context": SEED_CONTEXT, "query": SEED_QUERY, "scope": "model"},
             ]
         }
     )
@@ -34,8 +36,8 @@ class EquivalenceChecksRequest(PairRequest):
         Literal["projection", "block", "model"],
         Field(
             description="what is compared: `projection`, the MLP's first layer with its bias; "
-            "`block`, the "
-            "block's output"
+            "`block`, the block's output; `model`, every block's output and the logits, in the "
+            "sequential stream"
         ),
     ] = "block"
     precision: Annotated[
@@ -54,6 +56,14 @@ class EquivalenceChecksRequest(PairRequest):
         Literal["factored", "materialized"],
         Field(description="`materialized` multiplies by W + ΔW; `factored` adds (n·a) b to n·W"),
     ] = "materialized"
+    joint: Annotated[
+        bool,
+        Field(
+            description="check one patch of both MLP weights for all positions (two or more); "
+            "scopes "
+            "`projection` and `block`, stream `free`"
+        ),
+    ] = False
     controls: Annotated[
         bool, Field(description="whether to run the controls, which must be far worse")
     ] = True
@@ -92,7 +102,9 @@ class Check(Answer):
             "(the update "
             "of the context in another order); these must be far worse. `bias_only_at_attention` "
             "(Δh at the "
-            "attention output, no ΔW) is exact as well"
+            "attention output, no ΔW) is exact as well. In scope `model`: `free_stream_patches`, "
+            "all "
+            "updates of the free stream at once"
         ),
     ] = None
     control_reasons: Annotated[
@@ -100,12 +112,43 @@ class Check(Answer):
     ] = None
 
 
+class TopTokens(Answer):
+    """The likeliest next tokens of three runs."""
+
+    with_context: list[LikelyToken]
+    patched: list[LikelyToken]
+    without_context: list[LikelyToken]
+
+
+class LogitsCheck(Answer):
+    """The logits after one query position, with every block patched."""
+
+    position: Annotated[int, Field(description="index into the query")]
+    relative_error: Annotated[
+        float | None, Field(description="‖patched − with context‖ / ‖with context‖")
+    ]
+    max_abs_error: float
+    tolerance: float
+    unpatched_relative_error: Annotated[float | None, Field(description="the baseline run's own")]
+    kl_divergence: Annotated[float, Field(description="KL(with context ‖ patched) in nats")]
+    kl_tolerance: float
+    unpatched_kl_divergence: Annotated[float, Field(description="KL(with context ‖ baseline)")]
+    same_top_token: bool
+    verdict: Verdict
+    holds: Annotated[bool, Field(description="whether the verdict is `holds`")]
+    top_tokens: TopTokens
+    controls: dict[str, float | None] | None = None
+    control_reasons: dict[str, str] | None = None
+
+
 class EquivalenceChecksAnswer(PairAnswer):
-    """One entry a layer and position."""
+    """One entry a layer and position; in scope `model` the logits of each position too."""
 
     holds: Annotated[bool, Field(description="whether every check holds")]
     verdict: Annotated[Verdict, Field(description="the worst of all")]
-    scope: Literal["projection", "block"]
+    scope: Literal["projection", "block", "model"]
     precision: Literal["float32", "float64"]
     apply: Literal["factored", "materialized"]
+    joint: bool
     checks: list[Check]
+    logits: list[LogitsCheck] | None = None

@@ -72,7 +72,12 @@ class PairRequest(Request):
     baseline: Baseline = "matched"
     stream: Annotated[
         Literal["free", "sequential"],
-        Field(description="`free`: the baseline run is the ordinary one, no layer patched"),
+        Field(
+            description="`free`: a layer's baseline is read from the ordinary run, no layer "
+            "patched. "
+            "`sequential`: from the stream that the patched layers below it produce, one run a "
+            "position"
+        ),
     ] = "free"
     layers: Layers = "all"
     positions: Annotated[Positions, Field(description="indices into the query")] = "last"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from schemas.common import Answer, Encoding, Tensor
+from schemas.common import Answer, Encoding, Tensor, Text
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest
 
 Include = Literal["factors", "bias", "next_tokens", "split"]
@@ -27,6 +27,13 @@ class WeightUpdatesRequest(PairRequest):
                     "include": ["factors", "bias", "next_tokens"],
                     "encoding": "base64",
                 },
+                {
+                    "context": SEED_CONTEXT,
+                    "query": SEED_QUERY,
+                    "stream": "sequential",
+                    "include": [],
+                    "probe_queries": [" Paris", " is"],
+                },
             ]
         }
     )
@@ -35,10 +42,27 @@ class WeightUpdatesRequest(PairRequest):
         list[Include],
         Field(
             max_length=4,
-            description="any of `factors`, `bias`, `next_tokens`; [] gives the norms alone and is "
-            "cheap",
+            description="any of `factors`, `bias`, `next_tokens`, `split` (baseline `alone`, "
+            "stream "
+            "`free`); [] gives the norms alone and is cheap",
         ),
     ] = ["factors"]
+    joint: Annotated[
+        bool,
+        Field(
+            description="one patch of both MLP weights that is exact at all positions (two or "
+            "more), "
+            "stream `free`; the answer has an entry a layer"
+        ),
+    ] = False
+    probe_queries: Annotated[
+        list[Text],
+        Field(
+            description="further queries behind the same context and baseline; each entry says "
+            "how its "
+            "update does on each one's last token"
+        ),
+    ] = []
     encoding: Encoding = "json"
 
 
@@ -56,6 +80,33 @@ class Factors(Answer):
 
     input: Annotated[Tensor, Field(description="n/‖n‖² of the baseline's mlp_in, [d_model]")]
     output: Annotated[Tensor, Field(description="Δn·W, [d_mlp]; also an equivalent shift of b_in")]
+
+
+class Part(Answer):
+    """One part of an update, on the base of the whole."""
+
+    norm: float
+    factors: Factors
+
+
+class Split(Answer):
+    """The update of baseline `alone` as two parts that add up to it."""
+
+    content: Annotated[Part, Field(description="from the query at its place to with context")]
+    position: Annotated[Part, Field(description="from the query alone to the query at its place")]
+
+
+class Reuse(Answer):
+    """The update on another query's last token, at mlp_pre."""
+
+    query: Annotated[int, Field(description="index into `probe_queries`")]
+    cosine: Annotated[
+        float | None, Field(description="of this ΔW and that query's own; null where one is zero")
+    ]
+    relative_error: Annotated[
+        float | None, Field(description="of the patched run against the run with context")
+    ]
+    unpatched_relative_error: Annotated[float | None, Field(description="without a patch")]
 
 
 class Update(Answer):
@@ -78,6 +129,32 @@ class Update(Answer):
     bias: Annotated[
         Tensor | None, Field(description="Δh, added at the block's output, [d_model]")
     ] = None
+    split: Split | None = None
+    reuse: Annotated[
+        list[Reuse] | None, Field(description="one entry a probe query, where there are any")
+    ] = None
+
+
+class JointWeight(Answer):
+    """One weight's part of a joint update: ΔW = inputᵀ·output."""
+
+    weight: Annotated[str, Field(description="its name in the checkpoint")]
+    norm: Annotated[float, Field(description="‖ΔW‖, Frobenius, float64")]
+    singular_values: Annotated[list[float], Field(description="largest first; the first is ‖ΔW‖₂")]
+    condition: Annotated[float, Field(description="σ_max/σ_min of the rows it was solved for")]
+    factors: Annotated[
+        Factors | None, Field(description="[m, d_in] and [m, d_out] for m positions")
+    ] = None
+
+
+class JointUpdate(Answer):
+    """One patch of a layer, exact at several query positions."""
+
+    layer: int
+    positions: Annotated[list[int], Field(description="indices into the query")]
+    rank: int
+    condition: Annotated[float, Field(description="the larger of the two weights'")]
+    weights: Annotated[list[JointWeight], Field(description="the MLP's first and second weight")]
 
 
 class LikelyToken(Answer):
@@ -100,7 +177,7 @@ class NextTokens(Answer):
 
 
 class WeightUpdatesAnswer(PairAnswer):
-    """One entry a layer and position."""
+    """One entry a layer and position; with `joint` one entry a layer."""
 
-    updates: list[Update]
+    updates: list[Update] | list[JointUpdate]
     next_tokens: list[NextTokens] | None = None

@@ -13,6 +13,7 @@ from service import __version__
 from service.analysis.self_check import self_check
 from service.api import (
     activations,
+    attributions,
     documents,
     equivalence_checks,
     model,
@@ -20,6 +21,7 @@ from service.api import (
     probes,
     problems,
     tokenize,
+    trajectories,
     weight_updates,
 )
 from service.api.keys import require_key
@@ -79,7 +81,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.deltaw = state
     locked = [Depends(require_key)]
-    for resource in (activations, weight_updates, equivalence_checks, tokenize, model):
+    resources = (
+        activations,
+        weight_updates,
+        equivalence_checks,
+        trajectories,
+        attributions,
+        tokenize,
+        model,
+    )
+    for resource in resources:
         app.include_router(resource.router, dependencies=locked, tags=["analysis"])
     app.include_router(probes.router, tags=["operation"])
     app.include_router(documents.router, tags=["operation"])

@@ -3,50 +3,36 @@
 A passing check proves the plumbing and the algebra, not that "the MLP learns": adding Δh to the
 attention output is exact as well, and is given as a control. So each check carries the error of the
 unpatched run, and controls that must be far worse than the patch.
+
+In the free stream a layer is patched beside the ordinary baseline run. In the sequential stream the
+layers below are patched too, the checked vector is the patched run's own, and the unpatched one is
+this layer's without its patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from service.analysis.numbers import ratios
-from service.analysis.pairs import Pair
-from service.analysis.updates import layer_update
-from service.engine import (
-    Activations,
-    Apply,
-    HookPoint,
-    Model,
-    Question,
-    Run,
-    Site,
-    patched_mlp_pre,
-    patched_resid_post,
-)
+from service.analysis.factors import joint_layer_update, layer_update
+from service.analysis.pairs import Pair, Stream, gathered
+from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
+from service.engine import Activations, Apply, HookPoint, Model, Question, Run, Site, patched_block
 from service.engine.families import Block
-from service.theory import (
-    ImplicitUpdate,
-    RankOne,
-    Scope,
-    Verdict,
-    discrepancy,
-    improvement,
-    norm,
-    tolerance,
-    verdict,
-)
+from service.theory import ImplicitUpdate, JointUpdate, norm, tolerance
 
 SEED = 20251216
 """Of the random update and of the shuffled context; a layer and a position add to it."""
 
-COMPARED: Mapping[Scope, HookPoint] = {"projection": "mlp_pre", "block": "resid_post"}
+LayerScope = Literal["projection", "block"]
+COMPARED: Mapping[LayerScope, HookPoint] = {"projection": "mlp_pre", "block": "resid_post"}
 """The vector that each scope compares."""
 
-CONTROLS: Mapping[Scope, tuple[str, ...]] = {
+CONTROLS: Mapping[LayerScope, tuple[str, ...]] = {
     "projection": ("random_update", "shuffled_context", "bias_only_at_attention"),
     "block": (
         "without_bias",
@@ -60,79 +46,56 @@ CONTROLS: Mapping[Scope, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Check:
-    """One layer at one position.
+class Procedure:
+    """How a check is done.
 
     Args:
-        layer: From 0 up.
-        position: Index into the query.
-        magnitude: ‖expected‖ of the compared vector, as the run with context has it.
-        error: ‖actual − expected‖.
-        relative_error: error / magnitude.
-        max_abs_error: max |actual − expected|.
-        tolerance: The relative error up to which the check holds.
-        unpatched_relative_error: The baseline run's own, without any patch.
-        improvement: Unpatched / patched error, the latter at least the dtype's ε.
-        vacuous: Whether the unpatched run is within ten tolerances, so that nothing can be told.
-        verdict: `holds`, `fails` or `vacuous`.
-        holds: Whether the verdict is the first.
-        controls: Relative errors of runs that are patched otherwise, where asked for.
-        control_reasons: Why a control could not be formed, where one could not.
+        scope: What is compared.
+        dtype: What every run and every patch is computed in.
+        stream: Whether the layers below are patched too.
+        tolerance: The relative error up to which a check holds; None derives it.
+        apply: How W + ΔW is applied.
+        controls: Whether to run the controls.
+        joint: Whether one patch serves all positions; free stream alone.
     """
 
-    layer: int
-    position: int
-    magnitude: float
-    error: float
-    relative_error: float | None
-    max_abs_error: float
-    tolerance: float
-    unpatched_relative_error: float | None
-    improvement: float | None
-    vacuous: bool
-    verdict: Verdict
-    holds: bool
-    controls: dict[str, float | None] | None = None
-    control_reasons: dict[str, str] | None = None
+    scope: LayerScope = "block"
+    dtype: torch.dtype = torch.float32
+    stream: Stream = "free"
+    tolerance: float | None = None
+    apply: Apply = "materialized"
+    controls: bool = True
+    joint: bool = False
+
+    @property
+    def points(self) -> tuple[HookPoint, ...]:
+        """What is read of every run that an update is formed from."""
+        return ("mlp_in", "resid_mid", "mlp_act") if self.joint else ("mlp_in", "resid_mid")
 
 
 def equivalence_checks(
-    model: Model,
-    pair: Pair,
-    layers: Sequence[int],
-    scope: Scope,
-    dtype: torch.dtype,
-    allowed: float | None,
-    apply: Apply,
-    controls: bool,
+    model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
 ) -> Question[tuple[Check, ...]]:
-    """Check each layer at each asked position, free stream.
+    """Check each layer at each asked position.
 
     Args:
         model: The resident model.
         pair: The run with context and its baseline.
         layers: From 0 up.
-        scope: What is compared.
-        dtype: What every run and every patch is computed in.
-        allowed: The tolerance; None derives it.
-        apply: How W + ΔW is applied.
-        controls: Whether to run the controls.
+        procedure: How.
     """
-    reads = pair.reads(layers, ("mlp_in", "resid_mid", COMPARED[scope]))
-    runs = [pair.with_context.run(reads, dtype), pair.baseline.run(reads, dtype)]
-    if controls:
-        runs += _shuffled(pair, layers, dtype)
-    context, baseline, *shuffled = yield runs
+    points = (*procedure.points, COMPARED[procedure.scope])
+    dtype = procedure.dtype
+    base = pair.baseline_runs(layers, points, procedure.stream, dtype, procedure.apply)
+    runs = [pair.with_context.run(pair.reads(layers, points), dtype), *base]
+    other = _shuffled(pair, layers, procedure) if procedure.controls else []
+    context, *rest = yield [*runs, *other]
+    baseline = gathered(rest[: len(base)])
+    shuffled = rest[-1] if other else None
     checks: list[Check] = []
     for layer in layers:
-        bench = _Bench(model.blocks[layer].to(dtype), layer, scope, context, baseline)
-        reasons: dict[str, str] = {}
-        others: dict[str, list[float | None]] = {}
-        if controls:
-            others = bench.controls(pair.positions, shuffled[0] if shuffled else None)
-            if not shuffled:
-                reasons["shuffled_context"] = "no other order of the context reads differently"
-        checks += bench.checks(pair.positions, allowed, apply, others, reasons)
+        block = model.blocks[layer].to(dtype)
+        checks += _Bench(procedure, block, layer, context, baseline).checks(pair, shuffled)
     return tuple(checks)
 
 
@@ -140,102 +103,101 @@ class _Bench:
     """One layer, the two readings of it, and its block, ready to be patched."""
 
     def __init__(
-        self, block: Block, layer: int, scope: Scope, context: Activations, baseline: Activations
-    ) -> None:
-        compared = Site(layer, COMPARED[scope])
-        self.block, self.layer, self.scope = block, layer, scope
-        self.h, self.h_context = (run[Site(layer, "resid_mid")] for run in (baseline, context))
-        self.n, self.baseline = baseline[Site(layer, "mlp_in")], baseline
-        self.expected, self.unpatched = context[compared], baseline[compared]
-        self.update = layer_update(layer, context, baseline, block.w_in.weight).to(self.h.dtype)
-
-    def run(self, h: Tensor, update: ImplicitUpdate, apply: Apply) -> Tensor:
-        """The compared vector from resid_mid `h`, with patched weights, (positions, width)."""
-        if self.scope == "projection":
-            return patched_mlp_pre(self.block, self.block.ln_2(h), update.weight, apply)
-        return patched_resid_post(self.block, h, update.weight, update.bias, apply)
-
-    def checks(
         self,
-        positions: Sequence[int],
-        allowed: float | None,
-        apply: Apply,
-        controls: Mapping[str, Sequence[float | None]],
-        reasons: dict[str, str],
-    ) -> list[Check]:
-        """The verdict at each position."""
-        dtype = self.h.dtype
-        found = discrepancy(self.expected, self.run(self.h, self.update, apply))
-        unpatched = discrepancy(self.expected, self.unpatched).relative_error
-        bounds = tolerance(self.scope, dtype, self.h, self.h_context, self.expected)
-        checks = []
-        for i, position in enumerate(positions):
-            bound = float(bounds[i]) if allowed is None else allowed
-            error, without = float(found.relative_error[i]), float(unpatched[i])
-            told = verdict(error, without, bound)
-            checks.append(
-                Check(
-                    layer=self.layer,
-                    position=position,
-                    magnitude=float(found.magnitude[i]),
-                    error=float(found.error[i]),
-                    relative_error=ratios(found.relative_error)[i],
-                    max_abs_error=float(found.max_abs_error[i]),
-                    tolerance=bound,
-                    unpatched_relative_error=ratios(unpatched)[i],
-                    improvement=improvement(error, without, dtype),
-                    vacuous=told == "vacuous",
-                    verdict=told,
-                    holds=told == "holds",
-                    controls={name: errors[i] for name, errors in controls.items()} or None,
-                    control_reasons=reasons or None,
-                )
-            )
-        return checks
+        procedure: Procedure,
+        block: Block,
+        layer: int,
+        context: Activations,
+        baseline: Activations,
+    ) -> None:
+        self.procedure, self.block, self.layer = procedure, block, layer
+        self.context, self.baseline = context, baseline
+        self.h = baseline[Site(layer, "resid_mid")]
+        self.compared = Site(layer, COMPARED[procedure.scope])
+        self.update = self.formed(context)
+
+    def formed(self, context: Activations) -> ImplicitUpdate | JointUpdate:
+        """The update that makes the baseline read as `context` does."""
+        form = joint_layer_update if self.procedure.joint else layer_update
+        return form(self.layer, context, self.baseline, self.block.w_in.weight).to(self.h.dtype)
+
+    def run(self, h: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply) -> Tensor:
+        """The compared vector from resid_mid `h`, with patched weights, (positions, width)."""
+        pre, post = patched_block(self.block, h, update, apply)
+        return pre if self.procedure.scope == "projection" else post
+
+    def checks(self, pair: Pair, shuffled: Activations | None) -> list[Check]:
+        """The check of each position, with its controls."""
+        expected, reached = self.context[self.compared], self.baseline[self.compared]
+        if self.procedure.stream == "free":
+            actual, unpatched = self.run(self.h, self.update, self.procedure.apply), reached
+        else:
+            nothing = self.update.without_weight().without_bias()
+            actual, unpatched = reached, self.run(self.h, nothing, "factored")
+        derived = tolerance(
+            self.procedure.scope,
+            self.procedure.dtype,
+            self.h,
+            self.context[Site(self.layer, "resid_mid")],
+            expected,
+        )
+        controls, reasons = self.controls(pair.positions, shuffled)
+        return checks_of_layer(
+            self.layer,
+            pair.positions,
+            expected,
+            actual,
+            unpatched,
+            bounds_of(self.procedure.tolerance, derived),
+            controls,
+            reasons,
+        )
 
     def controls(
         self, positions: Sequence[int], shuffled: Activations | None
-    ) -> dict[str, list[float | None]]:
-        """Each control's relative error at each position; None for one that cannot be formed."""
-        update, none = self.update, torch.zeros_like(self.h)
-        unweighted = RankOne(none, torch.zeros_like(update.weight.output))
-        patched: dict[str, tuple[Tensor, ImplicitUpdate]] = {
-            "without_bias": (self.h, ImplicitUpdate(update.weight, none)),
-            "without_weight": (self.h, ImplicitUpdate(unweighted, update.bias)),
-            "random_update": (
-                self.h,
-                ImplicitUpdate(self._random(positions), update.bias),
-            ),
+    ) -> tuple[dict[str, list[float | None]], dict[str, str]]:
+        """Each control's relative error at each position, and why one could not be formed."""
+        if not self.procedure.controls:
+            return {}, {}
+        update = self.update
+        steered = self.context[Site(self.layer, "resid_mid")].double() - self.h.double()
+        patched = {
+            "without_bias": (self.h, update.without_bias()),
+            "without_weight": (self.h, update.without_weight()),
+            "random_update": (self.h, update.with_output(self._random(positions))),
             "bias_only_at_attention": (
-                self.h + update.bias,
-                ImplicitUpdate(unweighted, none),
+                self.h + steered.to(self.h.dtype),
+                update.without_weight().without_bias(),
             ),
         }
-        if shuffled is not None:
-            other = layer_update(self.layer, shuffled, self.baseline, self.block.w_in.weight)
-            patched["shuffled_context"] = self.h, other.to(self.h.dtype)
-        return {
-            name: self._errors(*patched[name]) if name in patched else [None] * len(positions)
-            for name in CONTROLS[self.scope]
+        reasons = {}
+        if shuffled is None:
+            reasons["shuffled_context"] = "no other order of the context reads differently"
+        else:
+            patched["shuffled_context"] = self.h, self.formed(shuffled)
+        expected = self.context[self.compared]
+        errors: dict[str, list[float | None]] = {
+            name: [None] * len(positions) for name in CONTROLS[self.procedure.scope]
         }
+        for name in errors.keys() & patched.keys():
+            errors[name] = relative_errors(expected, self.run(*patched[name], "factored"))
+        return errors, reasons
 
-    def _errors(self, h: Tensor, update: ImplicitUpdate) -> list[float | None]:
-        actual = self.run(h, update, "factored")
-        return ratios(discrepancy(self.expected, actual).relative_error)
-
-    def _random(self, positions: Sequence[int]) -> RankOne:
-        """The input factor kept; the output factor in a random direction, of equal norm."""
-        output = self.update.weight.output
+    def _random(self, positions: Sequence[int]) -> Tensor:
+        """Output factors of ΔW in random directions, of the lengths that they have."""
+        update = self.update
+        weight = update.w_in if isinstance(update, JointUpdate) else update.weight
         rows = []
         for position in positions:
             generator = torch.Generator().manual_seed(SEED + 10_007 * self.layer + position)
-            rows.append(torch.randn(output.shape[-1], generator=generator, dtype=torch.float64))
-        direction = torch.nn.functional.normalize(torch.stack(rows), dim=-1).to(output)
-        length = norm(output).unsqueeze(-1).to(output.dtype)
-        return RankOne(self.update.weight.input, direction * length)
+            rows.append(
+                torch.randn(weight.output.shape[-1], generator=generator, dtype=torch.float64)
+            )
+        direction = torch.nn.functional.normalize(torch.stack(rows), dim=-1).to(weight.output)
+        return direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
 
 
-def _shuffled(pair: Pair, layers: Sequence[int], dtype: torch.dtype) -> list[Run]:
+def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:
     """The run that reads the context in another order, or none where no order differs."""
     first = int(pair.anchored)
     generator = torch.Generator().manual_seed(SEED)
@@ -245,10 +207,4 @@ def _shuffled(pair: Pair, layers: Sequence[int], dtype: torch.dtype) -> list[Run
         shuffled = pair.reordered([*range(first), *range(len(pair.context) - 1, first - 1, -1)])
     if shuffled.ids == pair.with_context.ids:
         return []
-    return [shuffled.run(pair.reads(layers, ("mlp_in", "resid_mid")), dtype)]
-
-
-def worst(checks: Sequence[Check]) -> Verdict:
-    """One verdict for all: `fails` before `vacuous` before `holds`."""
-    verdicts = {check.verdict for check in checks}
-    return "fails" if "fails" in verdicts else "vacuous" if "vacuous" in verdicts else "holds"
+    return [shuffled.run(pair.reads(layers, procedure.points), procedure.dtype)]

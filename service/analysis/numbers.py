@@ -12,6 +12,11 @@ def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
+def finite(value: float) -> float | None:
+    """The value, or None where it is infinite or not a number."""
+    return value if math.isfinite(value) else None
+
+
 def ratios(values: Tensor) -> list[float | None]:
     """Values of (count), None for those that are infinite or not a number."""
-    return [value if math.isfinite(value) else None for value in values.tolist()]
+    return [finite(value) for value in values.tolist()]

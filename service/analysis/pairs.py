@@ -16,16 +16,17 @@ Context and query are tokenised apart, since merges across the border would chan
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from service.analysis.choices import Text, check_length, resolve_ids, resolve_positions
-from service.engine import HookPoint, Model, Run, Site, Token
+from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Site, Token
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
 Span = tuple[int, int]
+Stream = Literal["free", "sequential"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,48 @@ class Pair:
         """The asked positions at every one of the points of every one of the layers."""
         return {Site(layer, point): self.positions for layer in layers for point in points}
 
+    @property
+    def matched(self) -> Prompt:
+        """The query where the prompt with context has it, with nothing before it."""
+        return self.keeping(())
+
+    def baseline_runs(
+        self,
+        layers: Sequence[int],
+        points: Sequence[HookPoint],
+        stream: Stream,
+        dtype: torch.dtype | None = None,
+        apply: Apply = "factored",
+    ) -> list[Run]:
+        """The runs of the baseline: one in the free stream, one a position in the sequential.
+
+        Args:
+            layers: From 0 up.
+            points: What is read at each of them.
+            stream: `sequential`: each run follows the run with context at its position.
+            dtype: What they are computed in.
+            apply: How the sequential stream applies W + ΔW.
+        """
+        sites = [Site(layer, point) for layer in layers for point in points]
+        if stream == "free":
+            return [self.baseline.run(dict.fromkeys(sites, self.positions), dtype)]
+        source = self.with_context.run({}, dtype)
+        ahead = len(self.with_context.ids) - len(self.query)
+        behind = len(self.baseline.ids) - len(self.query)
+        return [
+            replace(
+                self.baseline.run(dict.fromkeys(sites, (position,)), dtype),
+                patch=Follow(source, ahead + position, behind + position, apply),
+            )
+            for position in self.positions
+        ]
+
+    def keeping(self, kept: Sequence[int]) -> Prompt:
+        """The query at its place behind some of the context's tokens, positions kept."""
+        length = len(self.query)
+        ids = tuple(self.context[i] for i in kept) + self.query
+        return Prompt(ids, tuple(kept) + self.with_context.positions[-length:], length)
+
     def reordered(self, order: Sequence[int]) -> Prompt:
         """The prompt with context, its context read in another order (indices into it)."""
         ids = tuple(self.context[i] for i in order) + self.query
@@ -126,6 +169,13 @@ class PairPositions:
     baseline: tuple[int, ...]
 
 
+def gathered(runs: Sequence[Activations]) -> Activations:
+    """What several runs read at the same sites, one below the other."""
+    if len(runs) == 1:
+        return runs[0]
+    return {site: torch.cat([run[site] for run in runs]) for site in runs[0]}
+
+
 def pair_tokens(model: Model, pair: Pair) -> PairTokens:
     """The tokens of a pair as they are echoed."""
     tokens = model.tokenizer.tokens
@@ -144,8 +194,18 @@ def resolve_pair(
     query: Text,
     baseline: Baseline,
     positions: Literal["last", "all"] | Sequence[int],
+    *,
+    query_at: Path = ("query",),
 ) -> Pair:
     """Lay a context and a query out as two prompts.
+
+    Args:
+        model: Whose tokenizer, vocabulary and positions.
+        context: What is read before the query.
+        query: What is looked at.
+        baseline: What the run with context is compared with.
+        positions: Indices into the query.
+        query_at: Where the caller gave the query.
 
     Raises:
         EmptyContext: The context, or the other one, has no tokens.
@@ -157,11 +217,11 @@ def resolve_pair(
         PositionOutOfRange: The query has no such position.
     """
     read = resolve_ids(model, context, ("context",))
-    asked = resolve_ids(model, query, ("query",))
+    asked = resolve_ids(model, query, query_at)
     if not read:
         raise EmptyContext("the context has no tokens", at=("context",))
     if not asked:
-        raise EmptyQuery("the query has no tokens", at=("query",))
+        raise EmptyQuery("the query has no tokens", at=query_at)
     merges = _border_merges(model, context, query, read + asked)
     anchor: tuple[int, ...] = ()
     if baseline == "anchored":

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from service.analysis.equivalence import equivalence_checks
+from service.analysis.equivalence import Procedure, equivalence_checks
 from service.analysis.pairs import resolve_pair
 from service.engine import Model, Question
 from service.errors import DeltawError
@@ -46,16 +46,8 @@ def self_check(model: Model) -> Question[SelfCheck]:
     *context, query = [STRIDE * (i + 1) % model.vocab_size for i in range(length + 1)]
     try:
         pair = resolve_pair(model, context, [query], "matched", "last")
-        checks = yield from equivalence_checks(
-            model,
-            pair,
-            range(model.n_layers),
-            "block",
-            torch.float32,
-            None,
-            "materialized",
-            controls=False,
-        )
+        procedure = Procedure("block", torch.float32, controls=False)
+        checks = yield from equivalence_checks(model, pair, range(model.n_layers), procedure)
     except (DeltawError, NonFinite) as error:
         return SelfCheck(when, "fails", model.n_layers, None, None, str(error))
     verdicts = {check.verdict for check in checks}

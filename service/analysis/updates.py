@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
+from service.analysis.factors import Factors, factors, layer_update
+from service.analysis.next_tokens import NextTokens, next_tokens
 from service.analysis.numbers import ratio, ratios
-from service.analysis.pairs import Pair
+from service.analysis.pairs import Pair, Stream, gathered
+from service.analysis.reuse import Reuse, reuses
+from service.analysis.split import Split, splits
+from service.analysis.together import together
 from service.engine import Activations, Model, Question, Site
-from service.theory import (
-    Comparison,
-    ImplicitUpdate,
-    below_noise,
-    compare,
-    implicit_update,
-    kl_divergence,
-)
+from service.theory import Comparison, below_noise, compare
 
 Include = Literal["factors", "bias", "next_tokens", "split"]
-LIKELIEST = 10
-"""How many next tokens are named."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +29,6 @@ class Norms:
     norm_baseline: float
     norm_difference: float
     cosine: float | None
-
-
-@dataclass(frozen=True)
-class Factors:
-    """ΔW = outer(input, output), in the stored orientation.
-
-    Args:
-        input: n/‖n‖², (d_model).
-        output: Δn·W, (d_mlp).
-    """
-
-    input: Tensor
-    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +49,8 @@ class Update:
         below_noise: Whether the difference is within the dtype's rounding.
         factors: ΔW, where asked for.
         bias: Δh, (d_model), where asked for.
+        split: ΔW as content and position, where asked for.
+        reuse: ΔW on other queries, where any are given.
     """
 
     layer: int
@@ -81,32 +66,8 @@ class Update:
     below_noise: bool
     factors: Factors | None = None
     bias: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class LikelyToken:
-    """A token that may come next."""
-
-    id: int
-    text: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class NextTokens:
-    """The likeliest tokens after one query position, in each run.
-
-    Args:
-        position: Index into the query.
-        with_context: Likeliest first.
-        baseline: Likeliest first.
-        kl_divergence: KL(with context ‖ baseline) in nats, over the whole vocabulary.
-    """
-
-    position: int
-    with_context: tuple[LikelyToken, ...]
-    baseline: tuple[LikelyToken, ...]
-    kl_divergence: float
+    split: Split | None = None
+    reuse: tuple[Reuse, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,39 +79,54 @@ class WeightUpdates:
 
 
 def weight_updates(
-    model: Model, pair: Pair, layers: Sequence[int], include: Collection[Include]
+    model: Model,
+    pair: Pair,
+    layers: Sequence[int],
+    include: Collection[Include],
+    stream: Stream = "free",
+    probes: Sequence[Pair] = (),
 ) -> Question[WeightUpdates]:
-    """The update of each layer at each asked position, free stream.
+    """The update of each layer at each asked position.
 
     Args:
         model: The resident model.
         pair: The run with context and its baseline.
         layers: From 0 up.
-        include: What to give beside the norms.
+        include: What to give beside the norms; `split` where the baseline is `alone` and the
+            stream is free.
+        stream: Whether a layer's baseline is read from the ordinary stream, or from the one that
+            the patched layers below it produce.
+        probes: Other queries behind the same context and baseline, to reuse each update on.
     """
+    updates, likely, parts, reused = yield from together(
+        _updates(model, pair, layers, include, stream),
+        next_tokens(model, pair, "next_tokens" in include),
+        splits(model, pair, layers, "split" in include),
+        reuses(model, pair, layers, stream, probes),
+    )
+    finished = (
+        replace(update, split=part, reuse=again)
+        for update, part, again in zip(updates, parts, reused, strict=True)
+    )
+    return WeightUpdates(tuple(finished), likely)
+
+
+def _updates(
+    model: Model,
+    pair: Pair,
+    layers: Sequence[int],
+    include: Collection[Include],
+    stream: Stream,
+) -> Question[list[Update]]:
     reads = pair.reads(layers, ("mlp_in", "resid_mid"))
-    logits = Site(model.n_layers, "logits")
-    if "next_tokens" in include:
-        reads[logits] = pair.positions
-    context, baseline = yield [pair.with_context.run(reads), pair.baseline.run(reads)]
-    updates = tuple(
+    base = pair.baseline_runs(layers, ("mlp_in", "resid_mid"), stream)
+    context, *rest = yield [pair.with_context.run(reads), *base]
+    baseline = gathered(rest)
+    return [
         update
         for layer in layers
         for update in _of_layer(model, pair.positions, layer, context, baseline, include)
-    )
-    if logits not in reads:
-        return WeightUpdates(updates)
-    return WeightUpdates(
-        updates, _next_tokens(model, pair.positions, context[logits], baseline[logits])
-    )
-
-
-def layer_update(
-    layer: int, context: Activations, baseline: Activations, w_in: Tensor
-) -> ImplicitUpdate:
-    """ΔW and Δh of a layer from what two runs read, one for each position."""
-    n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
-    return implicit_update(baseline[n], context[n], baseline[h], context[h], w_in)
+    ]
 
 
 def _of_layer(
@@ -181,9 +157,7 @@ def _of_layer(
             mlp_in=_norms(mlp_in, i),
             resid_mid=_norms(resid_mid, i),
             below_noise=noise[i],
-            factors=Factors(wire.weight.input[i].cpu(), wire.weight.output[i].cpu())
-            if "factors" in include
-            else None,
+            factors=factors(wire.weight[i]) if "factors" in include else None,
             bias=wire.bias[i].cpu() if "bias" in include else None,
         )
         for i, (position, norm) in enumerate(
@@ -199,26 +173,3 @@ def _norms(compared: Comparison, i: int) -> Norms:
         norm_difference=float(compared.norm_difference[i]),
         cosine=ratios(compared.cosine)[i],
     )
-
-
-def _next_tokens(
-    model: Model, positions: Sequence[int], context: Tensor, baseline: Tensor
-) -> tuple[NextTokens, ...]:
-    divergences = kl_divergence(context, baseline).tolist()
-    likeliest = [_likeliest(model, logits) for logits in (context, baseline)]
-    return tuple(
-        NextTokens(position, likeliest[0][i], likeliest[1][i], divergences[i])
-        for i, position in enumerate(positions)
-    )
-
-
-def _likeliest(model: Model, logits: Tensor) -> list[tuple[LikelyToken, ...]]:
-    """The likeliest next tokens of each row of logits."""
-    top = logits.double().softmax(-1).topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
-    return [
-        tuple(
-            LikelyToken(id, model.tokenizer.token(id).text, probability)
-            for id, probability in zip(ids, probabilities, strict=True)
-        )
-        for ids, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-    ]

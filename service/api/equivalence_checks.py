@@ -1,22 +1,24 @@
-"""`POST /v1/equivalence-checks`: the baseline run with patched weights against the run with
-context."""
+"""`POST /v1/equivalence-checks`: the patched baseline run against the run with context."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Depends, Response
 
 from schemas.equivalence_checks import EquivalenceChecksAnswer, EquivalenceChecksRequest
 from service.analysis.choices import resolve_layers
-from service.analysis.equivalence import Check, equivalence_checks, worst
+from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.model_equivalence import model_equivalence
+from service.analysis.pairs import Pair, Stream
+from service.analysis.verdicts import Check, worst
 from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
 from service.api.operations import answers, operation
-from service.api.pairs import repeated, resolved_pair
+from service.api.pairs import pair_rows, refuse, repeated, resolved_pair
 from service.api.tensors import check_size
-from service.errors import NotSupported
 from service.telemetry import Metrics
 
 router = APIRouter()
@@ -37,10 +39,12 @@ async def checks(
     unpatched run and controls beside it. A check that holds proves the plumbing and the algebra,
     not a mechanism.
     """
-    if body.scope == "model":
-        raise NotSupported("scope `model` is not served yet", at=("scope",))
     layers = resolve_layers(ask.model, body.layers)
+    stream = checked_stream(body)
     pair = await resolved_pair(ask, body)
+    if body.joint:
+        refuse(len(pair.positions) < 2, "`joint` needs two positions or more", "joint")
+        refuse(stream != "free", "`joint` needs the free stream", "joint")
     check_size(
         {},
         len(layers) * len(pair.positions) + len(pair.context) + len(pair.query),
@@ -49,34 +53,63 @@ async def checks(
         ask.state.settings.max_response_bytes,
     )
     dtype = torch.float64 if body.precision == "float64" else torch.float32
-    question = equivalence_checks(
-        ask.model,
-        pair,
-        layers,
-        body.scope,
-        dtype,
-        body.tolerance,
-        body.apply,
-        body.controls,
-    )
-    rows = pair.rows + (len(pair.with_context.ids) if body.controls else 0)
-    found = await ask.ask(question, rows)
+    content: dict[str, Any] = {}
+    if body.scope == "model":
+        procedure = Procedure(
+            dtype=dtype, tolerance=body.tolerance, apply=body.apply, controls=body.controls
+        )
+        question = model_equivalence(ask.model, pair, layers, procedure)
+        found, logits = await ask.ask(question, rows(pair, body, stream))
+        content["logits"] = logits
+        verdicts = [check.verdict for check in found] + [check.verdict for check in logits]
+    else:
+        procedure = Procedure(
+            body.scope, dtype, stream, body.tolerance, body.apply, body.controls, body.joint
+        )
+        found = await ask.ask(
+            equivalence_checks(ask.model, pair, layers, procedure), rows(pair, body, stream)
+        )
+        verdicts = [check.verdict for check in found]
     count(ask.state.metrics, found)
-    verdict = worst(found)
+    verdict = worst(verdicts)
     return await ask.answer(
         {
-            **repeated(ask, body, pair),
+            **repeated(ask, body, pair, stream),
             "holds": verdict == "holds",
             "verdict": verdict,
             "scope": body.scope,
             "precision": str(dtype).removeprefix("torch."),
             "apply": body.apply,
+            "joint": body.joint,
             "checks": found,
+            **content,
         }
     )
 
 
-def count(metrics: Metrics, checks: tuple[Check, ...]) -> None:
+def checked_stream(body: EquivalenceChecksRequest) -> Stream:
+    """The stream of a check; scope `model` implies `sequential`.
+
+    Raises:
+        NotSupported: It asks for `free` all the same.
+    """
+    if body.scope != "model":
+        return body.stream
+    asked = "stream" in body.model_fields_set and body.stream == "free"
+    refuse(asked, "scope `model` is the sequential stream", "stream")
+    return "sequential"
+
+
+def rows(pair: Pair, body: EquivalenceChecksRequest, stream: Stream) -> int:
+    """Rows of all runs of a check, before any is shared."""
+    count = pair_rows(pair, stream)
+    if body.scope == "model":
+        again = len(pair.positions) if body.controls else 0
+        return count + (1 + again) * len(pair.baseline.ids)
+    return count + (len(pair.with_context.ids) if body.controls else 0)
+
+
+def count(metrics: Metrics, checks: Sequence[Check]) -> None:
     """Export what the checks found."""
     for check in checks:
         if check.relative_error is not None:

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from schemas.common import Text
 from schemas.pairs import AnotherContext, PairRequest, WithoutSpans
 from service.analysis.pairs import (
     Another,
     Baseline,
     Pair,
+    Stream,
     Without,
     pair_positions,
     pair_tokens,
     resolve_pair,
 )
 from service.api.asking import Asking
-from service.errors import NotSupported
+from service.engine import Model
+from service.errors import NotSupported, Path
 
 
 async def resolved_pair(ask: Asking, body: PairRequest) -> Pair:
-    """The two prompts that a body asks to compare.
-
-    Raises:
-        NotSupported: Another stream than `free`.
-    """
-    if body.stream != "free":
-        raise NotSupported("only the free stream is served yet", at=("stream",))
+    """The two prompts that a body asks to compare."""
     return await ask.off_loop(
         "tokenize",
         resolve_pair,
@@ -37,16 +35,53 @@ async def resolved_pair(ask: Asking, body: PairRequest) -> Pair:
     )
 
 
-def repeated(ask: Asking, body: PairRequest, pair: Pair) -> dict[str, Any]:
+def probe_pairs(model: Model, body: PairRequest, queries: Sequence[Text]) -> list[Pair]:
+    """The same context and baseline before each of other queries, at its last token."""
+    return [
+        resolve_pair(
+            model, body.context, query, _baseline(body), "last", query_at=("probe_queries", i)
+        )
+        for i, query in enumerate(queries)
+    ]
+
+
+def pair_rows(pair: Pair, stream: Stream) -> int:
+    """Rows of both runs; in the sequential stream the baseline's once a position."""
+    runs = len(pair.positions) if stream == "sequential" else 1
+    return len(pair.with_context.ids) + runs * len(pair.baseline.ids)
+
+
+def repeated(ask: Asking, body: PairRequest, pair: Pair, stream: Stream) -> dict[str, Any]:
     """The part of an answer that says what its numbers are relative to."""
     positions = pair_positions(pair)
     return {
         "baseline": body.baseline,
-        "stream": body.stream,
+        "stream": stream,
         "tokens": pair_tokens(ask.model, pair),
         "positions": positions,
         "position_shift": positions.with_context[0] - positions.baseline[0],
     }
+
+
+def only_here(body: PairRequest) -> None:
+    """Refuse what the reading of a context in parts has no meaning for.
+
+    Raises:
+        NotSupported: Another baseline than `matched` and `anchored`, or another stream than `free`.
+    """
+    refuse(body.baseline not in ("matched", "anchored"), "take `matched` or `anchored`", "baseline")
+    refuse(body.stream != "free", "only the free stream is defined here", "stream")
+
+
+def refuse(wrong: bool, detail: str, *at: str | int) -> None:
+    """Refuse a combination that has no answer.
+
+    Raises:
+        NotSupported: It is one.
+    """
+    if wrong:
+        path: Path = at
+        raise NotSupported(detail, at=path)
 
 
 def _baseline(body: PairRequest) -> Baseline:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import orjson
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from schemas.problems import POINTER_LENGTH, PROBLEMS
 from service import errors
-from service.theory import NonFinite
+from service.theory import MAX_CONDITION, DependentRows, NonFinite
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -36,6 +37,7 @@ CODES: Mapping[type[Exception], str] = {
     errors.DeadlineExceeded: "deadline_exceeded",
     errors.NonFiniteActivation: "non_finite",
     NonFinite: "non_finite",
+    DependentRows: "not_supported",
 }
 """What each error of the layers below is called on the wire."""
 
@@ -93,6 +95,9 @@ def named(error: Exception) -> ProblemError:
     code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "internal")
     if code == "internal":
         return ProblemError(code)
+    if isinstance(error, DependentRows):
+        actual = min(error.condition, sys.float_info.max)
+        return ProblemError(code, str(error), limit=MAX_CONDITION, actual=actual)
     if not isinstance(error, errors.DeltawError):
         return ProblemError(code, str(error))
     headers = {}
@@ -138,5 +143,5 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make the one handler the answer to every error that has a name."""
-    for kind in (ProblemError, errors.DeltawError, NonFinite, HTTPException):
+    for kind in (ProblemError, errors.DeltawError, NonFinite, DependentRows, HTTPException):
         app.add_exception_handler(kind, _handle)

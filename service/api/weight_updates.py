@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from fastapi import APIRouter, Depends, Response
 
-from schemas.weight_updates import Include, WeightUpdatesAnswer, WeightUpdatesRequest
+from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
 from service.analysis.choices import resolve_layers
+from service.analysis.joints import joint_updates
+from service.analysis.next_tokens import next_tokens
+from service.analysis.pairs import Pair
+from service.analysis.together import together
 from service.analysis.updates import weight_updates
 from service.api.asking import Asking, asking
 from service.api.bodies import reads
 from service.api.operations import answers, operation
-from service.api.pairs import repeated, resolved_pair
+from service.api.pairs import pair_rows, probe_pairs, refuse, repeated, resolved_pair
 from service.api.tensors import check_size
 from service.engine import Model
-from service.errors import NotSupported
 
 router = APIRouter()
 
@@ -32,29 +35,65 @@ async def updates(
 
     For each layer and query position the rank-1 update ΔW of the MLP's first weight, and Δh of the
     block's output, that make the baseline run read as the run with context does: norms, cosines and
-    factors.
+    factors. With `joint` one patch of both MLP weights for all positions of a layer.
     """
-    if "split" in body.include:
-        raise NotSupported("`split` is not served yet", at=("include",))
     layers = resolve_layers(ask.model, body.layers)
     pair = await resolved_pair(ask, body)
-    entries = len(layers) * len(pair.positions)
+    check_combination(body, pair)
+    probes = await ask.off_loop("tokenize", probe_pairs, ask.model, body, body.probe_queries)
+    entries = len(layers) * (1 if body.joint else len(pair.positions))
     check_size(
-        {torch.float32: entries * numbers(ask.model, body.include)},
-        entries + len(pair.context) + len(pair.query) + len(pair.positions),
+        {torch.float32: entries * numbers(ask.model, body, len(pair.positions))},
+        entries * (1 + len(probes)) + len(pair.context) + len(pair.query) + len(pair.positions),
         ask.media,
         body.encoding,
         ask.state.settings.max_response_bytes,
     )
-    question = weight_updates(ask.model, pair, layers, frozenset(body.include))
-    found = await ask.ask(question, pair.rows)
-    content = {**repeated(ask, body, pair), "updates": found.updates}
-    if found.next_tokens is not None:
-        content["next_tokens"] = found.next_tokens
-    return await ask.answer(content, body.encoding)
+    rows = pair_rows(pair, body.stream) + sum(probe.rows for probe in probes)
+    content: dict[str, Any]
+    if body.joint:
+        found, likely = await ask.ask(
+            together(
+                joint_updates(ask.model, pair, layers, body.include),
+                next_tokens(ask.model, pair, "next_tokens" in body.include),
+            ),
+            rows,
+        )
+        content = {"updates": found}
+    else:
+        question = weight_updates(
+            ask.model, pair, layers, frozenset(body.include), body.stream, probes
+        )
+        summary = await ask.ask(question, rows)
+        content, likely = {"updates": summary.updates}, summary.next_tokens
+    if likely is not None:
+        content["next_tokens"] = likely
+    return await ask.answer(repeated(ask, body, pair, body.stream) | content, body.encoding)
 
 
-def numbers(model: Model, include: list[Include]) -> int:
+def check_combination(body: WeightUpdatesRequest, pair: Pair) -> None:
+    """Refuse what is not defined together.
+
+    Raises:
+        NotSupported: `split` without `alone` or free stream, or `joint` with what needs one patch a
+            position, or with a single one.
+    """
+    if "split" in body.include:
+        refuse(body.baseline != "alone", "`split` needs the baseline `alone`", "include")
+        refuse(body.stream != "free", "`split` needs the free stream", "include")
+    if body.joint:
+        refuse(len(pair.positions) < 2, "`joint` needs two positions or more", "joint")
+        refuse(body.stream != "free", "`joint` needs the free stream", "joint")
+        alone = {"bias", "split"} & set(body.include)
+        refuse(bool(alone), "`joint` has one patch for all: no bias, no split", "include")
+        refuse(bool(body.probe_queries), "`joint` has no single update to reuse", "probe_queries")
+
+
+def numbers(model: Model, body: WeightUpdatesRequest, positions: int) -> int:
     """How many numbers the tensors of one entry hold."""
-    factors = model.d_model + model.d_mlp if "factors" in include else 0
-    return factors + (model.d_model if "bias" in include else 0)
+    factors = model.d_model + model.d_mlp
+    if body.joint:
+        return 2 * positions * factors if "factors" in body.include else 0
+    count = factors if "factors" in body.include else 0
+    count += model.d_model if "bias" in body.include else 0
+    return count + (2 * factors if "split" in body.include else 0)

@@ -2,8 +2,8 @@
 
 from service.engine.checkpoint import DTYPES, Model, load
 from service.engine.engine import Engine
-from service.engine.patch import Apply, patched_mlp_pre, patched_resid_post
-from service.engine.run import Activations, HookPoint, Run, Site
+from service.engine.patch import patched_block, patched_mlp_pre
+from service.engine.run import Activations, Apply, Fixed, Follow, HookPoint, Run, Site
 from service.engine.scheduler import Question, Timings, drive
 from service.engine.text import Token
 
@@ -12,6 +12,8 @@ __all__ = [
     "Activations",
     "Apply",
     "Engine",
+    "Fixed",
+    "Follow",
     "HookPoint",
     "Model",
     "Question",
@@ -21,6 +23,6 @@ __all__ = [
     "Token",
     "drive",
     "load",
+    "patched_block",
     "patched_mlp_pre",
-    "patched_resid_post",
 ]

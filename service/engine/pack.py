@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.run import STAGE, Run, Site
+from service.engine.run import STAGE, Fixed, Follow, Run, Site
 
 Index = NDArray[np.int64]
 
@@ -26,11 +26,18 @@ class Trie:
     positions: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    roots: int = 0
 
     def add(self, run: Run) -> Index:
-        """The rows of a run, outermost first; those that are not there yet are added."""
+        """The rows of a run, outermost first; those that are not there yet are added.
+
+        A patched run shares no row with any other: its rows hang from a root of its own.
+        """
         path = np.empty(len(run.tokens), np.int64)
         parent = -1
+        if run.patch is not None:
+            self.roots += 1
+            parent = -1 - self.roots
         for i, (token, position) in enumerate(zip(run.tokens, run.positions, strict=True)):
             row = self.children.setdefault((parent, token, position), len(self.tokens))
             if row == len(self.tokens):
@@ -54,6 +61,23 @@ class Trie:
 
 
 @dataclass(frozen=True, eq=False)
+class PatchedRun:
+    """Where a patched run lies in its pack.
+
+    Args:
+        patch: What is patched.
+        depth: The last layer that it is needed in.
+        row: The row that follows; -1 where the patch is fixed.
+        source_row: The row that it follows; -1 where the patch is fixed.
+    """
+
+    patch: Follow | Fixed
+    depth: int
+    row: int = -1
+    source_row: int = -1
+
+
+@dataclass(frozen=True, eq=False)
 class Pack:
     """Runs laid out for one forward.
 
@@ -63,6 +87,8 @@ class Pack:
         sees: (rows, rows), a bool mask.
         depth: The last layer that each row is needed in, (rows,).
         reads: At each site the pack's rows that each run reads there, with the run's index.
+        patched: The runs whose weights are patched.
+        owner: The patched run that each row is of, as an index; -1: none, (rows,).
     """
 
     tokens: Index
@@ -70,6 +96,8 @@ class Pack:
     sees: NDArray[np.bool_]
     depth: Index
     reads: dict[Site, list[tuple[int, Index]]]
+    patched: tuple[PatchedRun, ...]
+    owner: Index
 
     def stage(self, layer: int) -> Index:
         """The last hook point that each row is needed at in a layer, by index; -1: keys only."""
@@ -78,6 +106,10 @@ class Pack:
             if site.layer == layer:
                 for _, rows in readers:
                     needed[rows] = np.maximum(needed[rows], STAGE[site.point])
+        for run in self.patched:
+            if run.depth >= layer and isinstance(run.patch, Follow):
+                pair = [run.row, run.source_row]
+                needed[pair] = np.maximum(needed[pair], STAGE["mlp_in"])
         return needed
 
 
@@ -85,10 +117,20 @@ def pack(runs: Sequence[Run]) -> Pack:
     """Lay runs out for one forward."""
     trie = Trie()
     paths = [trie.add(run) for run in runs]
-    depth = np.full(len(trie), -1, np.int64)
+    sources = [trie.add(p.source) if isinstance(p := run.patch, Follow) else None for run in runs]
+    depth, owner = np.full((2, len(trie)), -1, np.int64)
     reads: dict[Site, list[tuple[int, Index]]] = {}
-    for i, (run, path) in enumerate(zip(runs, paths, strict=True)):
+    patched: list[PatchedRun] = []
+    for i, (run, path, source) in enumerate(zip(runs, paths, sources, strict=True)):
         depth[path] = np.maximum(depth[path], run.depth)
+        if run.patch is not None:
+            owner[path] = len(patched)
+        if isinstance(run.patch, Fixed):
+            patched.append(PatchedRun(run.patch, run.depth))
+        elif run.patch is not None and source is not None:
+            depth[source] = np.maximum(depth[source], run.depth)
+            row, source_row = path[run.patch.row], source[run.patch.source_row]
+            patched.append(PatchedRun(run.patch, run.depth, int(row), int(source_row)))
         for site, rows in run.reads.items():
             reads.setdefault(site, []).append((i, path[np.asarray(rows, np.int64)]))
     return Pack(
@@ -97,6 +139,8 @@ def pack(runs: Sequence[Run]) -> Pack:
         sees=trie.sight(),
         depth=depth,
         reads=reads,
+        patched=tuple(patched),
+        owner=owner,
     )
 
 
@@ -105,6 +149,8 @@ def fill(runs: Sequence[Run], budget: int) -> int:
     trie = Trie()
     for count, run in enumerate(runs):
         trie.add(run)
+        if isinstance(run.patch, Follow):
+            trie.add(run.patch.source)
         if count and len(trie) > budget:
             return count
     return len(runs)

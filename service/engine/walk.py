@@ -1,8 +1,8 @@
 """The walk: a pack through the blocks, every hook point a local variable.
 
-    h = x + attn(ln_1(x))          resid_mid
-    n = ln_2(h)                    mlp_in
-    x = h + w_out(act(w_in(n)))    resid_post
+    h = x + attn(ln_1(x))                    resid_mid
+    n = ln_2(h)                              mlp_in
+    x = h + w_out(act(w_in(n))) [+ Δh]       resid_post, W_in + ΔW and Δh on rows of patched runs
 
 Nothing is computed that no run reads: rows leave after their last layer, and there only the rows
 that are read become queries. The mask is a bool mask for sdpa alone (under `eager` it would be
@@ -21,6 +21,7 @@ from torch import Tensor
 from service.engine.checkpoint import Model
 from service.engine.families import Block
 from service.engine.pack import Index, Pack, pack
+from service.engine.patch import layer_patch
 from service.engine.run import STAGE, Activations, HookPoint, Run, Site
 from service.errors import NonFiniteActivation
 
@@ -111,19 +112,23 @@ def _block(
     note("resid_mid", x)
     normed = block.ln_2(x)
     note("mlp_in", normed)
+    patch = layer_patch(reading.pack.patched, layer, block, rows, x, normed)
     asked = stage[rows] >= STAGE["mlp_pre"]
     if not asked.all():
         some = torch.from_numpy(np.flatnonzero(asked)).to(x.device)
         rows, x, sees, normed = rows[asked], x[some], sees[some][:, some], normed[some]
     if not len(rows):
         return x, rows, sees
-    pre = block.w_in(normed)
+    owner = reading.pack.owner[rows]
+    pre = block.w_in(normed) if patch is None else patch.mlp_pre(block, normed, owner)
     note("mlp_pre", pre)
     act = block.act(pre)
     note("mlp_act", act)
     out = block.w_out(act)
     note("mlp_out", out)
     x = x + out
+    if patch is not None:
+        x = patch.shift(x, owner)
     note("resid_post", x)
     return x, rows, sees
 

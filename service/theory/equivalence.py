@@ -20,18 +20,33 @@ from torch import Tensor
 
 from service.theory.vectors import norm
 
-Scope = Literal["projection", "block"]
+Scope = Literal["projection", "block", "model"]
 Verdict = Literal["holds", "fails", "vacuous"]
 
 GATES: dict[tuple[Scope, torch.dtype], float] = {
     ("projection", torch.float32): 1e-5,
     ("block", torch.float32): 2e-5,
+    ("model", torch.float32): 1e-5,
     ("projection", torch.float64): 1e-12,
     ("block", torch.float64): 1e-12,
+    ("model", torch.float64): 1e-12,
 }
 """Relative error allowed, before cancellation. Measured worst cases lie 7 to 1,000 times below."""
 
+KL_GATES = {torch.float32: 1e-8, torch.float64: 1e-12}
+"""KL(with context ‖ patched) allowed, in nats."""
+
 VACUOUS_FACTOR = 10.0
+
+
+def gate(scope: Scope, dtype: torch.dtype) -> float:
+    """The relative error that a scope allows in float32 or float64, before cancellation."""
+    return GATES[scope, dtype]
+
+
+def kl_gate(dtype: torch.dtype) -> float:
+    """The KL divergence that scope `model` allows in float32 or float64, in nats."""
+    return KL_GATES[dtype]
 
 
 def tolerance(

@@ -48,6 +48,18 @@ class ImplicitUpdate:
         """The same update rounded to `dtype`."""
         return ImplicitUpdate(self.weight.to(dtype), self.bias.to(dtype))
 
+    def with_output(self, output: Tensor) -> ImplicitUpdate:
+        """The same with another output factor of ΔW."""
+        return ImplicitUpdate(RankOne(self.weight.input, output), self.bias)
+
+    def without_weight(self) -> ImplicitUpdate:
+        """Δh alone."""
+        return self.with_output(torch.zeros_like(self.weight.output))
+
+    def without_bias(self) -> ImplicitUpdate:
+        """ΔW alone."""
+        return ImplicitUpdate(self.weight, torch.zeros_like(self.bias))
+
 
 def implicit_update(
     n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Tensor
@@ -67,17 +79,35 @@ def implicit_update(
     Raises:
         NonFinite: ‖n‖ is zero, or a value is infinite or not a number.
     """
-    n64 = n.double()
-    squared = (n64 * n64).sum(-1, keepdim=True)
+    bias = h_context.double() - h.double()
+    if not bool(torch.isfinite(bias).all()):
+        raise NonFinite("an update has an infinite value")
+    return ImplicitUpdate(update_on_base(n, n, n_context, w_in), bias)
+
+
+def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Tensor) -> RankOne:
+    """`nᵀ((n_to − n_from)·W) / ‖n‖²`: what takes one reading to another, seen from the base n.
+
+    Updates on one base add up: from a to b and from b to c is from a to c.
+
+    Args:
+        n: The base, (..., d_model).
+        n_from: The reading before, (..., d_model).
+        n_to: The reading after, (..., d_model).
+        w_in: The MLP's first weight, (d_model, d_mlp).
+
+    Raises:
+        NonFinite: ‖n‖ is zero, or a value is infinite or not a number.
+    """
+    base = n.double()
+    squared = (base * base).sum(-1, keepdim=True)
     if not bool((squared > 0).all()):
         raise NonFinite("the baseline's mlp_in has norm 0 or is not a number: ΔW does not exist")
-    difference = n_context.double() - n64
     dtype = torch.promote_types(w_in.dtype, torch.float32)
-    output = difference.to(dtype) @ w_in.to(dtype)
-    bias = h_context.double() - h.double()
-    if not bool(torch.isfinite(output).all() and torch.isfinite(bias).all()):
+    output = (n_to.double() - n_from.double()).to(dtype) @ w_in.to(dtype)
+    if not bool(torch.isfinite(output).all()):
         raise NonFinite("an update has an infinite value")
-    return ImplicitUpdate(RankOne(n64 / squared, output), bias)
+    return RankOne(base / squared, output)
 
 
 def below_noise(n: Tensor, n_context: Tensor, dtype: torch.dtype) -> Tensor:

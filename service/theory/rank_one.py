@@ -49,7 +49,7 @@ class RankOne:
 
     def cosine(self, other: RankOne) -> Tensor:
         """⟨M₁, M₂⟩ / (‖M₁‖ ‖M₂‖), float64, (...); NaN where one of them is zero."""
-        return self.inner(other) / (self.norm * other.norm)
+        return (self.inner(other) / (self.norm * other.norm)).clamp(-1.0, 1.0)
 
     def dense(self) -> Tensor:
         """The matrices themselves, (..., d_in, d_out): for the one product that asks for them."""

@@ -11,6 +11,7 @@ from transformers import GPT2TokenizerFast
 from training.rows import Sampler, encode, repeats
 from training.tasks import FORM, RECALL, UNKNOWN, Piece, World
 
+MIX = {"natural": 0.3, "tasks": 0.4, "repeats": 0.3}
 WORLD = World(
     {"capital": {f"Land{i}": f"City{i}" for i in range(10)}}, tuple(f"word{i}" for i in range(40))
 )
@@ -46,13 +47,13 @@ def test_a_token_weighs_as_the_piece_of_its_last_character(tokenizer: GPT2Tokeni
 
 def test_batches_depend_on_step_and_length_only(sampler: Sampler) -> None:
     """A resumed run sees the batch that it would have seen; other steps and lengths see others."""
-    ids, weights = sampler.batch(3, 4, 64)
-    again, same = sampler.batch(3, 4, 64)
+    ids, weights = sampler.batch(3, 4, 64, MIX)
+    again, same = sampler.batch(3, 4, 64, MIX)
     assert (ids == again).all()
     assert (weights == same).all()
     assert ids.shape == weights.shape == (4, 64)
-    assert (ids != sampler.batch(4, 4, 64)[0]).any()
-    assert (ids[:, :32] != sampler.batch(3, 4, 32)[0]).any()
+    assert (ids != sampler.batch(4, 4, 64, MIX)[0]).any()
+    assert (ids[:, :32] != sampler.batch(3, 4, 32, MIX)[0]).any()
 
 
 def test_what_weighs_in_a_repeated_row_was_seen_before() -> None:

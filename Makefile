@@ -1,0 +1,54 @@
+# deltaw: `make run` serves the bundled GPT-2, `make test` passes everything.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Waiting threads that spin are up to 50 times slower on a busy machine; read before torch is imported.
+export OMP_WAIT_POLICY ?= PASSIVE
+# A CPU build of torch is a tenth of the download: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
+.PHONY: run test test-slow check format bench train clean
+
+run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
+	$(BIN)/deltaw serve $(ARGS)
+
+test: $(VENV)/.dev  ## the default suite
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.dev  ## what takes longer
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.dev  ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## ratios, side by side, on this machine
+	$(BIN)/python -m benchmarks $(ARGS)
+
+train: $(VENV)/.dev  ## make the bundled checkpoint again, from installable texts
+	$(BIN)/python -m training $(ARGS)
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.server: $(VENV)/.venv requirements.lock pyproject.toml
+	$(PIP_INSTALL) -r requirements.lock
+	$(PIP_INSTALL) --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.server requirements-dev.lock
+	$(PIP_INSTALL) -r requirements-dev.lock
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,53 @@
+"""`POST /v1/attributions`: what each span of the context contributes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Response
+
+from schemas.attributions import AttributionsAnswer, AttributionsRequest
+from service.analysis.attributions import attribution_rows, attributions
+from service.analysis.choices import resolve_layers
+from service.analysis.spans import given_spans, sentence_spans
+from service.api.asking import Asking, asking_plainly
+from service.api.bodies import reads
+from service.api.operations import answers, operation
+from service.api.pairs import only_here, repeated, resolved_pair
+from service.api.tensors import check_size
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/attributions",
+    **operation(AttributionsRequest),
+    responses=answers(AttributionsAnswer, tensors=False),
+)
+async def shares(
+    body: Annotated[AttributionsRequest, Depends(reads(AttributionsRequest))],
+    ask: Annotated[Asking, Depends(asking_plainly)],
+) -> Response:
+    """Attribute ΔW to spans of the context, sentences by default.
+
+    Each span by itself and by its absence, its share of the whole, and how much the order of the
+    spans matters. Spans interact, so shares need not add up to 1.
+    """
+    only_here(body)
+    layers = resolve_layers(ask.model, body.layers)
+    pair = await resolved_pair(ask, body)
+    spans = (
+        sentence_spans(ask.model, pair)
+        if body.spans is None
+        else given_spans(pair, body.spans, cover=False)
+    )
+    check_size(
+        {},
+        len(layers) * len(pair.positions) * len(spans) + len(pair.context) + len(pair.query),
+        ask.media,
+        "json",
+        ask.state.settings.max_response_bytes,
+    )
+    question = attributions(ask.model, pair, layers, spans)
+    found = await ask.ask(question, attribution_rows(pair, spans))
+    return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

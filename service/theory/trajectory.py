@@ -1,0 +1,80 @@
+"""The weights' way as the context is read, step by step.
+
+With n_i the MLP's input after the i-th part of the context (n_0: none) and the query at its place,
+
+    ΔW_i = n_0ᵀ ((n_i − n_0) W) / ‖n_0‖²,      W_i = W + ΔW_i,
+    step_i = W_{i+1} − W_i = n_0ᵀ ((n_{i+1} − n_i) W) / ‖n_0‖² = −η G_i,
+    η = 1/‖n_0‖²,   G_i = n_0ᵀ ((n_i − n_{i+1}) W),   loss_i(W) = trace(G_iᵀ W).
+
+So reading a part is a step of gradient descent on a loss that is linear in W. This is a restatement
+of a telescoping sum: the steps add up to ΔW of the whole context. Source: arXiv 2507.16003, section
+on implicit dynamics. Every matrix has the same input factor, so all of it is computed from rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from service.theory.implicit_update import NonFinite
+from service.theory.vectors import dot, norm
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One layer's and one position's way; each tensor (steps), float64.
+
+    Args:
+        eta: η = 1/‖n_0‖².
+        norm: ‖ΔW_{i+1}‖, after the step.
+        step_norm: ‖W_{i+1} − W_i‖ = η ‖G_i‖.
+        gradient_norm: ‖G_i‖.
+        cosine_to_final: cos(ΔW_{i+1}, ΔW of the whole context); NaN where one is zero.
+        loss_before: loss_i(W_i).
+        loss_after: loss_i(W_{i+1}).
+        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; NaN where ΔW is zero.
+    """
+
+    eta: float
+    norm: Tensor
+    step_norm: Tensor
+    gradient_norm: Tensor
+    cosine_to_final: Tensor
+    loss_before: Tensor
+    loss_after: Tensor
+    telescoping_error: float
+
+
+def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
+    """The way of one layer's weight.
+
+    Args:
+        readings: n_0 to n_k, (steps + 1, d_model).
+        w_in: The MLP's first weight, (d_model, d_mlp).
+
+    Raises:
+        NonFinite: ‖n_0‖ is zero, or a value is infinite or not a number.
+    """
+    n = readings.double()
+    length = norm(n[0])
+    if not bool(length > 0) or not bool(torch.isfinite(n).all()):
+        raise NonFinite("the baseline's mlp_in has norm 0 or is not a number: ΔW does not exist")
+    dtype = torch.promote_types(w_in.dtype, torch.float32)
+    weight = w_in.to(dtype)
+    shifts = (((n[1:] - n[0]).to(dtype)) @ weight).double()
+    steps = ((n[1:] - n[:-1]).to(dtype) @ weight).double()
+    read = (n.to(dtype) @ weight).double()
+    gradient = -steps
+    final = norm(shifts[-1])
+    return Trajectory(
+        eta=float(length**-2),
+        norm=norm(shifts) / length,
+        step_norm=norm(steps) / length,
+        gradient_norm=norm(steps) * length,
+        cosine_to_final=(dot(shifts, shifts[-1]) / (norm(shifts) * final)).clamp(-1.0, 1.0),
+        loss_before=dot(gradient, read[:-1]),
+        loss_after=dot(gradient, read[1:]),
+        telescoping_error=float(norm(steps.sum(0) - shifts[-1]) / final),
+    )
