@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -60,16 +61,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         queue_size=chosen.queue_size,
         row_budget=chosen.row_budget,
         batching=chosen.batching,
+        prefix_cache_bytes=chosen.prefix_cache_bytes,
         threads=chosen.threads,
         observe=metrics.observe_forward,
     )
-    state = State(chosen, engine, metrics)
+    state = State(chosen, engine, metrics, chosen.keys)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
-        engine.close()
+        await asyncio.to_thread(engine.close)
 
     app = FastAPI(
         title="deltaw",

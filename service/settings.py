@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     batching: Annotated[
         bool, Field(description="whether runs of different requests share a forward")
     ] = True
+    prefix_cache_bytes: Annotated[
+        int, Field(ge=0, description="what keys and values of known contexts may take; 0: none")
+    ] = 256 * MiB
     max_body_bytes: Annotated[int, Field(ge=1, description="of a request's body")] = MiB
     max_response_bytes: Annotated[
         int, Field(ge=1, description="of an answer, predicted before any work")

@@ -62,6 +62,15 @@ class Metrics:
         self.response_bytes = Histogram(
             "deltaw_response_bytes", "Size of an answer's body.", buckets=BYTES, registry=registry
         )
+        self.prefix_cache_hits = Gauge(
+            "deltaw_prefix_cache_hits", "Rows found among known prefixes.", registry=registry
+        )
+        self.prefix_cache_misses = Gauge(
+            "deltaw_prefix_cache_misses", "Rows that had to be computed.", registry=registry
+        )
+        self.prefix_cache_bytes = Gauge(
+            "deltaw_prefix_cache_bytes", "What known prefixes take.", registry=registry
+        )
         self.equivalence_error = Histogram(
             "deltaw_equivalence_relative_error",
             "Relative error of each equivalence check, the self-check's included.",

@@ -31,11 +31,13 @@ class Asking:
         request: The HTTP request.
         media: What the answer will be written as.
         timings: Seconds by the names of `Server-Timing`.
+        known: Its entry that says how many rows were known.
     """
 
     request: Request
     media: str
     timings: dict[str, float] = field(default_factory=dict)
+    known: str = ""
 
     @property
     def state(self) -> State:
@@ -90,6 +92,7 @@ class Asking:
             "forward": timings.forward,
             "compute": timings.compute,
         }
+        self.known = f'prefix;desc="{timings.known_rows} of {timings.rows} rows known"'
         self.request.scope["deltaw.rows"] = rows
         return answer
 
@@ -103,6 +106,7 @@ class Asking:
             f"{name};dur={1000 * self.timings.get(name, 0.0):.3f}"
             for name in ("queue", "tokenize", "forward", "compute", "serialize")
         )
+        timing += f", {self.known}" if self.known else ""
         headers = {"Server-Timing": timing, "Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type=self.media)
 

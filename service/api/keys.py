@@ -23,12 +23,11 @@ async def require_key(state: Found, sent: Bearer) -> None:
     Raises:
         ProblemError: `missing_key` or `wrong_key`.
     """
-    keys = state.settings.keys
-    if not keys:
+    if not state.keys:
         return
     if sent is None:
         raise ProblemError("missing_key", headers={"WWW-Authenticate": "Bearer"})
     offered = sent.credentials.encode()
-    matches = [hmac.compare_digest(offered, key.encode()) for key in keys]
+    matches = [hmac.compare_digest(offered, key.encode()) for key in state.keys]
     if not any(matches):
         raise ProblemError("wrong_key")

@@ -57,4 +57,8 @@ METRICS: dict[int | str, dict[str, Any]] = {
 async def metrics(state: Found) -> Response:
     """Count, in Prometheus' text format."""
     state.metrics.queue_depth.set(state.engine.waiting)
+    if (prefixes := state.engine.prefixes) is not None:
+        state.metrics.prefix_cache_hits.set(prefixes.hits)
+        state.metrics.prefix_cache_misses.set(prefixes.misses)
+        state.metrics.prefix_cache_bytes.set(prefixes.bytes)
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -22,12 +22,14 @@ class State:
         settings: How the service runs.
         engine: The resident model.
         metrics: What is counted.
+        keys: Bearer keys that open the service; none: it is open.
         self_check: What the check at start found; None until it has run.
     """
 
     settings: Settings
     engine: Engine
     metrics: Metrics
+    keys: tuple[str, ...]
     self_check: SelfCheck | None = None
 
     @property

@@ -19,6 +19,7 @@ import torch
 
 from service.engine.checkpoint import Model
 from service.engine.cores import available_cores
+from service.engine.prefixes import Prefixes
 from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
 from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
 
@@ -35,6 +36,7 @@ class Engine:
         queue_size: Questions that may wait.
         row_budget: Rows of one forward.
         batching: Whether runs of different questions share a forward.
+        prefix_cache_bytes: What known prefixes may take; 0 keeps none.
         threads: CPU threads; 0 is one for each core that is really ours.
         observe: Called after each forward with its seconds and its runs.
     """
@@ -47,6 +49,7 @@ class Engine:
         queue_size: int = 64,
         row_budget: int = 2048,
         batching: bool = True,
+        prefix_cache_bytes: int = 0,
         threads: int = 0,
         observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
     ) -> None:
@@ -56,6 +59,7 @@ class Engine:
         self._row_budget = row_budget
         self._active = ACTIVE if batching else 1
         self._batching = batching
+        self._prefix_cache_bytes = prefix_cache_bytes
         self._threads = threads or available_cores()
         self._observe = observe
         self._thread = threading.Thread(target=self._main, name="compute", daemon=True)
@@ -65,6 +69,8 @@ class Engine:
         self._pace = 0.0
         self._closing = False
         self._model: Model | None = None
+        self._scheduler: Scheduler | None = None
+        self.prefixes: Prefixes | None = None
         self._sound: bool | None = None
         self.draining = False
         self.fatal: BaseException | None = None
@@ -74,9 +80,11 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after what it is doing; whatever still waits is refused."""
+        """End the thread before its next block; whatever still waits or runs is refused."""
         with self._changed:
             self.draining = self._closing = True
+            for ticket in self._scheduler.active if self._scheduler is not None else ():
+                ticket.cancelled = True
             self._changed.notify_all()
         if self._thread.is_alive():
             self._thread.join()
@@ -141,17 +149,18 @@ class Engine:
             ticket.cancelled = True
 
     def _main(self) -> None:
-        scheduler: Scheduler | None = None
         try:
             torch.set_num_threads(self._threads)
             torch.backends.cuda.matmul.allow_tf32 = False
             with torch.inference_mode():
                 self._model = self._load()
                 self._sound = self._check(self._model)
-                scheduler = Scheduler(
+                self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.n_layers)
+                scheduler = self._scheduler = Scheduler(
                     self._model,
                     row_budget=self._row_budget,
                     batching=self._batching,
+                    prefixes=self.prefixes,
                     observe=self._observe,
                 )
                 while self._take(scheduler):
@@ -160,19 +169,17 @@ class Engine:
                     self._note_pace(time.monotonic() - start, before - len(scheduler.active))
         except BaseException as error:
             self.fatal = error
-            if scheduler is not None:
-                scheduler.abort(error)
         finally:
-            self._refuse_waiting()
+            self._refuse_all()
 
     def _take(self, scheduler: Scheduler) -> bool:
         """Admit what may run; wait where there is nothing to do. False at the end."""
         with self._changed:
             self._running = len(scheduler.active)
-            while not self._waiting and not scheduler.active:
-                if self._closing:
-                    return False
+            while not self._waiting and not scheduler.active and not self._closing:
                 self._changed.wait()
+            if self._closing:
+                return False
             for ticket in tuple(self._waiting):
                 if not ticket.wanted:
                     self._waiting.remove(ticket)
@@ -188,12 +195,15 @@ class Engine:
         share = seconds / ended if ended else seconds
         self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
 
-    def _refuse_waiting(self) -> None:
+    def _refuse_all(self) -> None:
+        refusal = Draining("the service is shutting down", retry_after=5.0)
         with self._changed:
             self.draining = True
             self._running = 0
+            if self._scheduler is not None:
+                self._scheduler.abort(refusal)
             for ticket in self._waiting:
-                ticket.settle(None, Draining("the service is shutting down", retry_after=5.0))
+                ticket.settle(None, refusal)
             self._waiting.clear()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine.prefixes import CHUNK, Chunk, Find, nothing_known
 from service.engine.run import STAGE, Fixed, Follow, Run, Site
 
 Index = NDArray[np.int64]
@@ -26,19 +27,21 @@ class Trie:
     positions: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    roots: int = 0
+    known: dict[Chunk, int] = field(default_factory=dict)
+    roots: list[Sequence[Chunk]] = field(default_factory=list)
+    root_of: dict[Chunk, int] = field(default_factory=dict)
 
-    def add(self, run: Run) -> Index:
-        """The rows of a run, outermost first; those that are not there yet are added.
+    def add(self, run: Run, known: Sequence[Chunk] = ()) -> Index:
+        """The rows of a run, outermost first, -1 for known ones; what is not there yet is added.
 
-        A patched run shares no row with any other: its rows hang from a root of its own.
+        A patched run shares no row with any other: its rows hang from a root of its own. So do
+        those behind a known beginning, except with runs that have the same.
         """
-        path = np.empty(len(run.tokens), np.int64)
-        parent = -1
-        if run.patch is not None:
-            self.roots += 1
-            parent = -1 - self.roots
-        for i, (token, position) in enumerate(zip(run.tokens, run.positions, strict=True)):
+        start = CHUNK * len(known)
+        path = np.full(len(run.tokens), -1, np.int64)
+        parent = self._root(run, known)
+        rest = zip(run.tokens[start:], run.positions[start:], strict=True)
+        for i, (token, position) in enumerate(rest, start):
             row = self.children.setdefault((parent, token, position), len(self.tokens))
             if row == len(self.tokens):
                 self.tokens.append(token)
@@ -47,16 +50,35 @@ class Trie:
             path[i] = parent = row
         return path
 
+    def _root(self, run: Run, known: Sequence[Chunk]) -> int:
+        """What a run's first row hangs from: -1, or a negative number for a root of its own."""
+        if known:
+            for chunk in known:
+                self.known.setdefault(chunk, len(self.known))
+            root = self.root_of.setdefault(known[-1], len(self.roots))
+            if root == len(self.roots):
+                self.roots.append(known)
+            return -2 - root
+        if run.patch is not None:
+            self.roots.append(())
+            return -1 - len(self.roots)
+        return -1
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def sight(self) -> NDArray[np.bool_]:
-        """Which row sees which: its ancestors and itself, (rows, rows)."""
-        sees = np.zeros((len(self), len(self)), np.bool_)
+        """Which row sees which: ancestors, known ones first, and itself, (rows, known + rows)."""
+        ahead = CHUNK * len(self.known)
+        sees = np.zeros((len(self), ahead + len(self)), np.bool_)
         for row, parent in enumerate(self.parents):
             if parent >= 0:
                 sees[row] = sees[parent]
-            sees[row, row] = True
+            elif parent < -1:
+                for chunk in self.roots[-2 - parent]:
+                    column = CHUNK * self.known[chunk]
+                    sees[row, column : column + CHUNK] = True
+            sees[row, ahead + row] = True
         return sees
 
 
@@ -84,7 +106,10 @@ class Pack:
     Args:
         tokens: (rows,).
         positions: (rows,).
-        sees: (rows, rows), a bool mask.
+        sees: A bool mask, (rows, known + rows).
+        known: The chunks of known rows that the first columns of the mask stand for.
+        begins: Each run's known beginning.
+        paths: Each run's rows, -1 for known ones.
         depth: The last layer that each row is needed in, (rows,).
         reads: At each site the pack's rows that each run reads there, with the run's index.
         patched: The runs whose weights are patched.
@@ -94,6 +119,9 @@ class Pack:
     tokens: Index
     positions: Index
     sees: NDArray[np.bool_]
+    known: tuple[Chunk, ...]
+    begins: tuple[Sequence[Chunk], ...]
+    paths: tuple[Index, ...]
     depth: Index
     reads: dict[Site, list[tuple[int, Index]]]
     patched: tuple[PatchedRun, ...]
@@ -113,16 +141,23 @@ class Pack:
         return needed
 
 
-def pack(runs: Sequence[Run]) -> Pack:
-    """Lay runs out for one forward."""
+def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
+    """Lay runs out for one forward.
+
+    Args:
+        runs: Of one dtype.
+        find: Says which beginning of a run is known.
+    """
     trie = Trie()
-    paths = [trie.add(run) for run in runs]
+    begins = [find(run) for run in runs]
+    paths = [trie.add(run, known) for run, known in zip(runs, begins, strict=True)]
     sources = [trie.add(p.source) if isinstance(p := run.patch, Follow) else None for run in runs]
     depth, owner = np.full((2, len(trie)), -1, np.int64)
     reads: dict[Site, list[tuple[int, Index]]] = {}
     patched: list[PatchedRun] = []
     for i, (run, path, source) in enumerate(zip(runs, paths, sources, strict=True)):
-        depth[path] = np.maximum(depth[path], run.depth)
+        own = path[path >= 0]
+        depth[own] = np.maximum(depth[own], run.depth)
         if run.patch is not None:
             owner[path] = len(patched)
         if isinstance(run.patch, Fixed):
@@ -137,6 +172,9 @@ def pack(runs: Sequence[Run]) -> Pack:
         tokens=np.asarray(trie.tokens, np.int64),
         positions=np.asarray(trie.positions, np.int64),
         sees=trie.sight(),
+        known=tuple(trie.known),
+        begins=tuple(begins),
+        paths=tuple(paths),
         depth=depth,
         reads=reads,
         patched=tuple(patched),
@@ -144,11 +182,11 @@ def pack(runs: Sequence[Run]) -> Pack:
     )
 
 
-def fill(runs: Sequence[Run], budget: int) -> int:
+def fill(runs: Sequence[Run], budget: int, find: Find = nothing_known) -> int:
     """How many of the runs, from the first on, fit into a pack of `budget` rows; at least one."""
     trie = Trie()
     for count, run in enumerate(runs):
-        trie.add(run)
+        trie.add(run, find(run))
         if isinstance(run.patch, Follow):
             trie.add(run.patch.source)
         if count and len(trie) > budget:

@@ -18,6 +18,7 @@ import torch
 
 from service.engine.checkpoint import Model
 from service.engine.pack import fill
+from service.engine.prefixes import CHUNK, Prefixes, nothing_known
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
 from service.errors import DeadlineExceeded, OutOfMemory
@@ -28,12 +29,21 @@ Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
 
 @dataclass
 class Timings:
-    """Where a question's seconds went: waiting for its turn, in forwards (shared ones in full), in
-    its own computation."""
+    """Where a question's time and rows went.
+
+    Args:
+        queue: Seconds of waiting for its turn.
+        forward: Seconds in forwards, shared ones in full.
+        compute: Seconds in its own computation.
+        rows: Rows that its runs have, before any is shared.
+        known_rows: How many of them were known from earlier forwards.
+    """
 
     queue: float = 0.0
     forward: float = 0.0
     compute: float = 0.0
+    rows: int = 0
+    known_rows: int = 0
 
 
 @dataclass(eq=False)
@@ -73,6 +83,7 @@ class Scheduler:
         model: The resident model.
         row_budget: Rows of a pack; a single longer run goes alone.
         batching: Whether runs of different questions may share a pack.
+        prefixes: Known beginnings.
         observe: Called after each forward with its seconds and its runs.
     """
 
@@ -82,11 +93,14 @@ class Scheduler:
         *,
         row_budget: int,
         batching: bool,
+        prefixes: Prefixes | None = None,
         observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
     ) -> None:
         self._model = model
         self._row_budget = row_budget
         self._batching = batching
+        self._prefixes = prefixes
+        self._find = nothing_known if prefixes is None else prefixes.find
         self._observe = observe
         self.active: deque[Ticket] = deque()
 
@@ -143,7 +157,7 @@ class Scheduler:
             for ticket, other in waiting
             if other.dtype == run.dtype and (self._batching or ticket is first)
         ]
-        return alike[: fill([other for _, other in alike], self._row_budget)]
+        return alike[: fill([other for _, other in alike], self._row_budget, self._find)]
 
     def _run(self, sharing: list[tuple[Ticket, Run]]) -> None:
         owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
@@ -152,9 +166,12 @@ class Scheduler:
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
+        for owner, run in sharing:
+            owner.timings.rows += len(run.tokens)
+            owner.timings.known_rows += CHUNK * len(self._find(run))
         start = time.monotonic()
         try:
-            activations = forward(self._model, [run for _, run in sharing], proceed)
+            activations = forward(self._model, [run for _, run in sharing], proceed, self._prefixes)
         except _Unwanted:
             return
         except Exception as error:

@@ -12,22 +12,28 @@ added to the scores).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.checkpoint import Model
 from service.engine.families import Block
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
+from service.engine.prefixes import CHUNK, Chunk, Prefixes, nothing_known, stacked
 from service.engine.run import STAGE, Activations, HookPoint, Run, Site
 from service.errors import NonFiniteActivation
 
 
 def forward(
-    model: Model, runs: Sequence[Run], proceed: Callable[[], None] = lambda: None
+    model: Model,
+    runs: Sequence[Run],
+    proceed: Callable[[], None] = lambda: None,
+    prefixes: Prefixes | None = None,
 ) -> Sequence[Activations]:
     """What each run reads, all runs in one pack.
 
@@ -35,13 +41,18 @@ def forward(
         model: The resident model.
         runs: Runs of one dtype.
         proceed: Called before each block; ends the walk by raising.
+        prefixes: Known beginnings, to use and to add to.
 
     Raises:
         NonFiniteActivation: A site that is read holds NaN or infinity.
     """
     dtype = runs[0].dtype or model.dtype
-    reading = _Reading(model, pack(runs), len(runs))
+    find = nothing_known if prefixes is None else prefixes.find
+    reading = _Reading(model, pack(runs, find), len(runs))
     _walk(model, reading, dtype, proceed)
+    if prefixes is not None:
+        for run, known, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
+            prefixes.keep(run, known, partial(reading.chunk, path))
     return reading.activations
 
 
@@ -53,6 +64,21 @@ class _Reading:
         self.device = model.device
         self.activations: list[dict[Site, Tensor]] = [{} for _ in range(runs)]
         self._row_of = np.arange(len(laid_out.tokens))
+        self._computed: list[tuple[Index, Tensor, Tensor]] = []
+
+    def computed(self, rows: Index, keys: Tensor, values: Tensor) -> None:
+        """Remember a layer's keys and values of the pack's `rows`, (heads, rows, d_head) each."""
+        self._computed.append((rows, keys, values))
+
+    def chunk(self, path: Index, start: int, stop: int) -> Tensor | None:
+        """Keys and values of a run's rows, as a chunk holds them; None where there are none."""
+        wanted, layers, places = path[start:stop], [], []
+        for rows, keys, values in self._computed:
+            if wanted[0] < 0 or not np.isin(wanted, rows).all():
+                break
+            layers.append((keys, values))
+            places.append(torch.from_numpy(rows.searchsorted(wanted)).to(self.device))
+        return stacked(layers, places) if layers else None
 
     def note(self, layer: int, point: HookPoint, value: Tensor, rows: Index) -> None:
         """Hand out `value`, which holds the pack's `rows`, to the runs that read this site."""
@@ -76,20 +102,48 @@ def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable
     x = model.token_embedding[_index(laid_out.tokens, model)].to(dtype)
     x = x + model.position_embedding[_index(laid_out.positions, model)].to(dtype)
     sees = torch.from_numpy(laid_out.sees).to(model.device)
+    known = laid_out.known
     for layer in range(min(int(laid_out.depth.max(initial=-1)) + 1, model.n_layers)):
         proceed()
         stay = laid_out.depth[rows] >= layer
         if not stay.all():
-            rows, here = rows[stay], _index(np.flatnonzero(stay), model)
-            x, sees = x[here], sees[here][:, here]
+            rows, x, sees = _keep(stay, rows, x, sees)
+        if any(chunk.depth <= layer for chunk in known):
+            known, sees = _keep_known(layer, known, sees)
         block = model.blocks[layer].to(dtype)
-        x, rows, sees = _block(block, layer, x, rows, sees, reading)
+        x, rows, sees = _block(block, layer, x, rows, sees, known, reading)
     if len(rows):
         _unembed(model, x, rows, reading)
 
 
+def _keep(
+    stay: NDArray[np.bool_], rows: Index, x: Tensor, sees: Tensor
+) -> tuple[Index, Tensor, Tensor]:
+    """The rows that stay in the pack, their stream, and what they see of known rows and others."""
+    here = torch.from_numpy(np.flatnonzero(stay)).to(x.device)
+    ahead = sees.shape[1] - len(sees)
+    columns = torch.cat([torch.arange(ahead, device=x.device), ahead + here])
+    return rows[stay], x[here], sees[here][:, columns]
+
+
+def _keep_known(
+    layer: int, known: Sequence[Chunk], sees: Tensor
+) -> tuple[tuple[Chunk, ...], Tensor]:
+    """The known chunks that reach a layer, and the mask without the others' columns."""
+    reach = torch.tensor([chunk.depth > layer for chunk in known], device=sees.device)
+    own = torch.ones(sees.shape[1] - CHUNK * len(known), dtype=torch.bool, device=sees.device)
+    columns = torch.cat([reach.repeat_interleave(CHUNK), own])
+    return tuple(chunk for chunk in known if chunk.depth > layer), sees[:, columns]
+
+
 def _block(
-    block: Block, layer: int, x: Tensor, rows: Index, sees: Tensor, reading: _Reading
+    block: Block,
+    layer: int,
+    x: Tensor,
+    rows: Index,
+    sees: Tensor,
+    known: Sequence[Chunk],
+    reading: _Reading,
 ) -> tuple[Tensor, Index, Tensor]:
     """One block: the stream behind it, the pack's rows that are left in it, and their mask."""
 
@@ -102,11 +156,14 @@ def _block(
     note("ln_1_out", normed)
     asked = stage[rows] >= STAGE["attn_out"]
     if not asked.any():
-        return x[:0], rows[:0], sees[:0, :0]
+        return x[:0], rows[:0], sees[:0, : CHUNK * len(known)]
     every = None if asked.all() else torch.from_numpy(np.flatnonzero(asked)).to(x.device)
-    attended = attention(block, normed, sees, every)
+    attended, keys, values = attention(
+        block, normed, sees, every, [chunk.layers[layer] for chunk in known]
+    )
+    reading.computed(rows, keys, values)
     if every is not None:
-        rows, x, sees = rows[asked], x[every], sees[every][:, every]
+        rows, x, sees = _keep(asked, rows, x, sees)
     note("attn_out", attended)
     x = x + attended
     note("resid_mid", x)
@@ -115,8 +172,8 @@ def _block(
     patch = layer_patch(reading.pack.patched, layer, block, rows, x, normed)
     asked = stage[rows] >= STAGE["mlp_pre"]
     if not asked.all():
-        some = torch.from_numpy(np.flatnonzero(asked)).to(x.device)
-        rows, x, sees, normed = rows[asked], x[some], sees[some][:, some], normed[some]
+        normed = normed[torch.from_numpy(np.flatnonzero(asked)).to(x.device)]
+        rows, x, sees = _keep(asked, rows, x, sees)
     if not len(rows):
         return x, rows, sees
     owner = reading.pack.owner[rows]
@@ -133,14 +190,21 @@ def _block(
     return x, rows, sees
 
 
-def attention(block: Block, normed: Tensor, sees: Tensor, queries: Tensor | None) -> Tensor:
-    """Attention's output for the rows in `queries` (None: all), (queries, d_model).
+def attention(
+    block: Block,
+    normed: Tensor,
+    sees: Tensor,
+    queries: Tensor | None,
+    known: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention's output for some rows, (queries, d_model), and the keys and values of all.
 
     Args:
         block: Whose attention.
         normed: ln_1_out, (rows, d_model).
-        sees: Which row sees which, bool, (rows, rows).
-        queries: Indices into the rows.
+        sees: Which row sees which, bool, (rows, known + rows).
+        queries: Indices into the rows; None: all.
+        known: Keys and values of rows that were computed before, (2, heads, rows, d_head) each.
     """
     width = normed.shape[1]
     if queries is None:
@@ -149,9 +213,15 @@ def attention(block: Block, normed: Tensor, sees: Tensor, queries: Tensor | None
         q = block.qkv.columns(0, width)(normed[queries])
         k, v = torch.split(block.qkv.columns(width, None)(normed), width, dim=1)
         sees = sees[queries]
-    q, k, v = (part.view(1, len(part), block.n_heads, -1).transpose(1, 2) for part in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=sees[None, None], scale=block.scaling)
-    return block.attn_out(mixed.transpose(1, 2).reshape(-1, width))
+    q, k, v = (part.view(len(part), block.n_heads, -1).transpose(0, 1) for part in (q, k, v))
+    mixed = F.scaled_dot_product_attention(
+        q[None],
+        torch.cat([*(kept[0] for kept in known), k], 1)[None],
+        torch.cat([*(kept[1] for kept in known), v], 1)[None],
+        attn_mask=sees[None, None],
+        scale=block.scaling,
+    )
+    return block.attn_out(mixed.transpose(1, 2).reshape(-1, width)), k, v
 
 
 def _unembed(model: Model, x: Tensor, rows: Index, reading: _Reading) -> None:
