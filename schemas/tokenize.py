@@ -22,9 +22,11 @@ class TokenizeRequest(Request):
         }
     )
 
-    prompts: Annotated[list[Text] | None, Field(min_length=1)] = None
-    context: Text | None = None
-    query: Text | None = None
+    prompts: Annotated[
+        list[Text] | None, Field(min_length=1, description="each is tokenised by itself")
+    ] = None
+    context: Annotated[Text | None, Field(description="what is read before the query")] = None
+    query: Annotated[Text | None, Field(description="tokenised apart from the context")] = None
 
     @model_validator(mode="after")
     def _one_form(self) -> TokenizeRequest:

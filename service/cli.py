@@ -30,7 +30,7 @@ app = typer.Typer(
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The command with a flag for each setting, called with the settings that they make."""
-    own = list(inspect.signature(command).parameters.values())[1:]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
     flags = [
         inspect.Parameter(
             name,
@@ -58,7 +58,8 @@ def _settings(flags: dict[str, str]) -> Settings:
     except ValidationError as error:
         for mistake in error.errors():
             name = "".join(str(step) for step in mistake["loc"][:1])
-            typer.echo(f"deltaw: {name + ': ' if name else ''}{mistake['msg']}", err=True)
+            said = mistake["msg"].removeprefix("Value error, ")
+            typer.echo(f"deltaw: {name + ': ' if name else ''}{said}", err=True)
     except (ValueError, OSError) as error:
         typer.echo(f"deltaw: {error}", err=True)
     raise typer.Exit(2)
@@ -126,8 +127,9 @@ def healthcheck(
     """Ask a running service whether it is ready; exit code 1 where it is not."""
     if url is None:
         settings = _settings({})
-        host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
-        url = f"http://{host}:{settings.port}"
+        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+        host = local.get(settings.host, settings.host)
+        url = settings.model_copy(update={"host": host}).url
     try:
         answer = httpx.get(f"{url}/readyz", timeout=5.0)
     except httpx.HTTPError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import signal
+import socket
 import sys
 import time
 from types import FrameType
@@ -45,8 +47,12 @@ class Server(uvicorn.Server):
         engine = self._state.engine
         if engine.fatal is not None:
             return True
-        if self._drained_by is not None and (engine.idle or time.monotonic() > self._drained_by):
-            self.should_exit = True
+        if self._drained_by is not None:
+            left = self._drained_by - time.monotonic()
+            if engine.idle or left <= 0:
+                # What is left of the time is for answers that are being sent.
+                self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
+                self.should_exit = True
         if not self._announced and self._state.self_check is not None:
             self._announced = True
             print(announcement(self._state), file=sys.stderr, flush=True)
@@ -66,16 +72,26 @@ def serve(settings: Settings) -> int:
         server_header=False,
         ws="none",
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
-    server = Server(config, state)
-    server.run()
-    if state.engine.fatal is None:
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        print(f"deltaw: cannot listen on {settings.url}: {error.strerror}", file=sys.stderr)
+        return 1
+    with listener:
+        Server(config, state).run([listener])
+    fatal = state.engine.fatal
+    if fatal is None:
         return 0
-    error = state.engine.fatal
-    said = error.detail if isinstance(error, DeltawError) else f"{type(error).__name__}: {error}"
+    said = fatal.detail if isinstance(fatal, DeltawError) else f"{type(fatal).__name__}: {fatal}"
     print(f"deltaw: {said}", file=sys.stderr)
     return 1
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The socket, bound before anything is loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
 
 
 def announcement(state: State) -> str:
@@ -86,7 +102,7 @@ def announcement(state: State) -> str:
         reason = found.reason if found is not None else None
         return f"deltaw: the self-check does not hold, no work is taken: {reason or 'see /readyz'}"
     model = state.engine.model
-    base = f"http://{state.settings.host}:{state.settings.port}"
+    base = state.settings.url
     return f"""
 deltaw serves {model.id}: {model.n_layers} layers, {model.dtype} on {model.device}, at {base}
 self-check: {found.verdict}; {found.layers} layers, worst relative error \

@@ -106,6 +106,12 @@ class Settings(BaseSettings):
         return self
 
     @property
+    def url(self) -> str:
+        """Where the service listens."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
     def keys(self) -> tuple[str, ...]:
         """Every key that opens the service, from the setting and from the file."""
         named = [key.get_secret_value() for key in self.api_keys]

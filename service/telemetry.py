@@ -105,21 +105,21 @@ def request_id(offered: str | None) -> str:
 def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
     """Send structlog and the standard library's warnings to stderr, as lines of JSON or for a
     person."""
-    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: structlog.typing.Processor = structlog.processors.JSONRenderer()
-    if console:
-        plain = structlog.dev.plain_traceback
-        renderer = structlog.dev.ConsoleRenderer(exception_formatter=plain)
+    terminal = sys.stderr.isatty()
+    console = log_format == "console" or (log_format == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
+    last: list[structlog.typing.Processor] = [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    if console:
+        plain = structlog.dev.plain_traceback
+        last = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
     structlog.configure(
-        processors=[
-            *shared,
-            *([] if console else [structlog.processors.format_exc_info]),
-            renderer,
-        ],
+        processors=[*shared, *last],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -127,7 +127,7 @@ def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

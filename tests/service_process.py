@@ -6,10 +6,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 
@@ -23,10 +25,12 @@ class Served:
     Args:
         url: Its base address.
         process: Its process.
+        log: The file of everything that it prints.
     """
 
     url: str
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    log: Path
 
 
 def free_port() -> int:
@@ -49,27 +53,22 @@ def served(ready: bool = True, **settings: object) -> Iterator[Served]:
         "DELTAW_LOG_FORMAT": "json",
         **{f"DELTAW_{name.upper()}": str(value) for name, value in settings.items()},
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve"],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
     url = f"http://127.0.0.1:{port}"
-    try:
-        if ready:
-            await_ready(url, process)
-        yield Served(url, process)
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+    command = [sys.executable, "-m", "service.cli", "serve"]
+    with tempfile.NamedTemporaryFile(prefix="deltaw-", suffix=".log") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        running = Served(url, process, Path(log.name))
+        try:
+            if ready:
+                await_ready(running)
+            yield running
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
 
 
-def await_ready(url: str, process: subprocess.Popen[str]) -> None:
+def await_ready(running: Served) -> None:
     """Wait until `/readyz` says so.
 
     Raises:
@@ -77,9 +76,9 @@ def await_ready(url: str, process: subprocess.Popen[str]) -> None:
     """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        assert process.poll() is None, process.communicate()[0]
+        assert running.process.poll() is None, running.log.read_text()
         try:
-            if httpx.get(f"{url}/readyz").is_success:
+            if httpx.get(f"{running.url}/readyz").is_success:
                 return
         except httpx.TransportError:
             pass

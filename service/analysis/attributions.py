@@ -86,7 +86,8 @@ def attributions(
 
 def attribution_rows(pair: Pair, spans: Sequence[Span]) -> int:
     """Rows of all the runs, before any is shared."""
-    return pair.rows + len(pair.with_context.ids) * (1 + len(spans)) + len(pair.query) * len(spans)
+    alone = len(pair.query) + int(pair.anchored)
+    return pair.rows + len(pair.with_context.ids) * (1 + len(spans)) + alone * len(spans)
 
 
 def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:

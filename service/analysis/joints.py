@@ -12,6 +12,9 @@ from service.analysis.pairs import Pair
 from service.engine import Model, Question
 from service.theory import LowRank
 
+RANK_TOLERANCE = 1e-12
+"""Of the largest singular value; all is computed in float64."""
+
 
 @dataclass(frozen=True)
 class JointWeight:
@@ -39,7 +42,7 @@ class Joint:
     Args:
         layer: From 0 up.
         positions: At which it is exact, indices into the query.
-        rank: Of each of its weights.
+        rank: The larger of the two weights', numerically: the positions' number or less.
         condition: The larger of the two weights' conditions.
         weights: The MLP's first and second weight.
     """
@@ -75,8 +78,14 @@ def joint_updates(
             _weight(model.family.weight_out.format(layer=layer), joint.w_out, "factors" in include),
         )
         condition = max(weight.condition for weight in weights)
-        found.append(Joint(layer, pair.positions, len(pair.positions), condition, weights))
+        rank = max(_rank(weight.singular_values) for weight in weights)
+        found.append(Joint(layer, pair.positions, rank, condition, weights))
     return found
+
+
+def _rank(singular_values: Sequence[float]) -> int:
+    """How many are not rounding."""
+    return sum(value > RANK_TOLERANCE * singular_values[0] for value in singular_values)
 
 
 def _weight(name: str, update: LowRank, give_factors: bool) -> JointWeight:

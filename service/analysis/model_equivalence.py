@@ -117,14 +117,14 @@ def model_equivalence(
             return {CONTROL: [None] * len(pair.positions)}, {CONTROL: alike}
         return {CONTROL: relative_errors(context[site], together[site])}, {}
 
-    checks: list[Check] = []
+    checks: dict[int, list[Check]] = {}
     largest = torch.ones(len(pair.positions), dtype=torch.float64, device=model.device)
     for layer in every:
         h, post = Site(layer, "resid_mid"), Site(layer, "resid_post")
         derived = tolerance("block", dtype, patched[h], context[h], context[post])
         largest = largest.maximum(derived / gate("block", dtype))
         if layer in layers:
-            checks += checks_of_layer(
+            checks[layer] = checks_of_layer(
                 layer,
                 pair.positions,
                 context[post],
@@ -134,7 +134,7 @@ def model_equivalence(
                 *controls(post),
             )
     bounds = bounds_of(procedure.tolerance, gate("model", dtype) * largest)
-    return tuple(checks), tuple(
+    return tuple(check for layer in layers for check in checks[layer]), tuple(
         _logits_checks(
             model,
             pair.positions,
@@ -154,7 +154,7 @@ def _free_patches(
 ) -> list[Run]:
     """The baseline run of each position with every layer's free-stream update at once."""
     updates = {
-        layer: layer_update(layer, context, plain, model.blocks[layer].w_in.weight)
+        layer: layer_update(layer, context, plain, _w_in(model, layer, context))
         for layer in range(model.n_layers)
     }
     return [
@@ -169,6 +169,11 @@ def _free_patches(
         )
         for i, run in enumerate(following)
     ]
+
+
+def _w_in(model: Model, layer: int, context: Activations) -> Tensor:
+    """The first MLP weight of a layer, in the dtype of a run, (d_model, d_mlp)."""
+    return model.blocks[layer].w_in.weight.to(context[Site(layer, "mlp_in")].dtype)
 
 
 def _logits_checks(

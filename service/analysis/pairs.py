@@ -22,9 +22,10 @@ from typing import Literal
 import torch
 
 from service.analysis.choices import Text, check_length, resolve_ids, resolve_positions
-from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Site, Token
+from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Site
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
+QUERY: Path = ("query",)
 Span = tuple[int, int]
 Stream = Literal["free", "sequential"]
 
@@ -152,40 +153,11 @@ class Pair:
         return Prompt(ids, self.with_context.positions, len(self.query))
 
 
-@dataclass(frozen=True)
-class PairTokens:
-    """The ids that were run, as text, and whether tokenising both parts together would differ."""
-
-    context: tuple[Token, ...]
-    query: tuple[Token, ...]
-    border_merges: bool | None = None
-
-
-@dataclass(frozen=True)
-class PairPositions:
-    """Where the query's tokens stand in each run."""
-
-    with_context: tuple[int, ...]
-    baseline: tuple[int, ...]
-
-
 def gathered(runs: Sequence[Activations]) -> Activations:
     """What several runs read at the same sites, one below the other."""
     if len(runs) == 1:
         return runs[0]
     return {site: torch.cat([run[site] for run in runs]) for site in runs[0]}
-
-
-def pair_tokens(model: Model, pair: Pair) -> PairTokens:
-    """The tokens of a pair as they are echoed."""
-    tokens = model.tokenizer.tokens
-    return PairTokens(tokens(pair.context), tokens(pair.query), pair.border_merges)
-
-
-def pair_positions(pair: Pair) -> PairPositions:
-    """The query's positions as they are echoed."""
-    length = len(pair.query)
-    return PairPositions(pair.with_context.positions[-length:], pair.baseline.positions[-length:])
 
 
 def resolve_pair(
@@ -195,7 +167,7 @@ def resolve_pair(
     baseline: Baseline,
     positions: Literal["last", "all"] | Sequence[int],
     *,
-    query_at: Path = ("query",),
+    query_at: Path = QUERY,
 ) -> Pair:
     """Lay a context and a query out as two prompts.
 
@@ -226,8 +198,10 @@ def resolve_pair(
     anchor: tuple[int, ...] = ()
     if baseline == "anchored":
         anchor = (_anchor(model),)
+        if read == anchor:
+            raise EmptyContext("the context has no tokens beside the anchor", at=("context",))
         read = read if read[:1] == anchor else anchor + read
-    check_length(model, len(read) + len(asked), ("context",))
+    check_length(model, len(read) + len(asked), ("context",) if query_at == QUERY else query_at)
     start, length = len(read), len(asked)
     kept: Sequence[int] = range(len(anchor))
     if isinstance(baseline, Without):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -55,8 +56,14 @@ def self_check(model: Model) -> Question[SelfCheck]:
         when=when,
         verdict="fails" if "fails" in verdicts else "holds" if "holds" in verdicts else "vacuous",
         layers=len(checks),
-        worst_relative_error=max(check.relative_error or 0.0 for check in checks),
-        least_unpatched_relative_error=min(
-            check.unpatched_relative_error or 0.0 for check in checks
+        worst_relative_error=_extreme(max, [check.relative_error for check in checks]),
+        least_unpatched_relative_error=_extreme(
+            min, [check.unpatched_relative_error for check in checks]
         ),
     )
+
+
+def _extreme(of: Callable[[list[float]], float], errors: Sequence[float | None]) -> float | None:
+    """The largest or least error; None where one does not exist."""
+    known = [error for error in errors if error is not None]
+    return of(known) if len(known) == len(errors) else None

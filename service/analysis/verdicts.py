@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.analysis.numbers import ratios
+from service.analysis.numbers import finite, ratios
 from service.theory import Verdict, discrepancy, improvement, verdict
 
 
@@ -88,7 +88,7 @@ def checks_of_layer(
                 max_abs_error=float(found.max_abs_error[i]),
                 tolerance=bound,
                 unpatched_relative_error=ratios(without.relative_error)[i],
-                improvement=improvement(error, bare, actual.dtype),
+                improvement=finite(improvement(error, bare, actual.dtype)),
                 vacuous=told == "vacuous",
                 verdict=told,
                 holds=told == "holds",

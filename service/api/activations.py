@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, get_args
 
-import torch
 from fastapi import APIRouter, Depends, Response
 
 from schemas.activations import ActivationsAnswer, ActivationsRequest, HookPoint
@@ -15,9 +14,7 @@ from service.api.asking import Asking, asking
 from service.api.bodies import reads
 from service.api.operations import answers, operation
 from service.api.problems import ProblemError, pointer
-from service.api.tensors import check_size
 from service.engine import Model
-from service.errors import TooManyItems
 
 router = APIRouter()
 Prompts = tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
@@ -35,29 +32,22 @@ async def activations(
     The vectors of the chosen hook points, layers and positions of one or several prompts, each run
     by itself.
     """
-    limits = ask.state.settings
-    if len(body.prompts) > limits.max_prompts:
-        raise TooManyItems(
-            "the request brings too many prompts",
-            at=("prompts",),
-            limit=limits.max_prompts,
-            actual=len(body.prompts),
-        )
+    ask.count_prompts(body.prompts)
     points = hook_points(body.hook_points)
     layers = resolve_layers(ask.model, body.layers)
-    prompts, positions = await ask.off_loop("tokenize", resolved_prompts, ask.model, body)
+    prompts, positions = await ask.tokenized(resolved_prompts, ask.model, body)
     rows = sum(len(chosen) for chosen in positions)
-    count = {"none": rows, "norm": 0, "mean": len(prompts)}[body.reduce]
-    check_size(
-        {torch.float32: sum(width(ask.model, point) for point in points) * len(layers) * count},
-        len(prompts) * len(layers) * len(points) + sum(map(len, prompts)),
-        ask.media,
+    # A mean is float64: as many bytes as two rows.
+    count = {"none": rows, "norm": 0, "mean": 2 * len(prompts)}[body.reduce]
+    ask.expect(
+        len(prompts) * len(layers) * len(points),
+        sum(map(len, prompts)),
+        sum(width(ask.model, point) for point in points) * len(layers) * count,
         body.encoding,
-        limits.max_response_bytes,
     )
     question = capture(ask.model, prompts, positions, layers, points, body.reduce)
     captured = await ask.ask(question, sum(map(len, prompts)))
-    return await ask.answer({"prompts": captured}, body.encoding)
+    return await ask.answer({"prompts": captured})
 
 
 def hook_points(names: Sequence[str]) -> tuple[HookPoint, ...]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
 
-from service.api.problems import ProblemError
 from service.api.state import State, state_of
-from service.api.tensors import JSON, Encoding, negotiate, serialize
+from service.api.tensors import JSON, SAFETENSORS, Encoding, expected_bytes, negotiate, serialize
 from service.engine import Model, Question
-from service.errors import NeverFits
+from service.errors import NeverFits, TooManyItems
 
 T = TypeVar("T")
+SMALL = 1 << 16
+"""Bytes of a text or an answer up to which the event loop does the work itself."""
 
 
 class ClientLeft(Exception):
@@ -32,12 +33,16 @@ class Asking:
         media: What the answer will be written as.
         timings: Seconds by the names of `Server-Timing`.
         known: Its entry that says how many rows were known.
+        encoding: How tensors are written in JSON.
+        size: About how many bytes the answer has.
     """
 
     request: Request
     media: str
     timings: dict[str, float] = field(default_factory=dict)
     known: str = ""
+    encoding: Encoding = "json"
+    size: int = 0
 
     @property
     def state(self) -> State:
@@ -49,11 +54,16 @@ class Asking:
         """The resident model; a `Loading` problem until it is there."""
         return self.state.engine.model
 
-    async def off_loop(self, name: str, work: Callable[..., T], *args: Any) -> T:
-        """Do work that may take a while on another thread, and note its time."""
+    async def tokenized(self, work: Callable[..., T], *args: Any) -> T:
+        """Do what needs the tokenizer."""
+        size = self.request.scope.get("deltaw.body_bytes", 0)
+        return await self.timed("tokenize", size, work, *args)
+
+    async def timed(self, name: str, size: int, work: Callable[..., T], *args: Any) -> T:
+        """Do some work and note its time; on another thread where its size makes it long."""
         start = time.perf_counter()
-        done = await asyncio.to_thread(work, *args)
-        self.timings[name] = time.perf_counter() - start
+        done = work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
+        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
         return done
 
     async def ask(self, question: Question[T], rows: int) -> T:
@@ -96,10 +106,56 @@ class Asking:
         self.request.scope["deltaw.rows"] = rows
         return answer
 
-    async def answer(self, content: Mapping[str, Any], encoding: Encoding = "json") -> Response:
-        """The response, serialised off the loop."""
+    def count_prompts(self, prompts: Sequence[Any], field: str = "prompts") -> None:
+        """Refuse more prompts than one request may bring.
+
+        Args:
+            prompts: What it brings.
+            field: Where in the body.
+
+        Raises:
+            TooManyItems: There are more.
+        """
+        limit = self.state.settings.max_prompts
+        if len(prompts) > limit:
+            raise TooManyItems(
+                "the request brings too many prompts",
+                at=(field,),
+                limit=limit,
+                actual=len(prompts),
+            )
+
+    def expect(
+        self, entries: int, tokens: int, numbers: int = 0, encoding: Encoding = "json"
+    ) -> None:
+        """Refuse an answer that would be too large, before any work.
+
+        Args:
+            entries: How many entries it has.
+            tokens: How many tokens it echoes.
+            numbers: How many float32 numbers its tensors hold.
+            encoding: How they are written in JSON.
+
+        Raises:
+            NeverFits: It would have more bytes than any answer is granted.
+        """
+        self.encoding = encoding
+        self.size = expected_bytes(numbers, entries, tokens, self.media, encoding)
+        limit = self.state.settings.max_response_bytes
+        if self.size > limit:
+            raise NeverFits(
+                "the answer would be too large: ask for fewer layers or positions, a reduction, "
+                "or safetensors",
+                limit=limit,
+                actual=self.size,
+            )
+
+    async def answer(self, content: Mapping[str, Any]) -> Response:
+        """The response: what is said beside the model."""
         content = {"model": model_summary(self.model), **content}
-        body = await self.off_loop("serialize", serialize, content, self.media, encoding)
+        body = await self.timed(
+            "serialize", self.size, serialize, content, self.media, self.encoding
+        )
         self.state.metrics.response_bytes.observe(len(body))
         self.request.scope["deltaw.timings"] = self.timings
         timing = ", ".join(
@@ -113,14 +169,12 @@ class Asking:
 
 async def asking(request: Request) -> Asking:
     """The dependency of handlers that answer with tensors."""
-    return Asking(request, negotiate(request.headers.get("accept")))
+    return Asking(request, negotiate(request.headers.get("accept"), (JSON, SAFETENSORS)))
 
 
 async def asking_plainly(request: Request) -> Asking:
     """The dependency of handlers whose answers hold no tensors: JSON alone."""
-    if negotiate(request.headers.get("accept")) != JSON:
-        raise ProblemError("not_acceptable")
-    return Asking(request, JSON)
+    return Asking(request, negotiate(request.headers.get("accept"), (JSON,)))
 
 
 async def _gone(request: Request) -> None:

@@ -7,6 +7,7 @@ and let NaN slip in; here pydantic reads the bytes themselves.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ from service.api.problems import Mistake, ProblemError, pointer
 from service.api.state import state_of
 
 Body = TypeVar("Body", bound=BaseModel)
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_MISTAKES = 16
 """Mistakes that are named in one problem."""
 
@@ -28,7 +30,9 @@ def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
         content_type = request.headers.get("content-type", "application/json")
         if content_type.partition(";")[0].strip().lower() != "application/json":
             raise ProblemError("unsupported_media_type")
-        return parse(model, await _bytes(request, state_of(request).settings.max_body_bytes))
+        body = await _bytes(request, state_of(request).settings.max_body_bytes)
+        request.scope["deltaw.body_bytes"] = len(body)
+        return parse(model, body)
 
     return read
 
@@ -63,12 +67,16 @@ def parse(model: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
     try:
-        sent = json.loads(body)
+        # Only its structure is looked at, and an endless integer is no reason to fail.
+        sent = json.loads(body.decode(), parse_int=bool)
     except (ValueError, RecursionError):
         raise ProblemError("malformed_json") from None
     if problems[0]["type"] == "json_invalid":
-        # Python reads JSON that spells half of a surrogate pair; no tokenizer could.
-        raise ProblemError("validation", mistakes=[("", "a string is not valid Unicode")])
+        if "recursion" in problems[0]["msg"]:
+            raise ProblemError("malformed_json")
+        surrogate = LONE_SURROGATE.search(json.dumps(sent, ensure_ascii=False))
+        said = "a string is not valid Unicode" if surrogate else "a number is out of range"
+        raise ProblemError("validation", mistakes=[("", said)])
     mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in problems)
     raise ProblemError("validation", mistakes=list(mistakes)[:MAX_MISTAKES])
 

@@ -18,7 +18,6 @@ from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
 from service.api.operations import answers, operation
 from service.api.pairs import pair_rows, refuse, repeated, resolved_pair
-from service.api.tensors import check_size
 from service.telemetry import Metrics
 
 router = APIRouter()
@@ -45,13 +44,7 @@ async def checks(
     if body.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more", "joint")
         refuse(stream != "free", "`joint` needs the free stream", "joint")
-    check_size(
-        {},
-        len(layers) * len(pair.positions) + len(pair.context) + len(pair.query),
-        ask.media,
-        "json",
-        ask.state.settings.max_response_bytes,
-    )
+    ask.expect((1 + len(layers)) * len(pair.positions), len(pair.context) + len(pair.query))
     dtype = torch.float64 if body.precision == "float64" else torch.float32
     content: dict[str, Any] = {}
     if body.scope == "model":

@@ -11,7 +11,7 @@ from schemas.problems import PROBLEMS, Problem
 from service.api.problems import MEDIA_TYPE
 from service.api.tensors import JSON, SAFETENSORS
 
-ASKED = tuple(code for code in PROBLEMS if code not in ("not_found", "method_not_allowed"))
+ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 """The problems of a resource that computes."""
 COMPONENTS = "#/components/schemas/"
 
@@ -27,10 +27,10 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 
 
 def answers(
-    answer: type[BaseModel], *, tensors: bool = True, problems: tuple[str, ...] = ASKED
+    answer: type[BaseModel] | None, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its answer, and each status that a problem may have."""
-    documented: dict[int | str, dict[str, Any]] = {200: {"model": answer}}
+    documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}
     if tensors:
         documented[200]["content"] = {
             SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}

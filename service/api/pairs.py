@@ -7,14 +7,13 @@ from typing import Any
 
 from schemas.common import Text
 from schemas.pairs import AnotherContext, PairRequest, WithoutSpans
+from service.analysis.echo import pair_positions, pair_tokens
 from service.analysis.pairs import (
     Another,
     Baseline,
     Pair,
     Stream,
     Without,
-    pair_positions,
-    pair_tokens,
     resolve_pair,
 )
 from service.api.asking import Asking
@@ -24,8 +23,7 @@ from service.errors import NotSupported, Path
 
 async def resolved_pair(ask: Asking, body: PairRequest) -> Pair:
     """The two prompts that a body asks to compare."""
-    return await ask.off_loop(
-        "tokenize",
+    return await ask.tokenized(
         resolve_pair,
         ask.model,
         body.context,

@@ -49,7 +49,8 @@ async def readyz(state: Found) -> Ready:
 
 
 METRICS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"text/plain": {"schema": {"type": "string"}}}}
+    **answers(None, tensors=False, problems=("missing_key", "wrong_key")),
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
 }
 
 

@@ -100,7 +100,7 @@ def named(error: Exception) -> ProblemError:
         return ProblemError(code, str(error), limit=MAX_CONDITION, actual=actual)
     if not isinstance(error, errors.DeltawError):
         return ProblemError(code, str(error))
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, errors.NotNow):
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return ProblemError(
@@ -134,7 +134,8 @@ def respond(request: Request, error: Exception) -> Response:
         ]
     if problem.limit is not None:
         body["limit"], body["actual"] = problem.limit, problem.actual
-    return Response(orjson.dumps(body), kind.status, problem.headers, MEDIA_TYPE)
+    headers = {"Cache-Control": "no-store", **problem.headers}
+    return Response(orjson.dumps(body), kind.status, headers, MEDIA_TYPE)
 
 
 async def _handle(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ None and is None was not asked for, and is left out.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
@@ -19,75 +19,73 @@ from pydantic import BaseModel
 from safetensors.numpy import save
 
 from service.api.problems import ProblemError
-from service.errors import NeverFits
 
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 Encoding = Literal["json", "base64"]
 
-JSON_BYTES = {torch.float32: 16, torch.float64: 25}
-"""The longest that a number of each dtype gets, with its comma."""
+NUMBER_BYTES = 16
+"""The longest that a float32 number gets, with its comma."""
 ENTRY_BYTES = 2048
 """More than an entry takes beside its tensors."""
+TOKEN_BYTES = 256
+"""More than a token takes where it is echoed, but for the longest."""
 
 Write = Callable[[str, NDArray[Any]], dict[str, Any]]
 
 
-def negotiate(accept: str | None) -> str:
-    """The media type to answer in: safetensors where it is preferred, JSON where that is accepted.
+def negotiate(accept: str | None, offered: Sequence[str]) -> str:
+    """The media type to answer in: what the caller likes best, of equals what it names first.
+
+    Args:
+        accept: The request's `Accept`, if any.
+        offered: What there is, the default first.
 
     Raises:
         ProblemError: `not_acceptable`.
     """
-    best, chosen = 0.0, ""
-    for part in (accept or "*/*").split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((_quality(p) for p in parameters if p.startswith("q=")), 1.0)
-        offered = SAFETENSORS if media == SAFETENSORS else JSON
-        if media in ("*/*", "application/*", JSON, SAFETENSORS) and quality > best:
-            best, chosen = quality, offered
-    if not chosen:
+    ranges = dict(_range(part) for part in (accept or "*/*").split(","))
+    liked = {media: _liking(ranges, media) for media in offered}
+    named = [*ranges, *offered]
+    best = max(offered, key=lambda media: (liked[media], -named.index(media)))
+    if not liked[best]:
         raise ProblemError("not_acceptable")
-    return chosen
+    return best
 
 
-def _quality(parameter: str) -> float:
+def _range(part: str) -> tuple[str, float]:
+    """One media range of an `Accept`, with its quality."""
+    media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+    quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
     try:
-        return float(parameter.removeprefix("q="))
+        return media, float(quality)
     except ValueError:
-        return 0.0
+        return media, 0.0
 
 
-def check_size(
-    numbers: Mapping[torch.dtype, int], entries: int, media: str, encoding: Encoding, limit: int
-) -> None:
-    """Refuse an answer that would be too large, before any work.
+def _liking(ranges: Mapping[str, float], media: str) -> float:
+    """The quality of the most specific range that a media type is in."""
+    specific = (media, "application/*", "*/*")
+    return next((ranges[name] for name in specific if name in ranges), 0.0)
+
+
+def expected_bytes(numbers: int, entries: int, tokens: int, media: str, encoding: Encoding) -> int:
+    """At most how many bytes an answer has.
 
     Args:
-        numbers: How many of each dtype its tensors hold.
+        numbers: How many float32 numbers its tensors hold.
         entries: How many entries it has.
+        tokens: How many tokens it echoes.
         media: What it will be written as.
         encoding: How its tensors will be, in JSON.
-        limit: Bytes of an answer.
-
-    Raises:
-        NeverFits: It would have more bytes.
     """
-    size = entries * ENTRY_BYTES
-    for dtype, count in numbers.items():
-        if media == SAFETENSORS:
-            size += count * dtype.itemsize
-        elif encoding == "base64":
-            size += (count * dtype.itemsize + 2) // 3 * 4
-        else:
-            size += count * JSON_BYTES[dtype]
-    if size > limit:
-        raise NeverFits(
-            "the answer would be too large: ask for fewer layers or positions, a reduction, or "
-            "safetensors",
-            limit=limit,
-            actual=size,
-        )
+    if media == SAFETENSORS:
+        size = numbers * 4
+    elif encoding == "base64":
+        size = (numbers * 4 + 2) // 3 * 4
+    else:
+        size = numbers * NUMBER_BYTES
+    return size + entries * ENTRY_BYTES + tokens * TOKEN_BYTES
 
 
 def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> bytes:
@@ -139,7 +137,7 @@ def _under(path: str, name: str) -> str:
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
     """In C order and little-endian; half precision as float32, which holds it exactly."""
-    wide = tensor if tensor.dtype in JSON_BYTES else tensor.float()
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     return np.ascontiguousarray(wide.numpy())
 
 

@@ -13,7 +13,7 @@ from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
 from service.api.operations import answers, operation
 from service.engine import Model
-from service.errors import Path, TooManyItems
+from service.errors import Path
 
 router = APIRouter()
 
@@ -32,38 +32,42 @@ async def tokenize(
     Ids, texts and offsets. Context and query are tokenised apart, as every other resource does it;
     `border_merges` says whether the two as one text would give other ids.
     """
-    limit = ask.state.settings.max_prompts
-    if body.prompts is not None and len(body.prompts) > limit:
-        raise TooManyItems(
-            "the request brings too many prompts",
-            at=("prompts",),
-            limit=limit,
-            actual=len(body.prompts),
-        )
-    return await ask.answer(await ask.off_loop("tokenize", tokenized, ask.model, body))
+    ask.count_prompts(body.prompts or ())
+    resolved = await ask.tokenized(resolve_texts, ask.model, body)
+    ask.expect(1, sum(len(ids) for _, ids in resolved.values()))
+    return await ask.answer(await ask.tokenized(tokenized, ask.model, body, resolved))
 
 
-def tokenized(model: Model, body: TokenizeRequest) -> dict[str, Any]:
-    """The answer's content."""
+def resolve_texts(model: Model, body: TokenizeRequest) -> dict[Path, tuple[Text, tuple[int, ...]]]:
+    """Every text of a body and its ids, by its place; `together` is context and query as one."""
     if body.prompts is not None:
-        prompts = [_tokens(model, text, ("prompts", i)) for i, text in enumerate(body.prompts)]
-        return {"prompts": prompts}
-    context, query = body.context or "", body.query or ""
-    content: dict[str, Any] = {
-        "context": _tokens(model, context, ("context",)),
-        "query": _tokens(model, query, ("query",)),
-    }
-    if isinstance(context, str) and isinstance(query, str):
-        apart = resolve_ids(model, context, ()) + resolve_ids(model, query, ())
-        content["border_merges"] = resolve_ids(model, context + query, ()) != apart
-        content["together"] = _tokens(model, context + query, ())
+        texts: dict[Path, Text] = {("prompts", i): text for i, text in enumerate(body.prompts)}
+    else:
+        context, query = body.context or "", body.query or ""
+        texts = {("context",): context, ("query",): query}
+        if isinstance(context, str) and isinstance(query, str):
+            texts["together",] = context + query
+    return {at: (text, resolve_ids(model, text, at)) for at, text in texts.items()}
+
+
+def tokenized(
+    model: Model, body: TokenizeRequest, resolved: dict[Path, tuple[Text, tuple[int, ...]]]
+) -> dict[str, Any]:
+    """The answer's content."""
+    told = [_tokens(model, text, ids) for text, ids in resolved.values()]
+    if body.prompts is not None:
+        return {"prompts": told}
+    content: dict[str, Any] = {str(at[0]): part for at, part in zip(resolved, told, strict=True)}
+    if (joined := resolved.get(("together",))) is not None:
+        apart = resolved["context",][1] + resolved["query",][1]
+        content["border_merges"] = joined[1] != apart
     return content
 
 
-def _tokens(model: Model, text: Text, at: Path) -> dict[str, Any]:
+def _tokens(model: Model, text: Text, ids: tuple[int, ...]) -> dict[str, Any]:
     tokens = [
         {name: value for name, value in asdict(token).items() if value is not None}
-        for token in model.tokenizer.tokens(resolve_ids(model, text, at))
+        for token in model.tokenizer.tokens(ids)
     ]
     if isinstance(text, str):
         for token, offset in zip(tokens, model.tokenizer.offsets(text), strict=True):

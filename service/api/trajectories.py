@@ -14,7 +14,6 @@ from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
 from service.api.operations import answers, operation
 from service.api.pairs import only_here, repeated, resolved_pair
-from service.api.tensors import check_size
 
 router = APIRouter()
 
@@ -37,13 +36,7 @@ async def ways(
     layers = resolve_layers(ask.model, body.layers)
     pair = await resolved_pair(ask, body)
     spans = token_spans(pair) if body.spans is None else given_spans(pair, body.spans, cover=True)
-    check_size(
-        {},
-        len(layers) * len(pair.positions) * len(spans) + len(pair.context) + len(pair.query),
-        ask.media,
-        "json",
-        ask.state.settings.max_response_bytes,
-    )
+    ask.expect(len(layers) * len(pair.positions) * len(spans), len(pair.context) + len(pair.query))
     question = trajectories(ask.model, pair, layers, spans)
     found = await ask.ask(question, trajectory_rows(pair, spans))
     return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import torch
 from fastapi import APIRouter, Depends, Response
 
 from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
@@ -18,7 +17,6 @@ from service.api.asking import Asking, asking
 from service.api.bodies import reads
 from service.api.operations import answers, operation
 from service.api.pairs import pair_rows, probe_pairs, refuse, repeated, resolved_pair
-from service.api.tensors import check_size
 from service.engine import Model
 
 router = APIRouter()
@@ -40,14 +38,14 @@ async def updates(
     layers = resolve_layers(ask.model, body.layers)
     pair = await resolved_pair(ask, body)
     check_combination(body, pair)
-    probes = await ask.off_loop("tokenize", probe_pairs, ask.model, body, body.probe_queries)
+    ask.count_prompts(body.probe_queries, "probe_queries")
+    probes = await ask.tokenized(probe_pairs, ask.model, body, body.probe_queries)
     entries = len(layers) * (1 if body.joint else len(pair.positions))
-    check_size(
-        {torch.float32: entries * numbers(ask.model, body, len(pair.positions))},
-        entries * (1 + len(probes)) + len(pair.context) + len(pair.query) + len(pair.positions),
-        ask.media,
+    ask.expect(
+        entries * (1 + len(probes)) + len(pair.positions),
+        len(pair.context) + len(pair.query),
+        entries * numbers(ask.model, body, len(pair.positions)),
         body.encoding,
-        ask.state.settings.max_response_bytes,
     )
     rows = pair_rows(pair, body.stream) + sum(probe.rows for probe in probes)
     content: dict[str, Any]
@@ -68,7 +66,7 @@ async def updates(
         content, likely = {"updates": summary.updates}, summary.next_tokens
     if likely is not None:
         content["next_tokens"] = likely
-    return await ask.answer(repeated(ask, body, pair, body.stream) | content, body.encoding)
+    return await ask.answer(repeated(ask, body, pair, body.stream) | content)
 
 
 def check_combination(body: WeightUpdatesRequest, pair: Pair) -> None:

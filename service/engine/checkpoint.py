@@ -7,6 +7,9 @@ a hub id goes through the hub's cache and becomes a folder too, so everything is
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +19,6 @@ import httpx
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -40,6 +42,9 @@ FILES = [
     "vocab.json",
     "merges.txt",
 ]
+TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+BLOCK_WEIGHT = re.compile(r"(^|\.)h\.\d+\.(?!attn\.(bias|masked_bias)$)")
+"""A weight of a block; the masks that old checkpoints bring along are none."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNEMBEDDING_SLICE = 8192
 """Rows of the unembedding that are cast at a time."""
@@ -156,20 +161,20 @@ def load(name: str, *, revision: str | None, device: str, dtype: str) -> Model:
     disable_progress_bar()
     folder, commit = _locate(name, revision)
     where = _device(device)
-    try:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise CannotLoad(f"{name!r} has no safetensors file, and pickles are not loaded: {INSTEAD}")
+    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES):
+        raise CannotLoad(f"{name!r} has no tokenizer: {INSTEAD}")
+    with _reading(f"the config.json of {name!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CannotLoad(f"{name!r} has no readable config.json: {INSTEAD}") from error
     family = FAMILIES.get(config.model_type)
     if family is None:
         served = ", ".join(FAMILIES)
         raise CannotLoad(f"{name!r} is a {config.model_type!r} model; served are: {served}")
     if reason := family.refuse(config):
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CannotLoad(f"{name!r} has no safetensors file, and pickles are not loaded: {INSTEAD}")
-    try:
+    with _reading(repr(name)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -179,13 +184,24 @@ def load(name: str, *, revision: str | None, device: str, dtype: str) -> Model:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CannotLoad(f"{name!r} cannot be read ({type(error).__name__}): {INSTEAD}") from error
+        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
     if missing := sorted(loading["missing_keys"]):
         raise CannotLoad(f"{name!r} lacks {len(missing)} weights, {missing[0]} among them")
+    if left := sorted(key for key in loading["unexpected_keys"] if BLOCK_WEIGHT.search(key)):
+        raise CannotLoad(
+            f"{name!r} has weights that its config.json does not name, such as {left[0]}"
+        )
     model.requires_grad_(False).eval().to(where)
-    return _resident(name, commit, _digest(files), family, model, Tokenizer(tokenizer))
+    return _resident(name, commit, _digest(files), family, model, tokenizer)
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    """Whatever a library stumbles over in a broken checkpoint, as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise CannotLoad(f"{what} cannot be read ({type(error).__name__}): {INSTEAD}") from error
 
 
 def _resident(
@@ -232,10 +248,13 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    instead = "set DELTAW_DEVICE to `cpu`"
+    if name == "meta":
+        raise CannotLoad(f"nothing can be computed on the device {name!r}: {instead}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise CannotLoad(f"there is no device {name!r} here: set DELTAW_DEVICE to `cpu`") from error
+        raise CannotLoad(f"there is no device {name!r} here: {instead}") from error
 
 
 def _digest(files: list[Path]) -> str:

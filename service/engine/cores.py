@@ -18,6 +18,6 @@ def available_cores(quota: Path = QUOTA) -> int:
     cores = affinity or 1
     try:
         granted, period = quota.read_text().split()
-    except (OSError, ValueError):
+        return max(1, min(cores, int(granted) // int(period)))
+    except (OSError, ValueError, ZeroDivisionError):
         return cores
-    return cores if granted == "max" else max(1, min(cores, int(granted) // int(period)))

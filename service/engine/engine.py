@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -80,13 +81,16 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread before its next block; whatever still waits or runs is refused."""
+        """End the thread before its next block; whatever still waits or runs is refused.
+
+        A load cannot be interrupted, so it is not waited for.
+        """
         with self._changed:
             self.draining = self._closing = True
             for ticket in self._scheduler.active if self._scheduler is not None else ():
                 ticket.cancelled = True
             self._changed.notify_all()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._scheduler is not None:
             self._thread.join()
 
     @property
@@ -131,7 +135,9 @@ class Engine:
         future: asyncio.Future[Answer] = loop.create_future()
 
         def settle(answer: Any, error: BaseException | None) -> None:
-            loop.call_soon_threadsafe(_settle, future, answer, error)
+            # A loop that is closed has nobody left who waits.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_settle, future, answer, error)
 
         ticket = Ticket(question, time.monotonic() + seconds, settle)
         with self._changed:
@@ -147,6 +153,8 @@ class Engine:
             return await future, ticket.timings
         finally:
             ticket.cancelled = True
+            with self._changed, suppress(ValueError):
+                self._waiting.remove(ticket)
 
     def _main(self) -> None:
         try:
@@ -155,7 +163,9 @@ class Engine:
             with torch.inference_mode():
                 self._model = self._load()
                 self._sound = self._check(self._model)
-                self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.n_layers)
+                self.prefixes = Prefixes(
+                    self._prefix_cache_bytes, self._model.n_layers, self._model.dtype
+                )
                 scheduler = self._scheduler = Scheduler(
                     self._model,
                     row_budget=self._row_budget,

@@ -121,6 +121,8 @@ class Family:
 def _refuse_gpt2(config: Any) -> str | None:
     if config.add_cross_attention:
         return "it has cross attention, for which the theorem is not stated"
+    if config.n_layer < 1:
+        return "it has no layers"
     return None
 
 

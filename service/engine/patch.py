@@ -36,7 +36,9 @@ def patched_mlp_pre(
     pre = torch.empty(len(n), weight.output.shape[-1], dtype=n.dtype, device=n.device)
     for i in range(len(weight.input)):
         rows = whose == i
-        changed = block.w_in.weight + weight[i].dense()
+        changed = torch.addcmul(
+            block.w_in.weight, weight.input[i].unsqueeze(-1), weight.output[i].unsqueeze(0)
+        )
         pre[rows] = torch.addmm(block.w_in.bias, n[rows], changed)
     return pre
 

@@ -66,11 +66,13 @@ class Prefixes:
     Args:
         budget: Bytes that it may hold; 0 keeps nothing.
         n_layers: Of the model.
+        dtype: Of the model; runs in another are not kept.
     """
 
-    def __init__(self, budget: int, n_layers: int) -> None:
+    def __init__(self, budget: int, n_layers: int, dtype: torch.dtype) -> None:
         self.budget = budget
         self.n_layers = n_layers
+        self.dtype = dtype
         self.bytes = 0
         self.hits = 0
         self.misses = 0
@@ -82,7 +84,7 @@ class Prefixes:
 
         A patched run, or one in another dtype than the resident one, has none.
         """
-        if not self.budget or run.patch is not None or run.dtype is not None:
+        if not self._keeps(run):
             return ()
         before = min((min(rows) for rows in run.reads.values() if len(rows)), default=0)
         layers = min(run.depth + 1, self.n_layers)
@@ -109,7 +111,7 @@ class Prefixes:
             layers: The keys and values of its rows from one to another, as a chunk holds them, or
                 None where they were not computed.
         """
-        if not self.budget or run.patch is not None or run.dtype is not None:
+        if not self._keeps(run):
             return
         self.hits += CHUNK * len(known)
         self.misses += len(run.tokens) - CHUNK * len(known)
@@ -138,6 +140,9 @@ class Prefixes:
         for chunk in reversed(path):
             self._by_use.move_to_end(chunk)
         self._shrink()
+
+    def _keeps(self, run: Run) -> bool:
+        return self.budget > 0 and run.patch is None and run.dtype in (None, self.dtype)
 
     def _shrink(self) -> None:
         """Drop what was used least recently: always a chunk that nothing follows."""

@@ -21,7 +21,7 @@ from service.engine.pack import fill
 from service.engine.prefixes import CHUNK, Prefixes, nothing_known
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
-from service.errors import DeadlineExceeded, OutOfMemory
+from service.errors import DeadlineExceeded, DeltawError, OutOfMemory
 
 Answer = TypeVar("Answer")
 Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
@@ -118,8 +118,10 @@ class Scheduler:
                 self._advance(ticket)
         sharing = self._sharing()
         if sharing:
+            first = self.active[0]
             self._run(sharing)
-            self.active.rotate(-1)
+            if self.active and self.active[0] is first:
+                self.active.rotate(-1)
 
     def abort(self, error: BaseException) -> None:
         """End every question with an error."""
@@ -152,10 +154,12 @@ class Scheduler:
         if not waiting:
             return []
         first, run = waiting[0]
+        resident = self._model.dtype
         alike = [
             (ticket, other)
             for ticket, other in waiting
-            if other.dtype == run.dtype and (self._batching or ticket is first)
+            if (other.dtype or resident) == (run.dtype or resident)
+            and (self._batching or ticket is first)
         ]
         return alike[: fill([other for _, other in alike], self._row_budget, self._find)]
 
@@ -198,12 +202,16 @@ class Scheduler:
 
 
 def drive(model: Model, question: Question[Answer]) -> Answer:
-    """The answer to one question, computed here and now."""
-    received: Sequence[Activations] | None = None
+    """The answer to one question, computed here and now; it may handle a forward's error."""
     try:
+        runs = next(question)
         while True:
-            runs = next(question) if received is None else question.send(received)
-            received = forward(model, runs)
+            try:
+                received = forward(model, runs) if runs else ()
+            except DeltawError as error:
+                runs = question.throw(error)
+            else:
+                runs = question.send(received)
     except StopIteration as stop:
         answer: Answer = stop.value
         return answer

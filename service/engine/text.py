@@ -37,6 +37,7 @@ class Tokenizer:
         self._fast = tokenizer.backend_tokenizer
         self._specials = frozenset(tokenizer.all_special_ids)
         self._byte_level = "ByteLevel" in str(self._fast.decoder)
+        self._added = frozenset(self._fast.get_added_tokens_decoder())
         self.size: int = self._fast.get_vocab_size(with_added_tokens=True)
         self.anchor: int | None = self._fast.token_to_id(ANCHOR)
 
@@ -59,6 +60,8 @@ class Tokenizer:
         piece = self._fast.id_to_token(id)
         if piece is None:
             return Token(id, "")
+        if id in self._added:
+            return Token(id, piece)
         if not self._byte_level or any(character not in _BYTES for character in piece):
             return Token(id, self._fast.decode([id], skip_special_tokens=False))
         spelled = bytes(_BYTES[character] for character in piece)

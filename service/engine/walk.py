@@ -28,6 +28,9 @@ from service.engine.prefixes import CHUNK, Chunk, Prefixes, nothing_known, stack
 from service.engine.run import STAGE, Activations, HookPoint, Run, Site
 from service.errors import NonFiniteActivation
 
+SLICE = 128
+"""Rows whose attention is computed at a time on a CPU."""
+
 
 def forward(
     model: Model,
@@ -214,14 +217,25 @@ def attention(
         k, v = torch.split(block.qkv.columns(width, None)(normed), width, dim=1)
         sees = sees[queries]
     q, k, v = (part.view(len(part), block.n_heads, -1).transpose(0, 1) for part in (q, k, v))
-    mixed = F.scaled_dot_product_attention(
-        q[None],
-        torch.cat([*(kept[0] for kept in known), k], 1)[None],
-        torch.cat([*(kept[1] for kept in known), v], 1)[None],
-        attn_mask=sees[None, None],
-        scale=block.scaling,
-    )
-    return block.attn_out(mixed.transpose(1, 2).reshape(-1, width)), k, v
+    keys = torch.cat([*(kept[0] for kept in known), k], 1)
+    values = torch.cat([*(kept[1] for kept in known), v], 1)
+    # A row sees nothing behind it, so a slice of all rows needs no key behind the slice.
+    slices = [(0, len(sees))]
+    if queries is None and keys.device.type == "cpu":
+        slices = [(i, min(i + SLICE, len(sees))) for i in range(0, len(sees), SLICE)]
+    mixed = []
+    for start, stop in slices:
+        seen = keys.shape[1] - (len(sees) - stop if queries is None else 0)
+        mixed.append(
+            F.scaled_dot_product_attention(
+                q[None, :, start:stop],
+                keys[None, :, :seen],
+                values[None, :, :seen],
+                attn_mask=sees[None, None, start:stop, :seen],
+                scale=block.scaling,
+            )
+        )
+    return block.attn_out(torch.cat(mixed, 2).transpose(1, 2).reshape(-1, width)), k, v
 
 
 def _unembed(model: Model, x: Tensor, rows: Index, reading: _Reading) -> None:

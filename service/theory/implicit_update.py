@@ -101,8 +101,8 @@ def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Tensor) -> Ran
     """
     base = n.double()
     squared = (base * base).sum(-1, keepdim=True)
-    if not bool((squared > 0).all()):
-        raise NonFinite("the baseline's mlp_in has norm 0 or is not a number: ΔW does not exist")
+    if not bool(((squared > 0) & torch.isfinite(squared)).all()):
+        raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
     dtype = torch.promote_types(w_in.dtype, torch.float32)
     output = (n_to.double() - n_from.double()).to(dtype) @ w_in.to(dtype)
     if not bool(torch.isfinite(output).all()):

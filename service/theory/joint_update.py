@@ -12,6 +12,7 @@ position has a Δh of its own. Source: the theorem of arXiv 2507.16003, for stac
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,7 +121,8 @@ def least_norm(rows: Tensor, targets: Tensor) -> LowRank:
     if not bool(torch.isfinite(stacked).all() and torch.isfinite(wanted).all()):
         raise NonFinite("a joint update has an infinite value")
     u, s, v = torch.linalg.svd(stacked, full_matrices=False)
-    condition = float(s[0] / s[-1]) if len(rows) <= rows.shape[1] else float("inf")
+    square = len(rows) <= rows.shape[1] and bool(s[-1] > 0)
+    condition = float(s[0] / s[-1]) if square else math.inf
     if not condition <= MAX_CONDITION:
         raise DependentRows(condition)
     return LowRank((u / s) @ v, wanted, condition)

@@ -60,7 +60,7 @@ def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
     n = readings.double()
     length = norm(n[0])
     if not bool(length > 0) or not bool(torch.isfinite(n).all()):
-        raise NonFinite("the baseline's mlp_in has norm 0 or is not a number: ΔW does not exist")
+        raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
     dtype = torch.promote_types(w_in.dtype, torch.float32)
     weight = w_in.to(dtype)
     shifts = (((n[1:] - n[0]).to(dtype)) @ weight).double()

@@ -1,0 +1,100 @@
+"""What the analysis is tested on: a model, its oracle, and one context and query in every baseline.
+
+The agreement rule (theory.md 9): a captured vector agrees to `CAPTURED`, relative; a quantity
+formed from a difference v_C − v to that times (‖v_C‖ + ‖v‖)/‖v_C − v‖.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from service.analysis import pairs
+from service.analysis.pairs import Pair, resolve_pair
+from service.engine import Model
+from tests import oracle as theirs
+from tests.oracle import GPT2, Question
+
+CAPTURED = 5e-6
+
+STRIDE = 7919
+IDS = [3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+CONTEXT, OTHER, QUERY = IDS[:9], [20, 21, 22, 23, 24], IDS[9:]
+
+BASELINES = ("matched", "alone", "anchored", "without", "another")
+SPANS = ((1, 3), (5, 8))
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One model in the service and in the oracle.
+
+    Args:
+        model: The service's.
+        oracle: The same checkpoint in float64 NumPy.
+    """
+
+    model: Model
+    oracle: GPT2
+    asked: dict[str, Question] = field(default_factory=dict)
+
+    def ids(self, seeds: Sequence[int]) -> tuple[int, ...]:
+        """Ids spread over the vocabulary."""
+        return tuple(1 + STRIDE * seed % (self.model.vocab_size - 1) for seed in seeds)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The first, a middle and the last layer."""
+        return (0, self.model.n_layers // 2, self.model.n_layers - 1)
+
+    def pair(
+        self, baseline: str, positions: Literal["last", "all"] | Sequence[int] = "all"
+    ) -> Pair:
+        """The context and the query against this baseline, in the service."""
+        kinds: dict[str, pairs.Baseline] = {
+            "matched": "matched",
+            "alone": "alone",
+            "anchored": "anchored",
+            "without": pairs.Without(SPANS),
+            "another": pairs.Another(self.ids(OTHER)),
+        }
+        context, query = self.ids(CONTEXT), self.ids(QUERY)
+        return resolve_pair(self.model, context, query, kinds[baseline], positions)
+
+    def question(self, baseline: str) -> Question:
+        """The same in the oracle; its runs are kept."""
+        if baseline not in self.asked:
+            kinds: dict[str, theirs.Baseline] = {
+                "matched": "matched",
+                "alone": "alone",
+                "anchored": "anchored",
+                "without": theirs.Without(SPANS),
+                "another": theirs.Another(self.ids(OTHER)),
+            }
+            self.asked[baseline] = theirs.ask(
+                self.oracle,
+                self.ids(CONTEXT),
+                self.ids(QUERY),
+                kinds[baseline],
+                anchor=self.model.tokenizer.anchor,
+            )
+        return self.asked[baseline]
+
+
+def distance(actual: ArrayLike, expected: ArrayLike) -> float:
+    """‖actual − expected‖/‖expected‖, in float64; 0 where both are zero."""
+    found, truth = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert found.shape == truth.shape
+    gap = float(np.linalg.norm(found - truth))
+    return gap / float(np.linalg.norm(truth)) if gap else 0.0
+
+
+def agree(actual: ArrayLike | None, expected: ArrayLike, bound: float, what: object = "") -> None:
+    """Assert that they agree within a relative bound."""
+    assert actual is not None, what
+    found = distance(actual, expected)
+    assert found <= bound, f"{what}: {found:.2e} > {bound:.2e}"

@@ -1,0 +1,58 @@
+"""Captured activations, against the oracle."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from service.analysis.capture import Reduce, capture
+from service.engine import drive
+from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
+from tests.engine.made import POINTS
+from tests.oracle import HOOK_POINTS
+
+PROMPTS = [IDS, CONTEXT[3:], IDS[:1]]
+POSITIONS = [(11, 0, 5), tuple(range(6)), (0,)]
+
+
+def test_the_hook_points_are_the_oracles() -> None:
+    """The same names in the same order."""
+    assert POINTS == HOOK_POINTS
+
+
+@pytest.mark.parametrize("reduce", ["none", "norm", "mean"])
+def test_every_hook_point_of_every_layer(subject: Subject, reduce: Reduce) -> None:
+    """Three prompts at chosen positions, as they are, as norms and as means over positions."""
+    model = subject.model
+    ids = [subject.ids(prompt) for prompt in PROMPTS]
+    layers = list(range(model.n_layers))[::-1]
+    answer = drive(model, capture(model, ids, POSITIONS, layers, POINTS, reduce))
+    assert len(answer) == len(ids)
+    for prompt, rows, found in zip(ids, POSITIONS, answer, strict=True):
+        trace = subject.oracle.run(prompt)
+        assert tuple(token.id for token in found.tokens) == prompt
+        places = [(one.layer, one.hook_point) for one in found.activations]
+        assert places == [(layer, point) for layer in layers for point in POINTS]
+        for one in found.activations:
+            values = trace[one.layer, one.hook_point][list(rows)]
+            lengths = np.linalg.norm(values, axis=-1)
+            assert one.positions == rows
+            expected = {"none": values, "norm": lengths, "mean": values.mean(0)}[reduce]
+            scale = lengths.mean() / np.linalg.norm(expected) if reduce == "mean" else 1.0
+            agree(one.values, expected, CAPTURED * max(1.0, scale), (one.layer, one.hook_point))
+            assert one.values.dtype == (torch.float32 if reduce == "none" else torch.float64)
+
+
+def test_a_neighbouring_point_layer_or_position_would_be_seen(subject: Subject) -> None:
+    """No other point of the block, no other layer and no other position agrees with a point."""
+    ids, layer = subject.ids(IDS), 1
+    trace = subject.oracle.run(ids)
+    (found,) = drive(subject.model, capture(subject.model, [ids], [(4,)], [layer], POINTS, "none"))
+    for one in found.activations:
+        values, point = one.values[0].double().numpy(), one.hook_point
+        wrong = [trace[layer, point][5], trace[layer, point][3], trace[2, point][4]]
+        wrong += [trace[layer, other][4] for other in POINTS if other != point]
+        alike = [vector for vector in wrong if vector.shape == values.shape]
+        assert distance(values, trace[layer, point][4]) <= CAPTURED
+        assert min(distance(values, vector) for vector in alike) > 100 * CAPTURED

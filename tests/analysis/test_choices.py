@@ -1,0 +1,120 @@
+"""Prompts, layers and positions, resolved against a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pytest
+
+from service.analysis.choices import (
+    check_length,
+    resolve_ids,
+    resolve_layers,
+    resolve_positions,
+    resolve_prompt,
+)
+from service.engine import Model
+from service.errors import (
+    EmptyQuery,
+    Invalid,
+    LayerOutOfRange,
+    PositionOutOfRange,
+    PromptTooLong,
+    Refused,
+    TokenOutOfRange,
+)
+
+AT = ("prompts", 1)
+
+
+def test_a_text_is_its_tokens_and_ids_are_themselves(tiny: Model) -> None:
+    """Nothing is added to a text; ids pass as they are, also none of them."""
+    assert resolve_ids(tiny, "abc the", AT) == tiny.tokenizer.encode("abc the")
+    assert tiny.tokenizer.text(resolve_ids(tiny, "abc the", AT)) == "abc the"
+    last = tiny.vocab_size - 1
+    assert resolve_ids(tiny, [0, last, 5, 5], AT) == (0, last, 5, 5)
+    assert resolve_ids(tiny, "", AT) == resolve_ids(tiny, [], AT) == ()
+
+
+@pytest.mark.parametrize("bad", [-1, 263, 10**12])
+def test_an_id_outside_the_vocabulary_is_refused(tiny: Model, bad: int) -> None:
+    """The first such id is named by its place, with the last valid one."""
+    with pytest.raises(TokenOutOfRange) as refused:
+        resolve_ids(tiny, [0, 1, bad, -7], AT)
+    assert (refused.value.at, refused.value.limit, refused.value.actual) == (
+        (*AT, 2),
+        tiny.vocab_size - 1,
+        bad,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"),
+    [("", EmptyQuery), ([], EmptyQuery), ([1] * 65, PromptTooLong), ("x" * 65, PromptTooLong)],
+)
+def test_a_prompt_that_cannot_be_run_is_refused(
+    tiny: Model, prompt: str | list[int], kind: type[Refused]
+) -> None:
+    """No tokens, or one more than the model has positions."""
+    with pytest.raises(kind) as refused:
+        resolve_prompt(tiny, prompt, AT)
+    assert refused.value.at == AT
+    if kind is PromptTooLong:
+        assert (refused.value.limit, refused.value.actual) == (tiny.n_positions, 65)
+
+
+def test_a_prompt_may_fill_every_position(tiny: Model) -> None:
+    """As many tokens as positions are fine, nothing is cut."""
+    assert resolve_prompt(tiny, [1] * tiny.n_positions, AT) == (1,) * tiny.n_positions
+    check_length(tiny, tiny.n_positions, AT)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("all", (0, 1, 2)), ([1], (1,)), ([2, 0], (2, 0)), ([-1, -3], (2, 0)), ([0, -1], (0, 2))],
+)
+def test_layers(tiny: Model, layers: Literal["all"] | list[int], expected: tuple[int, ...]) -> None:
+    """From 0 up, negative ones from the end, in the order asked for."""
+    assert resolve_layers(tiny, layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("positions", "expected"),
+    [("last", (3,)), ("all", (0, 1, 2, 3)), ([-1, 0], (3, 0)), ([2], (2,)), ([-4, 3], (0, 3))],
+)
+def test_positions(
+    positions: Literal["last", "all"] | list[int], expected: tuple[int, ...]
+) -> None:
+    """Indices into the tokens, negative ones from the end, in the order asked for."""
+    assert resolve_positions(positions, 4) == expected
+
+
+Resolve = Callable[[Model, Sequence[int]], tuple[int, ...]]
+LAYERS: Resolve = resolve_layers
+POSITIONS: Resolve = lambda _model, values: resolve_positions(values, 3)  # noqa: E731
+
+
+@pytest.mark.parametrize(
+    ("resolve", "field", "kind"),
+    [(LAYERS, "layers", LayerOutOfRange), (POSITIONS, "positions", PositionOutOfRange)],
+)
+@pytest.mark.parametrize("bad", [3, -4, 99])
+def test_an_index_out_of_range_is_refused(
+    tiny: Model, resolve: Resolve, field: str, kind: type[Refused], bad: int
+) -> None:
+    """It is named by its place, with the last valid one and itself; three are there."""
+    with pytest.raises(kind) as refused:
+        resolve(tiny, [0, bad])
+    assert (refused.value.at, refused.value.limit, refused.value.actual) == ((field, 1), 2, bad)
+
+
+@pytest.mark.parametrize(("resolve", "field"), [(LAYERS, "layers"), (POSITIONS, "positions")])
+@pytest.mark.parametrize("values", [[], [1, 1], [0, -3], [2, 0, -1]])
+def test_none_or_one_twice_is_refused(
+    tiny: Model, resolve: Resolve, field: str, values: list[int]
+) -> None:
+    """An empty list, and the same index twice, also once from each end."""
+    with pytest.raises(Invalid) as refused:
+        resolve(tiny, values)
+    assert refused.value.at == (field,)

@@ -1,0 +1,233 @@
+"""Equivalence checks, against the oracle's runs under really patched weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
+
+import pytest
+import torch
+
+from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.pairs import Another, Pair, resolve_pair
+from service.analysis.verdicts import Check, worst
+from service.engine import Apply, Model, drive, load
+from tests import oracle
+from tests.analysis.subjects import BASELINES, CAPTURED, CONTEXT, QUERY, Subject, agree
+from tests.engine.made import resident, unchanged
+from tests.oracle import Update
+
+SEED = 20251216
+"""Documented in service.analysis.equivalence."""
+
+Scope = Literal["projection", "block"]
+SCOPES: tuple[Scope, ...] = ("projection", "block")
+GATES = {
+    ("projection", torch.float32): 1e-5,
+    ("block", torch.float32): 2e-5,
+    ("projection", torch.float64): 1e-12,
+    ("block", torch.float64): 1e-12,
+}
+PRECISIONS = [(torch.float32, CAPTURED), (torch.float64, 1e-13)]
+POSITIONS = (2, 0)
+
+
+def checks(
+    model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
+) -> tuple[Check, ...]:
+    """The answer, driven here and now."""
+    return drive(model, equivalence_checks(model, pair, layers, procedure))
+
+
+@cache
+def theirs_of(
+    subject: Subject, baseline: str, scope: Scope, layer: int, position: int
+) -> oracle.Check:
+    """The oracle's check of a layer and position; made once for all precisions."""
+    check = oracle.projection_check if scope == "projection" else oracle.block_check
+    return check(subject.question(baseline), layer, position)
+
+
+@cache
+def controls_of(
+    subject: Subject, baseline: str, scope: Scope, layer: int, position: int
+) -> dict[str, float]:
+    """The oracle's controls, given the service's seeded direction and order."""
+    return oracle.controls(
+        subject.question(baseline),
+        layer,
+        position,
+        scope,
+        random_output=random_output(subject, layer, position).numpy(),
+        order=order_of(subject.pair(baseline)),
+    )
+
+
+def compared_noise(check: oracle.Check) -> float:
+    """(‖expected‖ + ‖unpatched‖)/‖their difference‖."""
+    return oracle.cancellation(check.expected, check.unpatched)
+
+
+@pytest.mark.parametrize("apply", ["factored", "materialized"])
+@pytest.mark.parametrize(("dtype", "unit"), PRECISIONS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_the_check_holds_and_its_figures_are_the_oracles(
+    subject: Subject, baseline: str, scope: Scope, dtype: torch.dtype, unit: float, apply: Apply
+) -> None:
+    """Magnitude, unpatched error and tolerance agree; the patched error is rounding alone."""
+    procedure = Procedure(scope=scope, dtype=dtype, apply=apply, controls=False)
+    pair = subject.pair(baseline, POSITIONS)
+    found = checks(subject.model, pair, subject.layers, procedure)
+    places = [(layer, position) for layer in subject.layers for position in POSITIONS]
+    assert [(one.layer, one.position) for one in found] == places
+    for one in found:
+        theirs = theirs_of(subject, baseline, scope, one.layer, one.position)
+        change: Update = oracle.update(subject.question(baseline), one.layer, one.position)
+        what = (one.layer, one.position)
+        agree(one.magnitude, theirs.magnitude, unit, what)
+        unpatched = theirs.unpatched_relative_error
+        agree(one.unpatched_relative_error, unpatched, unit * compared_noise(theirs), what)
+        bound = oracle.tolerance(GATES[scope, dtype], change, theirs.expected)
+        agree(one.tolerance, bound, 2 * unit, what)
+        assert one.relative_error is not None
+        assert one.relative_error <= one.tolerance
+        assert one.error == pytest.approx(one.relative_error * one.magnitude, rel=1e-9)
+        width = len(theirs.expected)
+        assert one.max_abs_error <= one.error <= one.max_abs_error * width**0.5 * (1 + 1e-9)
+        assert theirs.relative_error <= 1e-12 * max(1.0, bound / GATES[scope, dtype])
+        assert (one.verdict, one.holds, one.vacuous) == ("holds", True, False)
+        assert one.improvement is not None
+        assert one.improvement >= 1e4
+        floored = max(one.relative_error, torch.finfo(dtype).eps)
+        agree(one.improvement, (one.unpatched_relative_error or 0.0) / floored, 1e-9, what)
+        assert (one.controls, one.control_reasons) == (None, None)
+
+
+def random_output(subject: Subject, layer: int, position: int) -> torch.Tensor:
+    """The seeded direction of the control `random_update`."""
+    generator = torch.Generator().manual_seed(SEED + 10_007 * layer + position)
+    return torch.randn(subject.model.d_mlp, generator=generator, dtype=torch.float64)
+
+
+def order_of(pair: Pair) -> list[int]:
+    """The seeded order of the control `shuffled_context`; an anchor stays first."""
+    first = int(pair.anchored)
+    generator = torch.Generator().manual_seed(SEED)
+    order = torch.randperm(len(pair.context) - first, generator=generator) + first
+    return [*range(first), *order.tolist()]
+
+
+@pytest.mark.parametrize(("dtype", "unit"), PRECISIONS)
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_controls_are_the_oracles(
+    subject: Subject, baseline: str, scope: Scope, dtype: torch.dtype, unit: float
+) -> None:
+    """Each control's error is that of the oracle under the same wrong patch, and far too large.
+
+    Only Δh at the attention is as exact as the patch itself.
+    """
+    pair, question = subject.pair(baseline, [2]), subject.question(baseline)
+    found = checks(subject.model, pair, subject.layers, Procedure(scope=scope, dtype=dtype))
+    for one in found:
+        theirs = controls_of(subject, baseline, scope, one.layer, one.position)
+        change = oracle.update(question, one.layer, one.position)
+        noise = 1.0 + change.cancellation + oracle.cancellation(change.h_with, change.h)
+        noise += compared_noise(theirs_of(subject, baseline, scope, one.layer, one.position))
+        assert one.controls is not None
+        assert set(one.controls) == set(theirs)
+        assert one.control_reasons is None
+        for name, error in one.controls.items():
+            assert error is not None
+            what = (name, one.layer)
+            if name == "bias_only_at_attention":
+                assert error <= one.tolerance, what
+                continue
+            agree(error, theirs[name], unit * noise, what)
+            assert error > 100 * one.tolerance, what
+
+
+def test_controls_need_another_order_of_the_context(subject: Subject) -> None:
+    """With one token, or equal tokens, there is none: null with its reason, the others stand."""
+    model, query = subject.model, subject.ids(QUERY)
+    one, two = subject.ids([3, 4])
+    for context, kind in (((one,), "matched"), ((one,) * 5, "matched"), ((one,), "anchored")):
+        pair = resolve_pair(model, context, query, kind, "last")  # type: ignore[arg-type]
+        for found in checks(model, pair, [0, 2], Procedure()):
+            assert found.controls is not None
+            assert [name for name, error in found.controls.items() if error is None] == [
+                "shuffled_context"
+            ]
+            assert found.control_reasons is not None
+            assert list(found.control_reasons) == ["shuffled_context"]
+    pair = resolve_pair(model, (one, two), query, "matched", "last")
+    (found,) = checks(model, pair, [2], Procedure())
+    assert found.controls is not None
+    assert found.controls["shuffled_context"] is not None
+    assert found.control_reasons is None
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_context_against_itself_is_vacuous(subject: Subject, scope: Scope) -> None:
+    """Nothing differs, so the check cannot tell: neither holds nor fails, and nothing improves."""
+    model, context = subject.model, subject.ids(CONTEXT)
+    pair = resolve_pair(model, context, subject.ids(QUERY), Another(context), "last")
+    for one in checks(model, pair, subject.layers, Procedure(scope=scope, controls=False)):
+        assert (one.verdict, one.holds, one.vacuous) == ("vacuous", False, True)
+        assert one.unpatched_relative_error == one.improvement == 0.0
+        assert one.relative_error is not None
+        assert one.relative_error <= one.tolerance
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "verdict"), [(0.0, "fails"), (1e-20, "fails"), (1e-3, "holds"), (1.0, "vacuous")]
+)
+def test_a_tolerance_of_the_callers_decides(
+    subject: Subject, tolerance: float, verdict: str
+) -> None:
+    """It is taken as it is, at every layer and position, in the place of the derived one."""
+    procedure = Procedure(tolerance=tolerance, controls=False)
+    found = checks(subject.model, subject.pair("matched"), subject.layers, procedure)
+    assert {one.tolerance for one in found} == {tolerance}
+    assert worst([one.verdict for one in found]) == verdict
+    for one in found:
+        assert one.relative_error is not None
+        assert one.relative_error <= 2e-5
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (["holds", "holds"], "holds"),
+        (["holds", "vacuous"], "vacuous"),
+        (["vacuous", "fails", "holds"], "fails"),
+        (["vacuous"], "vacuous"),
+    ],
+)
+def test_one_verdict_for_all(
+    verdicts: list[Literal["holds", "fails", "vacuous"]], expected: str
+) -> None:
+    """One failure fails all; without it one that could not tell is what is told."""
+    assert worst(verdicts) == expected
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_a_half_precision_model_is_checked_in_float32(subject: Subject, name: str) -> None:
+    """Its rounded weights are a model too, for which the identity holds in float32 and float64."""
+    folder = subject.model.id
+    model = load(folder, revision=None, device="cpu", dtype=name)
+    pair = subject.pair("matched", "last")
+    for dtype in (torch.float32, torch.float64):
+        found = checks(model, pair, subject.layers, Procedure(dtype=dtype, controls=False))
+        assert [one.verdict for one in found] == ["holds"] * len(subject.layers)
+
+
+def test_the_resident_weights_are_never_patched(subject: Subject) -> None:
+    """Checks with all controls, both ways of applying, both dtypes: every bit is as it was."""
+    before = resident(subject.model)
+    for dtype, apply in ((torch.float32, "materialized"), (torch.float64, "factored")):
+        procedure = Procedure(dtype=dtype, apply=apply)  # type: ignore[arg-type]
+        checks(subject.model, subject.pair("alone"), subject.layers, procedure)
+    assert unchanged(subject.model, before)

@@ -1,0 +1,49 @@
+"""What the context does to the prediction, against the oracle's distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from service.analysis.updates import weight_updates
+from service.engine import drive
+from tests import oracle
+from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
+    """Ids, texts and probabilities of the ten likeliest in both runs, and KL, at each position."""
+    model, question = subject.model, subject.question(baseline)
+    answer = drive(model, weight_updates(model, subject.pair(baseline), [0], ["next_tokens"]))
+    assert answer.next_tokens is not None
+    assert [one.position for one in answer.next_tokens] == list(range(len(QUERY)))
+    for one in answer.next_tokens:
+        runs = question.full.logits[one.position], question.base.logits[one.position]
+        for found, logits in zip((one.with_context, one.baseline), runs, strict=True):
+            noise = 2 * CAPTURED * float(abs(logits).max())
+            shares = oracle.probabilities(logits)
+            assert len(found) == len({token.id for token in found}) == 10
+            for token, (_, probability) in zip(found, oracle.likeliest(logits), strict=True):
+                assert token.text == model.tokenizer.token(token.id).text
+                assert token.probability == pytest.approx(float(shares[token.id]), rel=noise)
+                assert token.probability == pytest.approx(probability, rel=noise)
+        bound = 2 * CAPTURED * oracle.cancellation(*runs)
+        theirs = oracle.next_token_divergence(question, one.position)
+        assert one.kl_divergence == pytest.approx(theirs, rel=bound)
+
+
+def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subject) -> None:
+    """KL(baseline ‖ with context), and KL of a neighbouring position, are far from the figure."""
+    model, question = subject.model, subject.question("matched")
+    answer = drive(model, weight_updates(model, subject.pair("matched"), [0], ["next_tokens"]))
+    assert answer.next_tokens is not None
+    full, base = question.full.logits, question.base.logits
+    for one in answer.next_tokens:
+        j, other = one.position, (one.position + 1) % len(QUERY)
+        wrong = [
+            oracle.kl_divergence(base[j], full[j]),
+            oracle.kl_divergence(full[other], base[other]),
+            oracle.kl_divergence(full[j], full[other]),
+        ]
+        assert min(abs(np.array(wrong) - one.kl_divergence)) > 1e-3 * one.kl_divergence

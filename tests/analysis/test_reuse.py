@@ -1,0 +1,133 @@
+"""Reuse: an update on other queries, against the oracle's dense ΔW."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from service.analysis import pairs
+from service.analysis.pairs import Pair, Stream, Without, resolve_pair
+from service.analysis.updates import Update, weight_updates
+from service.engine import drive
+from tests import oracle
+from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, agree
+
+only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
+PROBES = ([30], [31, 32], QUERY)
+"""Other queries by seeds of ids; the last is the pair's own."""
+BASELINES: dict[str, pairs.Baseline] = {
+    "matched": "matched",
+    "alone": "alone",
+    "anchored": "anchored",
+    "without": Without(SPANS),
+}
+
+
+def probes(subject: Subject, baseline: str, asked: Sequence[Sequence[int]]) -> list[Pair]:
+    """The same context and baseline before each of other queries."""
+    context = subject.ids(CONTEXT)
+    kind = BASELINES[baseline]
+    return [
+        resolve_pair(subject.model, context, subject.ids(query), kind, "last") for query in asked
+    ]
+
+
+def updates(
+    subject: Subject,
+    baseline: str,
+    stream: Stream = "free",
+    asked: Sequence[Sequence[int]] = PROBES,
+) -> tuple[Update, ...]:
+    """Some layers, all query positions, reused on the probes."""
+    model, pair = subject.model, subject.pair(baseline)
+    question = weight_updates(
+        model, pair, subject.layers, [], stream, probes(subject, baseline, asked)
+    )
+    return drive(model, question).updates
+
+
+def check_reuse(subject: Subject, baseline: str, stream: Stream) -> None:
+    """Hold every entry's reuse against the oracle."""
+    question = subject.question(baseline)
+    probed = [
+        oracle.ask(
+            subject.oracle,
+            subject.ids(CONTEXT),
+            subject.ids(query),
+            question.baseline,
+            anchor=subject.model.tokenizer.anchor,
+        )
+        for query in PROBES
+    ]
+    for one in updates(subject, baseline, stream):
+        change = (
+            oracle.update(question, one.layer, one.position)
+            if stream == "free"
+            else oracle.sequential(question, one.position).updates[one.layer]
+        )
+        assert one.reuse is not None
+        assert [again.query for again in one.reuse] == [0, 1, 2]
+        for again, probe in zip(one.reuse, probed, strict=True):
+            theirs = oracle.reuse(change, probe, one.layer)
+            own = oracle.update(probe, one.layer).cancellation
+            bound = CAPTURED * (change.cancellation + own)
+            assert again.cosine == pytest.approx(theirs.cosine, abs=bound)
+            agree(again.unpatched_relative_error, theirs.unpatched_relative_error, bound)
+            scale = max(1.0, theirs.relative_error)
+            assert again.relative_error == pytest.approx(theirs.relative_error, abs=bound * scale)
+
+
+@only_tiny
+@pytest.mark.parametrize("stream", ["free", "sequential"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_reuse_is_the_oracles(subject: Subject, baseline: str, stream: Stream) -> None:
+    """Cosine, patched and unpatched error of each update on each probe, in both streams."""
+    check_reuse(subject, baseline, stream)
+
+
+def test_reuse_on_any_model_is_the_oracles(subject: Subject) -> None:
+    """The same on the bundled model too."""
+    check_reuse(subject, "matched", "free")
+
+
+def test_an_update_is_exact_for_its_own_query_alone(subject: Subject) -> None:
+    """On the query that it was formed for its error is rounding and its cosine 1; on the others
+    it is neither, nor is that of another position of the same query."""
+    for one in updates(subject, "matched"):
+        assert one.reuse is not None
+        *others, own = one.reuse
+        if one.position == len(QUERY) - 1:
+            assert own.cosine == pytest.approx(1.0, abs=1e-6)
+            assert (own.relative_error or 0.0) <= 1e-5
+        else:
+            others.append(own)
+        for again in others:
+            assert again.cosine is not None
+            assert abs(again.cosine) < 0.99
+            assert again.relative_error is not None
+            assert again.relative_error > 1e-2
+
+
+@only_tiny
+def test_a_probe_has_the_same_answer_in_any_company(subject: Subject) -> None:
+    """Each probe alone, and all in another order, read the same."""
+    every = updates(subject, "anchored")
+    reverse = updates(subject, "anchored", asked=PROBES[::-1])
+    for i, probe in enumerate(PROBES):
+        alone = updates(subject, "anchored", asked=[probe])
+        for one, other, lone in zip(every, reverse, alone, strict=True):
+            assert one.reuse is not None
+            assert other.reuse is not None
+            assert lone.reuse is not None
+            for again in (other.reuse[len(PROBES) - 1 - i], lone.reuse[0]):
+                agree(again.cosine, one.reuse[i].cosine or 0.0, 1e-4)
+                agree(
+                    again.unpatched_relative_error, one.reuse[i].unpatched_relative_error or 0, 1e-4
+                )
+
+
+@only_tiny
+def test_without_probes_there_is_none(subject: Subject) -> None:
+    """The field is absent."""
+    assert all(one.reuse is None for one in updates(subject, "matched", asked=[]))

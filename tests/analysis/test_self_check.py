@@ -1,0 +1,86 @@
+"""The check at start: it holds for a sound model, and for no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.analysis.self_check import self_check
+from service.engine import Model, drive, load
+from service.engine.families import Block
+from tests.analysis.subjects import Subject
+from tests.engine.made import with_nan
+
+
+def test_a_sound_model_passes(subject: Subject) -> None:
+    """Every layer is checked; the context matters in all, and the patch is right to rounding."""
+    found = drive(subject.model, self_check(subject.model))
+    assert (found.verdict, found.layers, found.reason) == ("holds", subject.model.n_layers, None)
+    assert found.worst_relative_error is not None
+    assert found.least_unpatched_relative_error is not None
+    assert found.worst_relative_error <= 2e-5
+    assert found.least_unpatched_relative_error >= 1e4 * found.worst_relative_error
+    assert datetime.fromisoformat(found.when).utcoffset() is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("transformer.h.1.mlp.c_fc.weight", "layer 1"),
+        ("transformer.h.2.mlp.c_proj.weight", "layer 2"),
+        ("transformer.h.0.attn.c_attn.weight", "layer 0"),
+        ("transformer.wpe.weight", "layer 0"),
+    ],
+)
+def test_a_model_with_nan_fails(tmp_path: Path, tiny_folder: Path, name: str, says: str) -> None:
+    """The verdict is `fails`, the reason names the layer, and no figure is made up."""
+    folder = with_nan(tiny_folder, tmp_path / "nan", name)
+    model = load(str(folder), revision=None, device="cpu", dtype="float32")
+    found = drive(model, self_check(model))
+    assert found.verdict == "fails"
+    assert found.worst_relative_error is None
+    assert found.least_unpatched_relative_error is None
+    assert found.reason is not None
+    assert says in found.reason
+
+
+def altered(model: Model, change: Callable[[Block], Block]) -> Model:
+    """The model with changed blocks, in other tensors."""
+    return replace(model, blocks=tuple(change(block) for block in model.blocks))
+
+
+def unsteady(block: Block) -> Block:
+    """A block whose activation gives something else each time: no patch can be exact."""
+    generator = torch.Generator().manual_seed(0)
+
+    def act(x: Tensor) -> Tensor:
+        return block.act(x) * (1.0 + 1e-3 * torch.randn(x.shape, generator=generator))
+
+    return replace(block, act=act)
+
+
+def deaf(block: Block) -> Block:
+    """A block whose attention adds nothing: the context cannot matter."""
+    silent = replace(
+        block.attn_out,
+        weight=torch.zeros_like(block.attn_out.weight),
+        bias=torch.zeros_like(block.attn_out.bias),
+    )
+    return replace(block, attn_out=silent)
+
+
+@pytest.mark.parametrize(("change", "verdict"), [(unsteady, "fails"), (deaf, "vacuous")])
+def test_it_can_fail_and_can_tell_nothing(
+    tiny: Model, change: Callable[[Block], Block], verdict: str
+) -> None:
+    """An inexact block fails; blocks that read no context are vacuous, not sound."""
+    model = altered(tiny, change)
+    found = drive(model, self_check(model))
+    assert found.verdict == verdict
+    assert drive(tiny, self_check(tiny)).verdict == "holds"

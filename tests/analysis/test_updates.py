@@ -1,0 +1,193 @@
+"""Weight updates of every baseline, position and layer, against the oracle's dense matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from service.analysis.pairs import Another, resolve_pair
+from service.analysis.updates import Include, Norms, Update, WeightUpdates, weight_updates
+from service.engine import drive
+from tests import oracle
+from tests.analysis.subjects import BASELINES, CAPTURED, CONTEXT, QUERY, Subject, agree, distance
+
+EVERYTHING: tuple[Include, ...] = ("factors", "bias", "next_tokens")
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
+    """All layers and all query positions."""
+    layers = range(subject.model.n_layers)
+    return drive(
+        subject.model, weight_updates(subject.model, subject.pair(baseline), layers, include)
+    )
+
+
+def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: object) -> None:
+    """The captured figures agree as captured, the difference as a difference."""
+    agree(found.norm_with_context, theirs.norm_with_context, CAPTURED, what)
+    agree(found.norm_baseline, theirs.norm_baseline, CAPTURED, what)
+    agree(found.norm_difference, theirs.norm_difference, bound, what)
+    assert found.cosine == pytest.approx(theirs.cosine, abs=2 * CAPTURED), what
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_updates_are_the_oracles(subject: Subject, baseline: str) -> None:
+    """Norms, cosines, factors and bias of each layer and position, within the agreement rule."""
+    question, model = subject.question(baseline), subject.model
+    answer = asked(subject, baseline, "factors", "bias")
+    places = [(layer, j) for layer in range(model.n_layers) for j in range(len(QUERY))]
+    assert [(one.layer, one.position) for one in answer.updates] == places
+    assert answer.next_tokens is None
+    for one in answer.updates:
+        theirs = oracle.update(question, one.layer, one.position)
+        what, bound = (one.layer, one.position), CAPTURED * theirs.cancellation
+        bound_h = CAPTURED * oracle.cancellation(theirs.h_with, theirs.h)
+        agree(one.norm, theirs.norm, bound, what)
+        agree(one.relative_norm, theirs.relative_norm, bound, what)
+        agree(one.spectral_share, theirs.spectral_share, bound, what)
+        agree_norms(one.mlp_in, theirs.mlp_in, bound, what)
+        agree_norms(one.resid_mid, theirs.resid_mid, bound_h, what)
+        assert one.factors is not None
+        agree(one.factors.input, theirs.input_factor, CAPTURED, what)
+        agree(one.factors.output, theirs.output_factor, bound, what)
+        dense = np.outer(one.factors.input.double(), one.factors.output.double())
+        agree(dense, theirs.dense, bound + CAPTURED, what)
+        agree(one.bias, theirs.delta_h, bound_h, what)
+        assert one.rank == 1
+        assert one.shape == theirs.dense.shape == (model.d_model, model.d_mlp)
+        assert one.weight == f"transformer.h.{one.layer}.mlp.c_fc.weight"
+        assert one.below_noise == theirs.below_noise(EPSILON) == False  # noqa: E712
+
+
+def test_the_one_norm_is_the_only_singular_value(subject: Subject) -> None:
+    """By SVD of the oracle's dense ΔW: the first is the norm, all others are rounding."""
+    last = asked(subject, "matched").updates[-1]
+    values = oracle.update(subject.question("matched"), last.layer, last.position).singular_values()
+    agree(last.norm, values[0], 1e-4)
+    assert values[1] <= 1e-12 * values[0]
+
+
+WRONG: dict[str, Callable[[oracle.Update, oracle.Update], tuple[object, object, object]]] = {
+    "ε in the denominator": lambda u, _: (
+        u.n / (u.n @ u.n + 0.01),
+        u.output_factor,
+        u.delta_h,
+    ),
+    "norm not squared": lambda u, _: (u.n / oracle.norm(u.n), u.output_factor, u.delta_h),
+    "Δh for Δn": lambda u, _: (u.input_factor, u.delta_h @ u.block.c_fc, u.delta_h),
+    "Δn for Δh": lambda u, _: (u.input_factor, u.output_factor, u.delta_n),
+    "before ln_2": lambda u, _: (
+        u.h / (u.h @ u.h),
+        u.delta_h @ u.block.c_fc,
+        u.delta_h,
+    ),
+    "n_C for n": lambda u, _: (u.n_with / (u.n_with @ u.n_with), u.output_factor, u.delta_h),
+    "the sign": lambda u, _: (u.input_factor, -u.output_factor, -u.delta_h),
+    "shifted positions": lambda _, v: (v.input_factor, v.output_factor, v.delta_h),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_planted_error_is_beyond_the_rule(
+    subject: Subject,
+    wrong: Callable[[oracle.Update, oracle.Update], tuple[object, object, object]],
+) -> None:
+    """Were the oracle wrong in this way, the test above would fail by far in every layer."""
+    question = subject.question("matched")
+    for one in asked(subject, "matched", "factors", "bias").updates:
+        if one.position == 0 or one.factors is None:
+            continue
+        theirs = oracle.update(question, one.layer, one.position)
+        parts = wrong(theirs, oracle.update(question, one.layer, one.position - 1))
+        bounds = (
+            CAPTURED,
+            CAPTURED * theirs.cancellation,
+            CAPTURED * oracle.cancellation(theirs.h_with, theirs.h),
+        )
+        found = (one.factors.input, one.factors.output, one.bias)
+        misses = [
+            distance(np.asarray(mine), part) / bound  # type: ignore[arg-type]
+            for mine, part, bound in zip(found, parts, bounds, strict=True)
+        ]
+        assert max(misses) > 5, (one.layer, one.position, misses)
+
+
+def test_a_position_shift_is_in_alone_alone(subject: Subject) -> None:
+    """`matched` and `alone` differ, as the query's positions do: the oracle's norms tell by how."""
+    matched, alone = (asked(subject, name).updates for name in ("matched", "alone"))
+    for one, other in zip(matched, alone, strict=True):
+        ours = one.norm - other.norm
+        theirs = [
+            oracle.update(subject.question(name), one.layer, one.position).norm
+            for name in ("matched", "alone")
+        ]
+        assert abs(ours - (theirs[0] - theirs[1])) <= 1e-4 * max(theirs)
+    assert max(abs(a.norm - b.norm) / a.norm for a, b in zip(matched, alone, strict=True)) > 1e-2
+
+
+@pytest.mark.parametrize("include", [(), ("factors",), ("bias",), EVERYTHING])
+def test_what_was_not_asked_for_is_absent(subject: Subject, include: tuple[Include, ...]) -> None:
+    """And what was is there; the norms are the same whatever is asked for beside them."""
+    answer, full = asked(subject, "matched", *include), asked(subject, "matched", *EVERYTHING)
+    assert (answer.next_tokens is not None) == ("next_tokens" in include)
+    for one, other in zip(answer.updates, full.updates, strict=True):
+        assert (one.factors is not None) == ("factors" in include)
+        assert (one.bias is not None) == ("bias" in include)
+        agree(one.norm, other.norm, 1e-5, (one.layer, one.position))
+
+
+def test_layers_and_positions_come_as_asked(subject: Subject) -> None:
+    """Layer by layer and position by position, in the order asked for, with the same numbers."""
+    model, pair = subject.model, subject.pair("matched", [2, 0])
+    answer = drive(model, weight_updates(model, pair, [2, 0], []))
+    assert [(one.layer, one.position) for one in answer.updates] == [(2, 2), (2, 0), (0, 2), (0, 0)]
+    for one in answer.updates:
+        theirs = oracle.update(subject.question("matched"), one.layer, one.position)
+        agree(one.norm, theirs.norm, CAPTURED * theirs.cancellation)
+
+
+def nothing_changed(one: Update) -> bool:
+    """Whether an update says that the context changes nothing at all."""
+    return (
+        one.below_noise
+        and (one.rank, one.norm, one.relative_norm, one.spectral_share) == (0, 0.0, 0.0, 0.0)
+        and one.mlp_in.norm_difference == one.resid_mid.norm_difference == 0.0
+        and one.mlp_in.cosine == pytest.approx(1.0, abs=1e-12)
+        and one.factors is not None
+        and not one.factors.output.any()
+        and one.bias is not None
+        and not one.bias.any()
+    )
+
+
+def test_a_context_against_itself_changes_nothing(subject: Subject) -> None:
+    """Rank 0, norm 0, cosine 1, below noise; KL is 0 and both predictions are one."""
+    model, context = subject.model, subject.ids(CONTEXT)
+    pair = resolve_pair(model, context, subject.ids(QUERY), Another(context), "all")
+    answer = drive(model, weight_updates(model, pair, range(model.n_layers), EVERYTHING))
+    assert all(nothing_changed(one) for one in answer.updates)
+    assert answer.next_tokens is not None
+    for one in answer.next_tokens:
+        assert one.kl_divergence <= 1e-12
+        assert one.with_context == one.baseline
+
+
+def test_a_context_that_is_lost_in_rounding_is_flagged(subject: Subject) -> None:
+    """Runs that differ by float32's noise alone are below noise, a real difference is not."""
+    real = asked(subject, "matched").updates
+    assert not any(one.below_noise for one in real)
+    norms = [one.mlp_in for one in real]
+    assert all(one.norm_difference >= 32 * EPSILON * one.norm_baseline for one in norms)
+
+
+def test_factors_are_float32_on_the_cpu(subject: Subject) -> None:
+    """What leaves is in the model's precision, whatever it was formed in."""
+    one = asked(subject, "matched", "factors", "bias").updates[0]
+    assert one.factors is not None
+    assert one.bias is not None
+    for tensor in (one.factors.input, one.factors.output, one.bias):
+        assert (tensor.dtype, tensor.device.type, tensor.dim()) == (torch.float32, "cpu", 1)

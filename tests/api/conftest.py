@@ -1,0 +1,101 @@
+"""Servers of the contract tests: the tiny one with its log read, a narrow one, a slow one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.api.wire import Log, client_of, log_of
+from tests.checkpoints import byte_tokenizer, save_tiny
+from tests.service_process import Served, served
+
+KEY = "open-sesame"
+NARROW: dict[str, Any] = {
+    "api_keys": f"{KEY},another",
+    "max_prompts": 2,
+    "max_body_bytes": 2000,
+    "max_response_bytes": 100_000,
+    "max_tokens_per_request": 40,
+}
+"""The narrow server's limits."""
+POISON = "z"
+"""A token whose embedding is NaN in the narrow server's checkpoint."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A server, a client of it that has the key, and its log.
+
+    Args:
+        served: The server.
+        client: With the key where there is one.
+        log: What it prints.
+    """
+
+    served: Served
+    client: httpx.Client
+    log: Log
+
+
+@pytest.fixture(scope="session")
+def tiny_heard(tiny_service: Served) -> Iterator[Heard]:
+    """The tiny GPT-2's server with its log."""
+    with client_of(tiny_service) as client:
+        yield Heard(tiny_service, client, log_of(tiny_service))
+
+
+@pytest.fixture
+def tiny_client(tiny_heard: Heard) -> httpx.Client:
+    """A client of the tiny GPT-2's server."""
+    return tiny_heard.client
+
+
+def poison(folder: Path, row: slice) -> Path:
+    """Make rows of a checkpoint's token embedding NaN."""
+    file = folder / "model.safetensors"
+    with torch.inference_mode(False):
+        weights = load_file(file)
+        weights["transformer.wte.weight"][row] = torch.nan
+        save_file(weights, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
+    """Small limits, keys, a tokenizer without <|endoftext|>, and one token that is poison."""
+    with torch.inference_mode(False):
+        folder = save_tiny(tmp_path_factory.mktemp("narrow"), special=False)
+    token = byte_tokenizer(special=False).convert_tokens_to_ids(POISON)
+    assert isinstance(token, int)
+    poison(folder, slice(token, token + 1))
+    with served(model=folder, **NARROW) as running, client_of(running, KEY) as client:
+        yield Heard(running, client, log_of(running))
+
+
+@pytest.fixture(scope="session")
+def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 large enough that a request can take seconds."""
+    with torch.inference_mode(False):
+        return save_tiny(
+            tmp_path_factory.mktemp("slow"), n_layer=12, n_embd=256, n_head=4, n_positions=1024
+        )
+
+
+@pytest.fixture(scope="session")
+def slow(slow_folder: Path) -> Iterator[Heard]:
+    """One question at a time, and one that may wait."""
+    settings: dict[str, Any] = {
+        "model": slow_folder,
+        "batching": "false",
+        "queue_size": 1,
+        "threads": 1,
+    }
+    with served(**settings) as running, client_of(running) as client:
+        yield Heard(running, client, log_of(running))

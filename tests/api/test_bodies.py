@@ -1,0 +1,283 @@
+"""Bodies: what is not JSON, what is not a request, and what never comes back."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import NARROW, Heard
+from tests.api.wire import CANARY, problem, resolve
+
+PAIR = {"context": f"abc the {CANARY}", "query": " cd"}
+PATHS = {
+    "updates": "/v1/weight-updates",
+    "checks": "/v1/equivalence-checks",
+    "activations": "/v1/activations",
+    "trajectories": "/v1/trajectories",
+    "attributions": "/v1/attributions",
+    "tokenize": "/v1/tokenize",
+}
+DEEP = 100_000
+
+MALFORMED: dict[str, bytes] = {
+    "nothing": b"",
+    "half": b'{"context": "a"',
+    "trailing comma": b'{"context": "a", "query": "b",}',
+    "single quotes": b"{'context': 'a', 'query': 'b'}",
+    "two documents": b'{"context": "a", "query": "b"}{}',
+    "latin-1": '{"context": "zqcanaryqz é", "query": "b"}'.encode("latin-1"),
+    "utf-16": json.dumps(PAIR).encode("utf-16"),
+    "a byte that is NUL": b'{"context": "a\x00", "query": "b"}',
+    "nested deeper than Python": b"[" * DEEP + b"]" * DEEP,
+    "nested 500 deep": b'{"context": ' + b"[" * 500 + b"]" * 500 + b', "query": "b"}',
+    "nested 500 deep in an unknown field": json.dumps(PAIR)[:-1].encode()
+    + b', "x": '
+    + b"[" * 500
+    + b"]" * 500
+    + b"}",
+}
+
+LITERALS = ["NaN", "Infinity", "-Infinity", "1e400"]
+HUGE = [10**30, 2**63, -(2**64), 10**400]
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("updates", {"layers": False}, "/layers"),
+    ("updates", {"layers": 1}, "/layers"),
+    ("updates", {"layers": None}, "/layers"),
+    ("updates", {"layers": CANARY}, "/layers"),
+    ("updates", {"layers": {CANARY: 1}}, "/layers"),
+    ("updates", {"layers": [False]}, "/layers/0"),
+    ("updates", {"layers": [0, 1.0]}, "/layers/1"),
+    ("updates", {"layers": [0, 0.5]}, "/layers/1"),
+    ("updates", {"layers": [CANARY]}, "/layers/0"),
+    ("updates", {"layers": [[0]]}, "/layers/0"),
+    ("updates", {"layers": []}, "/layers"),
+    ("updates", {"layers": [1, 1]}, "/layers"),
+    ("updates", {"layers": [0, -3]}, "/layers"),
+    *[("updates", {"layers": [huge]}, "/layers/0") for huge in HUGE],
+    ("updates", {"positions": True}, "/positions"),
+    ("updates", {"positions": CANARY}, "/positions"),
+    ("updates", {"positions": [0.0]}, "/positions/0"),
+    ("updates", {"positions": []}, "/positions"),
+    ("updates", {"positions": [0, 0]}, "/positions"),
+    ("updates", {"context": None}, "/context"),
+    ("updates", {"context": 7}, "/context"),
+    ("updates", {"context": {CANARY: CANARY}}, "/context"),
+    ("updates", {"context": [1.0]}, "/context/0"),
+    ("updates", {"context": [1, True]}, "/context/1"),
+    ("updates", {"context": [CANARY]}, "/context/0"),
+    *[("updates", {"query": [1, huge]}, "/query/1") for huge in HUGE],
+    ("updates", {"baseline": CANARY}, "/baseline"),
+    ("updates", {"baseline": None}, "/baseline"),
+    ("updates", {"baseline": [[0, 1]]}, "/baseline"),
+    ("updates", {"baseline": {}}, "/baseline"),
+    ("updates", {"baseline": {CANARY: 1, "context": "a"}}, f"/baseline/{CANARY}"),
+    ("updates", {"baseline": {"without": [[0, 1]], "context": "a"}}, "/baseline/context"),
+    ("updates", {"baseline": {"without": CANARY}}, "/baseline/without"),
+    ("updates", {"baseline": {"without": [[0]]}}, "/baseline/without/0"),
+    ("updates", {"baseline": {"without": [[0, 1, 2]]}}, "/baseline/without/0"),
+    ("updates", {"baseline": {"without": [[0, 1], [2, CANARY]]}}, "/baseline/without/1/1"),
+    ("updates", {"baseline": {"without": [[0, 1.0]]}}, "/baseline/without/0/1"),
+    ("updates", {"baseline": {"context": None}}, "/baseline/context"),
+    ("updates", {"stream": CANARY}, "/stream"),
+    ("updates", {"include": "factors"}, "/include"),
+    ("updates", {"include": [CANARY]}, "/include/0"),
+    ("updates", {"encoding": CANARY}, "/encoding"),
+    ("updates", {"a/b~c": CANARY}, "/a~1b~0c"),
+    ("updates", {"": CANARY}, "/"),
+    ("updates", {"surprise": CANARY}, "/surprise"),
+    ("checks", {"scope": CANARY}, "/scope"),
+    ("checks", {"precision": CANARY}, "/precision"),
+    ("checks", {"apply": CANARY}, "/apply"),
+    ("checks", {"controls": 1}, "/controls"),
+    ("checks", {"controls": CANARY}, "/controls"),
+    ("checks", {"tolerance": 0}, "/tolerance"),
+    ("checks", {"tolerance": -1e-5}, "/tolerance"),
+    ("checks", {"tolerance": CANARY}, "/tolerance"),
+    ("checks", {"tolerance": True}, "/tolerance"),
+    ("checks", {"include": []}, "/include"),
+    ("updates", {"joint": 1}, "/joint"),
+    ("updates", {"probe_queries": CANARY}, "/probe_queries"),
+    ("updates", {"probe_queries": ["a", None]}, "/probe_queries/1"),
+    ("updates", {"probe_queries": [[CANARY]]}, "/probe_queries/0/0"),
+    ("trajectories", {"spans": CANARY}, "/spans"),
+    ("trajectories", {"spans": [[0, CANARY]]}, "/spans/0/1"),
+    ("attributions", {"spans": [[0, 1], 2]}, "/spans/1"),
+    ("attributions", {"include": []}, "/include"),
+    ("activations", {"prompts": []}, "/prompts"),
+    ("activations", {"prompts": CANARY}, "/prompts"),
+    ("activations", {"prompts": [[1.0]]}, "/prompts/0/0"),
+    ("activations", {"prompts": [CANARY, None]}, "/prompts/1"),
+    ("activations", {"hook_points": CANARY}, "/hook_points"),
+    ("activations", {"hook_points": []}, "/hook_points"),
+    ("activations", {"hook_points": [1]}, "/hook_points/0"),
+    ("activations", {"reduce": CANARY}, "/reduce"),
+    ("tokenize", {"prompts": [CANARY], "query": CANARY}, ""),
+    ("tokenize", {"context": CANARY}, ""),
+    ("tokenize", {"prompts": [7]}, "/prompts/0"),
+    ("tokenize", {}, ""),
+]
+FILLED: dict[str, dict[str, Any]] = {
+    "updates": PAIR,
+    "checks": PAIR,
+    "trajectories": PAIR,
+    "attributions": PAIR,
+    "activations": {"prompts": [CANARY]},
+    "tokenize": {},
+}
+
+
+def post(client: httpx.Client, path: str, body: bytes) -> httpx.Response:
+    """Send bytes as JSON."""
+    return client.post(path, content=body, headers={"Content-Type": "application/json"})
+
+
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+def test_malformed(tiny_client: httpx.Client, body: bytes) -> None:
+    """What is not JSON in UTF-8, or nests too deep, is 400 and never 422 or 500."""
+    assert not problem(post(tiny_client, PATHS["updates"], body), "malformed_json").errors
+
+
+@pytest.mark.parametrize(("resource", "changes", "where"), WRONG)
+def test_validation(
+    tiny_client: httpx.Client, resource: str, changes: dict[str, Any], where: str
+) -> None:
+    """One mistake in a body is one error, whose pointer resolves in what was sent."""
+    sent = FILLED[resource] | changes
+    said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
+    assert said.errors is not None
+    assert [mistake.pointer for mistake in said.errors] == [where]
+
+
+@pytest.mark.parametrize("field", ["context", "query", "prompts"])
+def test_missing(tiny_client: httpx.Client, field: str) -> None:
+    """A field that is missing is named, and the pointer is to the object that lacks it."""
+    resource = "activations" if field == "prompts" else "updates"
+    sent = {name: value for name, value in FILLED[resource].items() if name != field}
+    said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
+    assert said.errors is not None
+    assert [mistake.pointer for mistake in said.errors] == [""]
+    assert field in said.errors[0].message
+
+
+@pytest.mark.parametrize("number", LITERALS)
+@pytest.mark.parametrize(
+    ("resource", "field"), [("checks", "tolerance"), ("updates", "layers"), ("updates", "query")]
+)
+def test_not_a_number(tiny_client: httpx.Client, resource: str, field: str, number: str) -> None:
+    """NaN, the infinities and what overflows to them are refused where a number is asked for."""
+    value = number if field == "tolerance" else f"[{number}]"
+    rest = {name: text for name, text in FILLED[resource].items() if name != field}
+    body = json.dumps(rest)[:-1] + f', "{field}": {value}}}'
+    said = problem(
+        post(tiny_client, PATHS[resource], body.encode()), "validation", json.loads(body)
+    )
+    assert said.errors is not None
+    assert [mistake.pointer.split("/")[1] for mistake in said.errors] == [field]
+
+
+@pytest.mark.parametrize("text", [r"\ud800", r"\udc00\ud800", r"zqcanaryqz\uDFFF"])
+def test_lone_surrogates(tiny_client: httpx.Client, text: str) -> None:
+    """Half of a surrogate pair is JSON, but no text that could be tokenised."""
+    body = f'{{"context": "{text}", "query": "b"}}'.encode()
+    problem(post(tiny_client, PATHS["updates"], body), "validation", json.loads(body))
+
+
+def test_endless_integer(tiny_client: httpx.Client) -> None:
+    """An integer of 5,000 digits is JSON, so it is a validation error."""
+    body = b'{"context": "a", "query": "b", "layers": [1' + b"0" * 5000 + b"]}"
+    sent = {"context": "a", "query": "b", "layers": [10]}
+    problem(post(tiny_client, PATHS["updates"], body), "validation", sent)
+
+
+@pytest.mark.parametrize("body", [b"7", b"null", b'"zqcanaryqz"', b'[{"context": "zqcanaryqz"}]'])
+def test_not_an_object(tiny_client: httpx.Client, body: bytes) -> None:
+    """JSON that is no object is a validation error of the whole document."""
+    said = problem(post(tiny_client, PATHS["updates"], body), "validation", json.loads(body))
+    assert said.errors is not None
+    assert [mistake.pointer for mistake in said.errors] == [""]
+
+
+def test_long_field_name(tiny_client: httpx.Client) -> None:
+    """A caller's field name that is echoed in a pointer is cut at 64 characters."""
+    sent = PAIR | {"n" * 500: CANARY}
+    said = problem(tiny_client.post(PATHS["updates"], json=sent), "validation", sent)
+    assert said.errors is not None
+    assert said.errors[0].pointer == "/" + "n" * 63
+
+
+def test_many_mistakes(tiny_client: httpx.Client) -> None:
+    """A body with thousands of mistakes gets a short problem, not one as long as itself."""
+    sent = PAIR | {"layers": [CANARY] * 5000}
+    response = tiny_client.post(PATHS["updates"], json=sent)
+    problem(response, "validation", sent)
+    assert len(response.content) < 5000
+
+
+def test_several_mistakes(tiny_client: httpx.Client) -> None:
+    """Each of several mistakes is named."""
+    sent = PAIR | {"layers": [0.5], "stream": 1, "surprise": 2}
+    said = problem(tiny_client.post(PATHS["updates"], json=sent), "validation", sent)
+    places = {mistake.pointer for mistake in said.errors or ()}
+    assert places == {"/layers/0", "/stream", "/surprise"}
+    assert resolve("/layers/0", sent) == 0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"context": "a\x00b"},
+        {"baseline": {"without": [[0, 7]]}},
+        {"positions": [0], "layers": [-1, 0]},
+        {"context": "<|endoftext|>the 🙂"},
+    ],
+)
+def test_accepted(tiny_client: httpx.Client, changes: dict[str, Any]) -> None:
+    """NUL in a string, spans as arrays, negative layers and any Unicode are good input."""
+    response = tiny_client.post(PATHS["updates"], json=PAIR | changes)
+    assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("content_type", "accepted"),
+    [
+        ("application/json", True),
+        ("application/json; charset=utf-8", True),
+        ("Application/JSON", True),
+        ("text/plain", False),
+        ("application/x-www-form-urlencoded", False),
+        ("application/jsonl", False),
+        ("multipart/form-data; boundary=b", False),
+    ],
+)
+def test_media_type(tiny_client: httpx.Client, content_type: str, accepted: bool) -> None:
+    """A body is read as JSON only where it says that it is."""
+    response = tiny_client.post(
+        PATHS["tokenize"],
+        content=json.dumps({"prompts": ["a"]}),
+        headers={"Content-Type": content_type},
+    )
+    if accepted:
+        assert response.status_code == 200
+    else:
+        problem(response, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_too_large(narrow: Heard, chunked: bool) -> None:
+    """A body is refused when it is too long, whether it says so or comes in chunks."""
+    body = json.dumps({"prompts": [CANARY * 200]}).encode()
+    pieces = (body[i : i + 500] for i in range(0, len(body), 500))
+    response = narrow.client.post(
+        PATHS["tokenize"],
+        content=pieces if chunked else body,
+        headers={"Content-Type": "application/json"},
+    )
+    said = problem(response, "body_too_large")
+    assert said.limit == NARROW["max_body_bytes"]
+    assert said.limit is not None
+    assert said.actual is not None
+    assert said.limit < said.actual <= len(body)

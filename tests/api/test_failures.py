@@ -1,0 +1,143 @@
+"""What the service itself can fail at: loading, its check, time, memory, and the unforeseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.api.conftest import KEY, Heard, poison
+from tests.api.test_bodies import PATHS
+from tests.api.wire import CANARY, client_of, listening, log_of, metric, problem, until
+from tests.checkpoints import save_tiny
+from tests.service_process import Served, served
+
+BODY = {"context": "abc", "query": " cd"}
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A checkpoint of NaN whose loading lasts until somebody opens a pipe and closes it."""
+    with torch.inference_mode(False):
+        poison(save_tiny(tmp_path), slice(None))
+    pipe = tmp_path / "zz.safetensors"
+    os.mkfifo(pipe)
+    return pipe
+
+
+def test_loading_then_unsound(gate: Path) -> None:
+    """While it loads the service lives but is not ready; where the equivalence check then fails
+    it gives out no number, says why it is not ready, and exports the failure."""
+    with served(ready=False, model=gate.parent) as running, client_of(running) as client:
+        log = log_of(running)
+        listening(running)
+        for code in ("loading", "self_check_failed"):
+            for path in ("/readyz", "/health", "/v1/model"):
+                problem(client.get(path), code)
+            for path in PATHS.values():
+                body = BODY if "activations" not in path else {"prompts": ["a"]}
+                problem(client.post(path, json=body), code)
+            assert client.get("/livez").status_code == 200
+            if code == "loading":
+                assert metric(client, "deltaw_equivalence_failures_total") == 0
+                gate.open("wb").close()
+                until(lambda: client.get("/readyz").json()["code"] != "loading" or None)
+        assert metric(client, "deltaw_equivalence_failures_total") == 1
+        assert "self-check does not hold" in log.text
+        running.process.terminate()
+        assert running.process.wait(10.0) == 0
+
+
+@pytest.fixture(scope="module")
+def hasty(tiny_folder: Path) -> Iterator[Heard]:
+    """No time for any request."""
+    with served(model=tiny_folder, deadline_seconds=1e-6) as running, client_of(running) as client:
+        yield Heard(running, client, log_of(running))
+
+
+@pytest.mark.parametrize("name", ["updates", "checks", "activations", "trajectories"])
+def test_deadline_exceeded(hasty: Heard, name: str) -> None:
+    """What takes longer than a request is granted is 504, and the next request is not harmed."""
+    body = {"prompts": [CANARY]} if name == "activations" else {"context": CANARY, "query": "b"}
+    for _ in range(2):
+        problem(hasty.client.post(PATHS[name], json=body), "deadline_exceeded", body)
+    assert hasty.client.post(PATHS["tokenize"], json={"prompts": ["a"]}).status_code == 200
+
+
+@contextmanager
+def memory(running: Served, spare: int) -> Iterator[None]:
+    """The process may have so many bytes more than it has, and then as many as before."""
+    pages = int(Path(f"/proc/{running.process.pid}/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + spare
+    before = resource.prlimit(running.process.pid, resource.RLIMIT_AS)
+    resource.prlimit(running.process.pid, resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(running.process.pid, resource.RLIMIT_AS, before)
+
+
+def test_out_of_memory(slow: Heard) -> None:
+    """Where there is not enough memory one request fails, not the process."""
+    small = {"context": [1, 2, 3], "query": [4], "layers": [0]}
+    assert slow.client.post(PATHS["updates"], json=small).status_code == 200
+    large = {
+        "prompts": [[1 + (i + 7 * j) % 200 for i in range(1000)] for j in range(8)],
+        "positions": "all",
+        "reduce": "norm",
+        "hook_points": ["mlp_pre", "mlp_act", "resid_mid", "mlp_in", "attn_out", "mlp_out"],
+    }
+    with memory(slow.served, 64 << 20):
+        problem(slow.client.post(PATHS["activations"], json=large), "out_of_memory", large)
+    assert slow.client.post(PATHS["updates"], json=small).status_code == 200
+
+
+@pytest.fixture
+def wordy_folder(tmp_path: Path) -> Path:
+    """A checkpoint whose tokenizer knows four words and breaks at any other."""
+    with torch.inference_mode(False):
+        save_tiny(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = {word: i for i, word in enumerate(["<|endoftext|>", "a", "b", "c"])}
+    tokenizer["model"] = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"}
+    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
+    tokenizer["decoder"] = None
+    file.write_text(json.dumps(tokenizer))
+    return tmp_path
+
+
+@pytest.mark.parametrize("log_format", ["console", pytest.param("json", marks=pytest.mark.slow)])
+def test_internal(wordy_folder: Path, log_format: str) -> None:
+    """A fault that nobody has a name for is a generic 500; the log has its id and its traceback,
+    but no prompt, key or query string; the next request is answered."""
+    settings: dict[str, Any] = {"log_format": log_format, "api_keys": KEY}
+    with (
+        served(model=wordy_folder, **settings) as running,
+        client_of(running, KEY) as client,
+    ):
+        log = log_of(running)
+        sent = {"context": "a b", "query": f" c {CANARY}"}
+        headers = {"X-Request-ID": "faulty"}
+        said = problem(
+            client.post(PATHS["updates"], json=sent, params={"q": CANARY}, headers=headers),
+            "internal",
+            sent,
+        )
+        assert said.request_id == "faulty"
+        assert said.errors is None
+        assert "WordLevel" not in said.detail
+        until(lambda: "Traceback" in log.text or None)
+        assert "faulty" in log.text
+        assert "WordLevel" in log.text
+        assert CANARY not in log.text
+        assert KEY not in log.text
+        good = sent | {"query": " c"}
+        assert client.post(PATHS["updates"], json=good).status_code == 200

@@ -1,0 +1,213 @@
+"""What goes around every answer: ids, headers, timings, metrics and log lines."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import Heard
+from tests.api.test_bodies import PATHS
+from tests.api.wire import CANARY, metric, problem
+
+BODIES: dict[str, dict[str, Any]] = {
+    "updates": {"context": f"abc {CANARY}", "query": f" {CANARY}"},
+    "checks": {"context": f"abc {CANARY}", "query": f" {CANARY}"},
+    "trajectories": {"context": f"abc {CANARY}", "query": f" {CANARY}"},
+    "attributions": {"context": f"abc. {CANARY}", "query": f" {CANARY}"},
+    "activations": {"prompts": [CANARY]},
+    "tokenize": {"context": CANARY, "query": CANARY},
+}
+TIMINGS = ("queue", "tokenize", "forward", "compute", "serialize")
+REQUESTS = "deltaw_http_requests_total"
+
+
+@pytest.mark.parametrize("offered", ["a", "A-Z_0.9-b", "x" * 128, "00", "..-_"])
+def test_id_is_echoed(tiny_client: httpx.Client, offered: str) -> None:
+    """A request id of 1 to 128 of the allowed characters comes back, in answers and problems."""
+    for body in (BODIES["updates"], {}):
+        response = tiny_client.post(PATHS["updates"], json=body, headers={"X-Request-ID": offered})
+        assert response.headers["x-request-id"] == offered
+    assert problem(response, "validation", {}).request_id == offered
+
+
+@pytest.mark.parametrize("offered", ["", "x" * 129, "a b", "a/b", "é", 'a"b', "a:b"])
+def test_id_is_made(tiny_client: httpx.Client, offered: str) -> None:
+    """Any other id is replaced by a new one."""
+    made = set()
+    for _ in range(2):
+        response = tiny_client.get("/livez", headers=[(b"X-Request-ID", offered.encode())])
+        made.add(response.headers["x-request-id"])
+    assert offered not in made
+    assert len(made) == 2
+    assert all(re.fullmatch("[A-Za-z0-9._-]{1,128}", one) for one in made)
+
+
+@pytest.mark.parametrize("resource", BODIES)
+def test_headers(tiny_client: httpx.Client, resource: str) -> None:
+    """Every answer names its model, is neither stored nor sniffed, and says where time went."""
+    start = time.perf_counter()
+    response = tiny_client.post(PATHS[resource], json=BODIES[resource])
+    elapsed = 1000 * (time.perf_counter() - start)
+    assert response.status_code == 200
+    assert set(response.json()["model"]) == {
+        "id",
+        "revision",
+        "weights_digest",
+        "dtype",
+        "device",
+        "attention",
+    }
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    entries = [part.strip() for part in response.headers["server-timing"].split(",")]
+    known = [part for part in entries if re.fullmatch(r'prefix;desc="\d+ of \d+ rows known"', part)]
+    assert len(known) == (resource != "tokenize")
+    parts = [part.split(";dur=") for part in entries if part not in known]
+    timings = {name: float(milliseconds) for name, milliseconds in parts}
+    assert tuple(timings) == TIMINGS
+    assert min(timings.values()) >= 0.0
+    assert sum(timings.values()) <= elapsed
+    assert timings["tokenize"] > 0.0
+    assert timings["serialize"] > 0.0
+    computed = resource != "tokenize"
+    assert (timings["forward"] > 0.0) == computed
+    assert (timings["compute"] > 0.0) == computed
+
+
+def test_model_has_timings(tiny_client: httpx.Client) -> None:
+    """`/v1/model` is an answer like the others."""
+    response = tiny_client.get("/v1/model")
+    assert response.headers["cache-control"] == "no-store"
+    assert "serialize;dur=" in response.headers["server-timing"]
+
+
+@pytest.mark.parametrize("path", ["/livez", "/docs", "/openapi.json", "/nope", "/metrics"])
+def test_nosniff_everywhere(tiny_client: httpx.Client, path: str) -> None:
+    """Whatever is served has an id and is not to be sniffed."""
+    response = tiny_client.get(path)
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert response.headers["x-request-id"]
+
+
+def test_metrics_have_names(tiny_client: httpx.Client) -> None:
+    """The metrics have the names that operators were promised."""
+    tiny_client.post(PATHS["checks"], json=BODIES["checks"])
+    response = tiny_client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", response.text, re.MULTILINE))
+    assert {
+        "deltaw_http_requests_total": "counter",
+        "deltaw_http_request_duration_seconds": "histogram",
+        "deltaw_queue_depth": "gauge",
+        "deltaw_queue_wait_seconds": "histogram",
+        "deltaw_forward_seconds": "histogram",
+        "deltaw_batch_size": "histogram",
+        "deltaw_rejected_total": "counter",
+        "deltaw_input_tokens": "histogram",
+        "deltaw_response_bytes": "histogram",
+        "deltaw_equivalence_relative_error": "histogram",
+        "deltaw_equivalence_failures_total": "counter",
+        "deltaw_build_info": "gauge",
+    }.items() <= types.items()
+    (build,) = re.findall(r"^deltaw_build_info\{(.*)\} 1\.0$", response.text, re.MULTILINE)
+    assert set(re.findall(r'(\w+)="', build)) == {
+        "version",
+        "model",
+        "revision",
+        "device",
+        "dtype",
+    }
+    edges = re.findall(r'equivalence_relative_error_bucket\{le="(.*?)"\}', response.text)
+    assert float(edges[0]) == 1e-9
+    assert float(edges[-2]) == 1.0
+
+
+def test_requests_are_counted(tiny_client: httpx.Client) -> None:
+    """A request adds one to its route, a refusal one to its reason as well."""
+    route = f'{REQUESTS}{{method="POST",route="/v1/weight-updates",status="422"}}'
+    reason = 'deltaw_rejected_total{reason="empty_context"}'
+    before = metric(tiny_client, route), metric(tiny_client, reason)
+    tiny_client.post(PATHS["updates"], json={"context": "", "query": "b"})
+    after = metric(tiny_client, route), metric(tiny_client, reason)
+    assert after == (before[0] + 1, before[1] + 1)
+
+
+def test_checks_are_counted(tiny_client: httpx.Client) -> None:
+    """Each equivalence check adds its error to the histogram."""
+    sample = "deltaw_equivalence_relative_error_count"
+    before = metric(tiny_client, sample)
+    checks = tiny_client.post(PATHS["checks"], json=BODIES["checks"]).json()["checks"]
+    assert metric(tiny_client, sample) == before + len(checks)
+
+
+def test_only_templates(tiny_client: httpx.Client) -> None:
+    """Labels hold templates of routes; paths that match none share one label."""
+    sample = f'{REQUESTS}{{method="any",route="unmatched",status="404"}}'
+    before = metric(tiny_client, sample)
+    for path in (f"/{CANARY}", f"/v1/{CANARY}/x", f"/problems/{CANARY}"):
+        assert tiny_client.get(path).status_code == 404
+    assert tiny_client.delete(f"/{CANARY}").status_code == 404
+    assert metric(tiny_client, sample) == before + 3
+    text = tiny_client.get("/metrics").text
+    assert CANARY not in text
+    assert 'route="/problems/{code}"' in text
+
+
+def test_log_line(tiny_heard: Heard) -> None:
+    """One JSON line a request says who, where, what came of it, how much and how long."""
+    headers = {"X-Request-ID": "logged.1"}
+    body = {"context": [1, 2, 3], "query": [4]}
+    tiny_heard.client.post(PATHS["updates"], json=body, headers=headers)
+    line = tiny_heard.log.await_request("logged.1")
+    assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/weight-updates", 200)
+    assert line["rows"] == 5
+    assert line["duration_ms"] > 0
+    assert set(line["timings_ms"]) == set(TIMINGS)
+    assert tiny_heard.log.text.count('"logged.1"') == 1
+
+
+def test_refusals_are_logged(tiny_heard: Heard) -> None:
+    """A refused request's line has the problem's code."""
+    headers = {"X-Request-ID": "logged.2"}
+    tiny_heard.client.post(PATHS["updates"], json={}, headers=headers)
+    line = tiny_heard.log.await_request("logged.2")
+    assert (line["status"], line["problem"]) == (422, "validation")
+
+
+@pytest.mark.parametrize("resource", BODIES)
+@pytest.mark.parametrize("wrong", [{}, {"layers": CANARY}, {CANARY: CANARY}])
+def test_prompts_are_not_logged(tiny_heard: Heard, resource: str, wrong: dict[str, Any]) -> None:
+    """No prompt, no wrong value and no query string reaches the log, in an answer or a problem."""
+    mark = f"quiet.{resource}.{len(str(wrong))}"
+    tiny_heard.client.post(
+        PATHS[resource],
+        json=BODIES[resource] | wrong,
+        params={"q": CANARY},
+        headers={"X-Request-ID": mark},
+    )
+    tiny_heard.log.await_request(mark)
+    assert CANARY not in tiny_heard.log.text
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_documentation(tiny_client: httpx.Client, path: str) -> None:
+    """The page's root leads to the documentation, every part of which is served from here."""
+    page = tiny_client.get(path, follow_redirects=True)
+    assert page.status_code == 200
+    assert page.url.path == "/docs"
+    assert page.headers["content-type"].startswith("text/html")
+    assert not re.search(r"https?:|[\"'(]//", page.text)
+    parts = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(parts) >= 2
+    for part in parts:
+        assert tiny_client.get(part).status_code == 200, part
+
+
+def test_probes(tiny_client: httpx.Client) -> None:
+    """A ready service is live, ready and healthy."""
+    for path in ("/livez", "/readyz", "/health"):
+        assert tiny_client.get(path).status_code == 200

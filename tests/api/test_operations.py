@@ -1,0 +1,189 @@
+"""The OpenAPI document: valid, complete, and its examples run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import validate
+from pydantic import BaseModel
+
+from schemas.activations import ActivationsAnswer, ActivationsRequest
+from schemas.attributions import AttributionsAnswer, AttributionsRequest
+from schemas.equivalence_checks import EquivalenceChecksAnswer, EquivalenceChecksRequest
+from schemas.model import ModelAnswer
+from schemas.tokenize import TokenizeAnswer, TokenizeRequest
+from schemas.trajectories import TrajectoriesAnswer, TrajectoriesRequest
+from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
+from tests.api.conftest import Heard
+from tests.api.wire import SAFETENSORS, STATUS
+
+RESOURCES: dict[str, tuple[type[BaseModel], type[BaseModel]]] = {
+    "/v1/activations": (ActivationsRequest, ActivationsAnswer),
+    "/v1/weight-updates": (WeightUpdatesRequest, WeightUpdatesAnswer),
+    "/v1/equivalence-checks": (EquivalenceChecksRequest, EquivalenceChecksAnswer),
+    "/v1/trajectories": (TrajectoriesRequest, TrajectoriesAnswer),
+    "/v1/attributions": (AttributionsRequest, AttributionsAnswer),
+    "/v1/tokenize": (TokenizeRequest, TokenizeAnswer),
+}
+EVERYWHERE = {
+    "malformed_json",
+    "missing_key",
+    "wrong_key",
+    "not_acceptable",
+    "body_too_large",
+    "unsupported_media_type",
+    "validation",
+    "token_out_of_range",
+    "never_fits",
+    "internal",
+    "loading",
+    "self_check_failed",
+}
+ASKED = EVERYWHERE | {
+    "empty_query",
+    "prompt_too_long",
+    "layer_out_of_range",
+    "position_out_of_range",
+    "queue_full",
+    "non_finite",
+    "draining",
+    "out_of_memory",
+    "deadline_exceeded",
+}
+PAIR = ASKED | {"not_supported", "no_anchor_token", "bad_span", "empty_context"}
+MAY_OCCUR = {
+    "/v1/activations": ASKED | {"too_many_items", "unknown_hook_point"},
+    "/v1/weight-updates": PAIR | {"too_many_items"},
+    "/v1/equivalence-checks": PAIR,
+    "/v1/trajectories": PAIR,
+    "/v1/attributions": PAIR,
+    "/v1/tokenize": EVERYWHERE | {"too_many_items"},
+    "/v1/model": {
+        "missing_key",
+        "wrong_key",
+        "not_acceptable",
+        "internal",
+        "loading",
+        "self_check_failed",
+    },
+    "/readyz": {"loading", "self_check_failed", "draining"},
+    "/health": {"loading", "self_check_failed", "draining"},
+    "/metrics": {"missing_key", "wrong_key"},
+    "/problems/{code}": {"not_found"},
+}
+EXAMPLES = [
+    (path, i, example)
+    for path, (request, _) in RESOURCES.items()
+    for i, example in enumerate(request.model_json_schema()["examples"])
+]
+
+
+@pytest.fixture(scope="module")
+def document(tiny_heard: Heard) -> dict[str, Any]:
+    """The document as it is served."""
+    answer: dict[str, Any] = tiny_heard.client.get("/openapi.json").json()
+    return answer
+
+
+def test_valid(document: dict[str, Any]) -> None:
+    """The document is OpenAPI."""
+    validate(document)
+
+
+def test_self_contained(document: dict[str, Any]) -> None:
+    """Every reference of the document is to a schema in it."""
+    schemas = document["components"]["schemas"]
+    text = json.dumps(document)
+    for reference in (part.split('"')[0] for part in text.split('"$ref": "')[1:]):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+
+
+def test_operations_are_described(document: dict[str, Any]) -> None:
+    """Every operation says in words what it does, and the resources are all there."""
+    assert {*RESOURCES, "/v1/model", "/livez", "/readyz", "/health", "/metrics"} <= set(
+        document["paths"]
+    )
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            assert operation.get("summary"), (method, path)
+            assert operation.get("description"), (method, path)
+
+
+@pytest.mark.parametrize("path", MAY_OCCUR)
+def test_problems_are_documented(document: dict[str, Any], path: str) -> None:
+    """Each problem that a path may answer with is named under its status, with its media type."""
+    (operation,) = document["paths"][path].values()
+    for code in MAY_OCCUR[path]:
+        said = operation["responses"][str(STATUS[code])]
+        assert f"`{code}`" in said["description"], code
+        assert list(said["content"]) == ["application/problem+json"]
+        if STATUS[code] in (429, 503):
+            assert "Retry-After" in said["headers"]
+
+
+def test_every_code_is_documented(document: dict[str, Any]) -> None:
+    """Every code of the contract's table is somewhere in the document."""
+    text = json.dumps(document)
+    assert [code for code in STATUS if f"`{code}`" not in text] == []
+
+
+@pytest.mark.parametrize("path", RESOURCES)
+def test_bodies_are_documented(document: dict[str, Any], path: str) -> None:
+    """Each resource documents its body with examples, and both kinds of answer where it has
+    tensors."""
+    operation = document["paths"][path]["post"]
+    body = operation["requestBody"]
+    schema = body["content"]["application/json"]["schema"]
+    assert body["required"] is True
+    assert schema["additionalProperties"] is False
+    assert schema["examples"]
+    answers = operation["responses"]["200"]["content"]
+    tensors = path in ("/v1/activations", "/v1/weight-updates")
+    assert set(answers) == {"application/json"} | ({SAFETENSORS} if tensors else set())
+    for name, field in schema["properties"].items():
+        assert field.get("description"), name
+
+
+@pytest.mark.parametrize(("path", "number", "example"), EXAMPLES)
+def test_examples_run(
+    bundled_client: httpx.Client, path: str, number: int, example: dict[str, Any]
+) -> None:
+    """Each example runs as it stands on the bundled model, and is answered as documented."""
+    response = bundled_client.post(path, json=example)
+    assert response.status_code == 200, (number, response.text[:500])
+    RESOURCES[path][1].model_validate_json(response.content)
+
+
+def test_examples_are_served(document: dict[str, Any]) -> None:
+    """The examples that ran are those in the document."""
+    served = [
+        (path, i, example)
+        for path in RESOURCES
+        for i, example in enumerate(
+            document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"][
+                "examples"
+            ]
+        )
+    ]
+    assert served == EXAMPLES
+
+
+def test_model(tiny_client: httpx.Client) -> None:
+    """`/v1/model` validates, says what is loaded and names each hook point once."""
+    answer = ModelAnswer.model_validate_json(tiny_client.get("/v1/model").content)
+    assert (answer.n_layers, answer.d_model, answer.d_mlp) == (3, 32, 128)
+    assert (answer.n_positions, answer.vocab_size) == (64, 263)
+    assert answer.architecture == "GPT2LMHeadModel"
+    assert answer.model.weights_digest.startswith("sha256:")
+    assert answer.self_check.verdict == "holds"
+    names = [point.name for point in answer.hook_points]
+    assert len(set(names)) == len(names) == 9
+    for point in answer.hook_points:
+        assert point.transformer_lens is not None or point.note
+    assert {point.name: point.width for point in answer.hook_points if point.width != 32} == {
+        "mlp_pre": 128,
+        "mlp_act": 128,
+    }

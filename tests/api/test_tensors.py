@@ -1,0 +1,194 @@
+"""Tensors: the same numbers as lists, as base64 and in a safetensors file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from schemas.activations import ActivationsAnswer
+from schemas.weight_updates import WeightUpdatesAnswer
+from tests.api.test_bodies import PATHS
+from tests.api.wire import SAFETENSORS, array, arrays, problem, restored, unpack
+
+ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "rows": (
+        "activations",
+        {
+            "prompts": ["abc the", [1, 2, 3, 4]],
+            "layers": [0, -1],
+            "hook_points": ["mlp_in", "mlp_act", "resid_post"],
+            "positions": [0, -1],
+        },
+    ),
+    "norms": ("activations", {"prompts": ["xyz"], "positions": "all", "reduce": "norm"}),
+    "means": ("activations", {"prompts": ["xyz"], "positions": "all", "reduce": "mean"}),
+    "factors": (
+        "updates",
+        {
+            "context": "abc the",
+            "query": " cd ab",
+            "positions": "all",
+            "include": ["factors", "bias", "next_tokens"],
+        },
+    ),
+    "parts": (
+        "updates",
+        {"context": "abc the", "query": " cd", "baseline": "alone", "include": ["split"]},
+    ),
+    "joint": (
+        "updates",
+        {"context": "abc the", "query": "wxyz", "positions": [0, 1, 3], "joint": True},
+    ),
+    "no tensors": ("updates", {"context": "abc the", "query": " cd", "include": []}),
+}
+SHAPES: dict[str, dict[str, list[tuple[int, ...]]]] = {
+    "rows": {"values": [(2, 32), (2, 128)]},
+    "norms": {"values": [(3,)]},
+    "means": {"values": [(32,)]},
+    "factors": {"input": [(32,)], "output": [(128,)], "bias": [(32,)]},
+    "parts": {"input": [(32,)], "output": [(128,)]},
+    "joint": {"input": [(3, 32), (3, 128)], "output": [(3, 128), (3, 32)]},
+    "no tensors": {},
+}
+
+
+def answer_of(resource: str, answer: Any) -> None:
+    """Hold an answer against its model."""
+    model = ActivationsAnswer if resource == "activations" else WeightUpdatesAnswer
+    model.model_validate_json(json.dumps(answer))
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_encodings_agree(tiny_client: httpx.Client, name: str) -> None:
+    """Lists, base64 and safetensors hold the same bits, and the rest of the answer is the same."""
+    resource, body = ASKED[name]
+    path = PATHS[resource]
+    plain = tiny_client.post(path, json=body).json()
+    coded = tiny_client.post(path, json=body | {"encoding": "base64"}).json()
+    filed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})
+    assert filed.headers["content-type"] == SAFETENSORS
+    response, tensors = unpack(filed.content)
+    whole = restored(response, tensors)
+    for answer in (plain, coded, whole):
+        answer_of(resource, answer)
+    expected = arrays(plain)
+    assert arrays(coded).keys() == tensors.keys() == expected.keys()
+    for where, values in arrays(coded).items():
+        assert values.dtype == tensors[where].dtype == expected[where].dtype
+        assert values.tobytes() == tensors[where].tobytes() == expected[where].tobytes(), where
+    for answer in (plain, coded, whole):
+        for where in expected:
+            _strip(answer, where)
+    assert plain == coded == whole
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_shapes(tiny_client: httpx.Client, name: str) -> None:
+    """Each tensor has the shape that the contract says, and is named by its path."""
+    resource, body = ASKED[name]
+    filed = tiny_client.post(PATHS[resource], json=body, headers={"Accept": SAFETENSORS})
+    response, tensors = unpack(filed.content)
+    for where, values in tensors.items():
+        *_, last = where.split(".")
+        assert values.shape in SHAPES[name][last], where
+        assert _at(response, where)["tensor"] == where
+    assert {where.split(".")[-1] for where in tensors} == set(SHAPES[name])
+    if name == "factors":
+        assert "updates.0.factors.input" in tensors
+
+
+def test_little_endian(tiny_client: httpx.Client) -> None:
+    """base64 is of little-endian float32 in C order: what the lists say, read so, is equal."""
+    resource, body = ASKED["rows"]
+    plain = tiny_client.post(PATHS[resource], json=body).json()
+    coded = tiny_client.post(PATHS[resource], json=body | {"encoding": "base64"}).json()
+    tensor = coded["prompts"][0]["activations"][0]["values"]
+    assert (tensor["dtype"], tensor["encoding"]) == ("float32", "base64")
+    values = plain["prompts"][0]["activations"][0]["values"]["data"]
+    assert array(tensor).astype("<f4").tobytes() == np.array(values, "<f4").tobytes()
+    assert isinstance(values[0][0], float)
+
+
+def test_deterministic_file(tiny_client: httpx.Client) -> None:
+    """A safetensors answer is one file that the library itself reads, with nothing left over."""
+    resource, body = ASKED["factors"]
+    filed = tiny_client.post(PATHS[resource], json=body, headers={"Accept": SAFETENSORS})
+    length = int.from_bytes(filed.content[:8], "little")
+    header = json.loads(filed.content[8 : 8 + length])
+    assert set(header["__metadata__"]) == {"response"}
+    end = max(part["data_offsets"][1] for name, part in header.items() if name != "__metadata__")
+    assert len(filed.content) == 8 + length + end
+
+
+@pytest.mark.parametrize(
+    ("accept", "served"),
+    [
+        (None, "application/json"),
+        ("*/*", "application/json"),
+        ("application/*", "application/json"),
+        ("application/json", "application/json"),
+        (SAFETENSORS, SAFETENSORS),
+        (f"{SAFETENSORS}, application/json", SAFETENSORS),
+        (f"application/json;q=0.5, {SAFETENSORS}", SAFETENSORS),
+        (f"{SAFETENSORS};q=0.5, application/json", "application/json"),
+        (f"text/html, {SAFETENSORS};q=0.2", SAFETENSORS),
+        ("text/html, */*;q=0.1", "application/json"),
+        (f"*/*, {SAFETENSORS};q=0", "application/json"),
+        ("application/json;q=0, */*", SAFETENSORS),
+        ("text/html", None),
+        ("image/png, text/*", None),
+        ("application/json;q=0", None),
+    ],
+)
+def test_negotiation(tiny_client: httpx.Client, accept: str | None, served: str | None) -> None:
+    """The answer is of the kind that the caller prefers, or 406 where there is none."""
+    resource, body = ASKED["no tensors"]
+    request = tiny_client.build_request("POST", PATHS[resource], json=body)
+    del request.headers["accept"]
+    if accept is not None:
+        request.headers["accept"] = accept
+    response = tiny_client.send(request)
+    if served is None:
+        problem(response, "not_acceptable")
+    else:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == served
+
+
+@pytest.mark.parametrize("resource", ["tokenize", "checks", "model"])
+def test_json_alone(tiny_client: httpx.Client, resource: str) -> None:
+    """A resource without tensors has no safetensors; a caller that takes JSON too gets that."""
+    path = PATHS.get(resource, "/v1/model")
+    method = "POST" if resource in PATHS else "GET"
+    body = {"prompts": ["a"]} if resource == "tokenize" else {"context": "a", "query": "b"}
+    content = json.dumps(body) if method == "POST" else None
+    headers = {"Content-Type": "application/json", "Accept": SAFETENSORS}
+    problem(tiny_client.request(method, path, content=content, headers=headers), "not_acceptable")
+    headers["Accept"] = f"{SAFETENSORS}, application/json;q=0.5"
+    response = tiny_client.request(method, path, content=content, headers=headers)
+    assert response.status_code == 200, response.text[:300]
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_problem_stays_json(tiny_client: httpx.Client) -> None:
+    """A problem is a problem, whatever the caller takes."""
+    sent = {"context": "", "query": "b"}
+    headers = {"Accept": SAFETENSORS}
+    response = tiny_client.post(PATHS["updates"], json=sent, headers=headers)
+    problem(response, "empty_context", sent)
+
+
+def _at(answer: Any, path: str) -> Any:
+    for step in path.split("."):
+        answer = answer[int(step)] if isinstance(answer, list) else answer[step]
+    return answer
+
+
+def _strip(answer: Any, path: str) -> None:
+    parent, _, name = path.rpartition(".")
+    tensor = _at(answer, parent)[name]
+    _at(answer, parent)[name] = (tensor["dtype"], tensor["shape"])

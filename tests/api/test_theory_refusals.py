@@ -1,0 +1,185 @@
+"""The theory over HTTP: each combination, span and size without an answer is its typed 422."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.api.conftest import NARROW, Heard
+from tests.api.wire import SAFETENSORS, problem, resolve
+
+PATHS = {
+    "updates": "/v1/weight-updates",
+    "checks": "/v1/equivalence-checks",
+    "ways": "/v1/trajectories",
+    "shares": "/v1/attributions",
+}
+PAIR: dict[str, Any] = {"context": [40, 7, 200, 91, 3], "query": [18, 150]}
+SEQUENTIAL = {"stream": "sequential"}
+JOINT = {"joint": True, "positions": "all"}
+MODEL = {"scope": "model"}
+REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
+    ("updates", {"joint": True}, "not_supported", "/joint"),
+    ("updates", {"joint": True, "positions": [1]}, "not_supported", "/joint"),
+    ("updates", JOINT | {"query": [9]}, "not_supported", "/joint"),
+    ("updates", JOINT | SEQUENTIAL, "not_supported", "/joint"),
+    ("updates", JOINT | {"include": ["factors", "bias"]}, "not_supported", "/include"),
+    (
+        "updates",
+        JOINT | {"include": ["split"], "baseline": "alone"},
+        "not_supported",
+        "/include",
+    ),
+    ("updates", JOINT | {"probe_queries": ["a"]}, "not_supported", "/probe_queries"),
+    ("updates", {"include": ["split"]}, "not_supported", "/include"),
+    ("updates", {"include": ["split"], "baseline": "anchored"}, "not_supported", "/include"),
+    (
+        "updates",
+        {"include": ["split"], "baseline": {"without": [[0, 1]]}},
+        "not_supported",
+        "/include",
+    ),
+    (
+        "updates",
+        {"include": ["split"], "baseline": "alone"} | SEQUENTIAL,
+        "not_supported",
+        "/include",
+    ),
+    ("updates", {"probe_queries": ["a", ""]}, "empty_query", "/probe_queries/1"),
+    ("updates", {"probe_queries": [[5], [5, 999]]}, "token_out_of_range", "/probe_queries/1/1"),
+    ("updates", {"probe_queries": [7]}, "validation", "/probe_queries/0"),
+    ("updates", {"probe_queries": "a"}, "validation", "/probe_queries"),
+    ("updates", {"joint": 1}, "validation", "/joint"),
+    ("updates", {"include": ["joint"]}, "validation", "/include/0"),
+    ("checks", {"joint": True}, "not_supported", "/joint"),
+    ("checks", JOINT | SEQUENTIAL, "not_supported", "/joint"),
+    ("checks", JOINT | MODEL, "not_supported", "/joint"),
+    ("checks", MODEL | {"stream": "free"}, "not_supported", "/stream"),
+    ("checks", {"scope": "models"}, "validation", "/scope"),
+    ("checks", {"spans": [[0, 1]]}, "validation", "/spans"),
+]
+SPANS: list[tuple[dict[str, Any], str, str, tuple[int, int] | None]] = [
+    ({"spans": []}, "bad_span", "/spans", None),
+    ({"spans": [[0, 0], [0, 5]]}, "bad_span", "/spans/0", (5, 0)),
+    ({"spans": [[0, 2], [2, 2], [2, 5]]}, "bad_span", "/spans/1", (5, 2)),
+    ({"spans": [[0, 3], [2, 5]]}, "bad_span", "/spans/1", (3, 2)),
+    ({"spans": [[3, 5], [0, 3]]}, "bad_span", "/spans/1", (5, 0)),
+    ({"spans": [[0, 6]]}, "bad_span", "/spans/0", (5, 6)),
+    ({"spans": [[-1, 5]]}, "bad_span", "/spans/0", (5, -1)),
+    ({"spans": [[4, 2]]}, "bad_span", "/spans/0", (5, 4)),
+    ({"spans": [[0, 6]], "baseline": "anchored"}, "bad_span", "/spans/0", (1, 0)),
+    ({"spans": [[1, 7]], "baseline": "anchored"}, "bad_span", "/spans/0", (6, 7)),
+    ({"spans": [[0]]}, "validation", "/spans/0", None),
+    ({"spans": [[0, 1, 2]]}, "validation", "/spans/0", None),
+    ({"spans": [[0, 1.0]]}, "validation", "/spans/0/1", None),
+    ({"spans": "sentences"}, "validation", "/spans", None),
+    ({"baseline": "alone"}, "not_supported", "/baseline", None),
+    ({"baseline": {"without": [[0, 1]]}}, "not_supported", "/baseline", None),
+    ({"baseline": {"context": [4]}}, "not_supported", "/baseline", None),
+    (SEQUENTIAL, "not_supported", "/stream", None),
+]
+GAPS: list[tuple[dict[str, Any], str, tuple[int, int]]] = [
+    ({"spans": [[1, 5]]}, "/spans/0", (0, 1)),
+    ({"spans": [[0, 2], [3, 5]]}, "/spans/1", (2, 3)),
+    ({"spans": [[0, 2], [2, 4]]}, "/spans/1", (5, 4)),
+    ({"spans": [[2, 6]], "baseline": "anchored"}, "/spans/0", (1, 2)),
+]
+
+
+def refusal(client: httpx.Client, resource: str, changes: Any, code: str, where: str) -> Any:
+    """The problem of a request, which has one mistake, at a place that was sent."""
+    sent = PAIR | changes
+    said = problem(client.post(PATHS[resource], json=sent), code, sent)
+    assert said.errors is not None
+    assert [mistake.pointer for mistake in said.errors] == [where]
+    resolve(where, sent)
+    return said
+
+
+@pytest.mark.parametrize("resource", PATHS)
+def test_an_unknown_stream(tiny_client: httpx.Client, resource: str) -> None:
+    """There are two; any other is a validation error at its place."""
+    refusal(tiny_client, resource, {"stream": "causal"}, "validation", "/stream")
+
+
+@pytest.mark.parametrize(("resource", "changes", "code", "where"), REFUSED)
+def test_what_is_not_defined_together(
+    tiny_client: httpx.Client, resource: str, changes: dict[str, Any], code: str, where: str
+) -> None:
+    """Each combination without an answer is a 422 that points at what is too much."""
+    refusal(tiny_client, resource, changes, code, where)
+
+
+@pytest.mark.parametrize("resource", ["ways", "shares"])
+@pytest.mark.parametrize(("changes", "code", "where", "bound"), SPANS)
+def test_what_cannot_be_read_in_parts(
+    tiny_client: httpx.Client,
+    resource: str,
+    changes: dict[str, Any],
+    code: str,
+    where: str,
+    bound: tuple[int, int] | None,
+) -> None:
+    """Spans that are empty, overlap, leave the context or hold the anchor, other baselines and the
+    other stream: each its 422, with the bound and the value where there are."""
+    said = refusal(tiny_client, resource, changes, code, where)
+    assert bound == (None if said.limit is None else (said.limit, said.actual))
+
+
+@pytest.mark.parametrize(("changes", "where", "bound"), GAPS)
+def test_gaps(
+    tiny_client: httpx.Client, changes: dict[str, Any], where: str, bound: tuple[int, int]
+) -> None:
+    """A way covers the context, so gaps are refused; an attribution may leave tokens out."""
+    said = refusal(tiny_client, "ways", changes, "bad_span", where)
+    assert (said.limit, said.actual) == bound
+    found = tiny_client.post(PATHS["shares"], json=PAIR | {"layers": [0]} | changes).json()
+    assert [one["span"] for one in found["layers"][0]["spans"]] == changes["spans"]
+
+
+@pytest.mark.parametrize("resource", ["updates", "checks"])
+def test_dependent_rows(tiny_client: httpx.Client, resource: str) -> None:
+    """33 vectors of 32 numbers have no joint patch: a refusal with the condition and its bound."""
+    sent = PAIR | JOINT | {"query": [1 + (37 * i) % 250 for i in range(33)], "layers": [1]}
+    said = problem(tiny_client.post(PATHS[resource], json=sent), "not_supported", sent)
+    assert said.limit == 1e6
+    assert said.actual is not None
+    assert said.actual > said.limit
+    assert "independent" in said.detail
+
+
+@pytest.mark.parametrize(
+    ("resource", "changes", "rows"),
+    [
+        ("ways", {"context": [5] * 12, "query": [6, 7]}, 12 + 2 * 13),
+        ("ways", {"context": [5] * 13, "query": [6, 7]}, 13 + 2 * 14),
+        ("ways", {"context": [5] * 13, "query": [6, 7], "spans": [[0, 13]]}, 17),
+        ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 5}, 35),
+        ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 6}, 47),
+        ("updates", {"query": [6], "probe_queries": [[7] * 12] * 2}, 65),
+        ("checks", JOINT | {"query": [6] * 6, "controls": False}, 17),
+        ("checks", JOINT | {"query": [6] * 12}, 46),
+        ("checks", MODEL | {"positions": "all", "query": [6] * 4}, 45),
+    ],
+)
+def test_never_fits(narrow: Heard, resource: str, changes: dict[str, Any], rows: int) -> None:
+    """Work above the server's rows is refused with both numbers before it is done; within them it
+    is done."""
+    sent = PAIR | {"layers": [0]} | changes
+    response = narrow.client.post(PATHS[resource], json=sent)
+    limit = NARROW["max_tokens_per_request"]
+    assert isinstance(limit, int)
+    if rows <= limit:
+        assert response.status_code == 200, response.text
+        return
+    said = problem(response, "never_fits", sent)
+    assert (said.limit, said.actual) == (limit, rows)
+
+
+@pytest.mark.parametrize("resource", ["checks", "ways", "shares"])
+def test_answers_without_tensors_are_json(tiny_client: httpx.Client, resource: str) -> None:
+    """There is nothing in them for safetensors to hold."""
+    path = PATHS[resource]
+    problem(tiny_client.post(path, json=PAIR, headers={"Accept": SAFETENSORS}), "not_acceptable")

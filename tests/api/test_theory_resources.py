@@ -1,0 +1,199 @@
+"""The theory over HTTP: answers are what the contract says, and the oracle's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from schemas.attributions import AttributionsAnswer
+from schemas.common import Tensor
+from schemas.equivalence_checks import EquivalenceChecksAnswer
+from schemas.pairs import PairAnswer
+from schemas.trajectories import TrajectoriesAnswer
+from schemas.weight_updates import JointUpdate, Update, WeightUpdatesAnswer
+from tests import oracle
+from tests.api.wire import SAFETENSORS, array, arrays, unpack
+from tests.oracle import GPT2
+
+PATHS: dict[str, tuple[str, type[PairAnswer]]] = {
+    "updates": ("/v1/weight-updates", WeightUpdatesAnswer),
+    "checks": ("/v1/equivalence-checks", EquivalenceChecksAnswer),
+    "ways": ("/v1/trajectories", TrajectoriesAnswer),
+    "shares": ("/v1/attributions", AttributionsAnswer),
+}
+CONTEXT, QUERY = [40, 7, 200, 91, 3], [18, 150]
+PAIR = {"context": CONTEXT, "query": QUERY}
+ALL: dict[str, Any] = {"positions": "all"}
+CLOSE = 1e-3
+"""Far above the agreement rule, far below any wrong formula; the rule is held in analysis."""
+
+
+def ask(client: httpx.Client, resource: str, **changes: Any) -> Any:
+    """The answer, validated as what the contract says it is, and as JSON."""
+    path, model = PATHS[resource]
+    response = client.post(path, json=PAIR | changes)
+    assert response.status_code == 200, response.text
+    model.model_validate_json(response.content)
+    return response.json()
+
+
+def question(model: GPT2, baseline: oracle.Baseline = "matched") -> oracle.Question:
+    """The same in the oracle."""
+    return oracle.ask(model, CONTEXT, QUERY, baseline, anchor=0)
+
+
+def near(value: Any) -> Any:
+    """About that."""
+    return pytest.approx(value, rel=CLOSE)
+
+
+SEQUENTIAL = {"stream": "sequential"}
+JOINT = {"joint": True, "positions": "all"}
+MODEL = {"scope": "model"}
+Held = Callable[[Any, GPT2], None]
+
+
+def sequential_updates(said: Any, model: GPT2) -> None:
+    """Norms are those of the patched stream."""
+    assert said["stream"] == "sequential"
+    for one in said["updates"]:
+        theirs = oracle.sequential(question(model), one["position"]).updates[one["layer"]]
+        assert one["norm"] == near(theirs.norm)
+
+
+def split_updates(said: Any, model: GPT2) -> None:
+    """Content and position add up to the update's factors."""
+    for one in said["updates"]:
+        Update.model_validate(one)
+        parts = [array(one["split"][part]["factors"]["output"]) for part in ("content", "position")]
+        np.testing.assert_allclose(sum(parts), array(one["factors"]["output"]), atol=1e-5)
+        theirs = oracle.split(question(model, "alone"), one["layer"], one["position"])
+        assert one["split"]["content"]["norm"] == near(theirs["content"].norm)
+
+
+def reused_updates(said: Any, model: GPT2) -> None:
+    """One entry a probe, in its order."""
+    for one in said["updates"]:
+        change = oracle.update(question(model), one["layer"], one["position"])
+        for i, probe in enumerate(([9], [30, 31])):
+            theirs = oracle.reuse(change, oracle.ask(model, CONTEXT, probe), one["layer"])
+            assert one["reuse"][i]["query"] == i
+            assert one["reuse"][i]["relative_error"] == near(theirs.relative_error)
+
+
+def joint_updates(said: Any, model: GPT2) -> None:
+    """Factors whose product is the least solution, one entry a layer."""
+    assert [one["layer"] for one in said["updates"]] == [2, 0]
+    for one in said["updates"]:
+        JointUpdate.model_validate(one)
+        theirs = oracle.joint(question(model), one["layer"], [0, 1])
+        for weight, solution in zip(one["weights"], (theirs.w_in, theirs.w_out), strict=True):
+            Tensor.model_validate(weight["factors"]["input"])
+            dense = array(weight["factors"]["input"]).T @ array(weight["factors"]["output"])
+            np.testing.assert_allclose(
+                dense, solution.dense, atol=CLOSE * abs(solution.dense).max()
+            )
+            assert weight["singular_values"] == near(list(solution.singular_values))
+            assert weight["norm"] == near(solution.norm)
+
+
+def model_checks(said: Any, model: GPT2) -> None:
+    """It holds in float64, says that its stream is the sequential one, and gives the logits."""
+    assert (said["holds"], said["verdict"]) == (True, "holds")
+    assert (said["stream"], said["precision"]) == ("sequential", "float64")
+    assert len(said["checks"]) == 6
+    for one in said["logits"]:
+        theirs = oracle.logits_check(question(model), one["position"])
+        assert one["relative_error"] <= 1e-12
+        assert one["unpatched_relative_error"] == near(theirs.unpatched_relative_error)
+        assert [token["id"] for token in one["top_tokens"]["patched"]] == [
+            token for token, _ in oracle.likeliest(theirs.expected)
+        ]
+
+
+def joint_checks(said: Any, model: GPT2) -> None:
+    """One patch holds at both positions, in float32."""
+    assert (said["joint"], said["precision"], said["stream"]) == (True, "float32", "free")
+    assert [one["verdict"] for one in said["checks"]] == ["holds"] * 6
+    for one in said["checks"]:
+        theirs = oracle.joint_check(question(model), one["layer"], [0, 1])[one["position"]]
+        assert one["unpatched_relative_error"] == near(theirs.unpatched_relative_error)
+
+
+def ways(said: Any, model: GPT2) -> None:
+    """Anchored: the anchor is token 0 of the echoed context and of no span."""
+    assert said["tokens"]["context"][0]["special"]
+    for one in said["layers"]:
+        assert [step["span"] for step in one["steps"]] == [[i, i + 1] for i in range(1, 6)]
+        asked, spans = question(model, "anchored"), [(i, i + 1) for i in range(1, 6)]
+        theirs = oracle.trajectory(asked, one["layer"], one["position"], spans)
+        assert one["eta"] == near(theirs.eta)
+        assert [step["norm"] for step in one["steps"]] == near([s.norm for s in theirs.steps])
+
+
+def shares(said: Any, model: GPT2) -> None:
+    """The spans that were asked for, with a gap before them."""
+    for one in said["layers"]:
+        spans = [(2, 3), (4, 6)]
+        asked = question(model, "anchored")
+        theirs = oracle.attribution(asked, one["layer"], one["position"], spans=spans)
+        assert one["order_effect"] == near(theirs.order_effect)
+        for found, truth in zip(one["spans"], theirs.spans, strict=True):
+            assert found["leave_one_out"] == near(truth.leave_one_out)
+            assert found["share"] == pytest.approx(truth.share, abs=CLOSE)
+
+
+ANSWERED: list[tuple[str, dict[str, Any], Held]] = [
+    ("updates", ALL | SEQUENTIAL, sequential_updates),
+    ("updates", ALL | {"include": ["factors", "split"], "baseline": "alone"}, split_updates),
+    ("updates", ALL | {"probe_queries": [[9], [30, 31]]}, reused_updates),
+    ("updates", JOINT | {"layers": [-1, 0], "encoding": "base64"}, joint_updates),
+    ("checks", ALL | MODEL | {"precision": "float64"}, model_checks),
+    ("checks", ALL | MODEL | {"precision": "float64"} | SEQUENTIAL, model_checks),
+    ("checks", JOINT, joint_checks),
+    ("ways", ALL | {"baseline": "anchored"}, ways),
+    ("shares", ALL | {"baseline": "anchored", "spans": [[2, 3], [4, 6]]}, shares),
+]
+
+
+@pytest.mark.parametrize(("resource", "changes", "held"), ANSWERED)
+def test_answers(
+    tiny_client: httpx.Client,
+    tiny_oracle: GPT2,
+    resource: str,
+    changes: dict[str, Any],
+    held: Held,
+) -> None:
+    """Each is the contract's model and the oracle's numbers, and repeats what it is relative to."""
+    said = ask(tiny_client, resource, **changes)
+    assert said["baseline"] == changes.get("baseline", "matched")
+    held(said, tiny_oracle)
+
+
+def test_sentences_are_the_default(tiny_client: httpx.Client) -> None:
+    """A text has its sentences as spans, in the tokens of the answer itself."""
+    text = "In D.C. the cab is. A bad"
+    said = ask(tiny_client, "shares", context=text, query=" the", layers=[0])
+    texts = [token["text"] for token in said["tokens"]["context"]]
+    found = ["".join(texts[a:b]) for a, b in (one["span"] for one in said["layers"][0]["spans"])]
+    assert found == ["In D.C.", " the cab is.", " A bad"]
+
+
+def test_joint_factors_as_safetensors(tiny_client: httpx.Client) -> None:
+    """The file holds the same numbers under their paths."""
+    body = PAIR | JOINT | {"layers": [1]}
+    path, _ = PATHS["updates"]
+    packed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})
+    assert packed.headers["content-type"] == SAFETENSORS
+    said, tensors = unpack(packed.content)
+    assert tensors["updates.0.weights.0.factors.input"].shape == (2, 32)
+    assert tensors["updates.0.weights.1.factors.input"].shape == (2, 128)
+    plain = arrays(tiny_client.post(path, json=body).json())
+    assert plain.keys() == tensors.keys()
+    for name, values in plain.items():
+        np.testing.assert_array_equal(values, tensors[name])
+    assert said["updates"][0]["weights"][1]["factors"]["output"]["shape"] == [2, 32]

@@ -1,0 +1,107 @@
+"""Checkpoint folders made from others, and the transformers model that a folder holds."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from service.engine import HookPoint, Model, Run, Site
+
+POINTS: tuple[HookPoint, ...] = (
+    "resid_pre",
+    "ln_1_out",
+    "attn_out",
+    "resid_mid",
+    "mlp_in",
+    "mlp_pre",
+    "mlp_act",
+    "mlp_out",
+    "resid_post",
+)
+
+
+def edited(source: Path, folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Path:
+    """A copy of a checkpoint whose stored tensors went through `edit`."""
+    shutil.copytree(source, folder)
+    file = folder / "model.safetensors"
+    with torch.inference_mode(False):
+        tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
+        edit(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def with_nan(source: Path, folder: Path, name: str) -> Path:
+    """A copy of a checkpoint with one NaN in the tensor of this name."""
+
+    def plant(tensors: dict[str, Tensor]) -> None:
+        tensors[name].view(-1)[0] = float("nan")
+
+    return edited(source, folder, plant)
+
+
+def reference(folder: Path, dtype: torch.dtype) -> Any:
+    """The folder's model in transformers, with eager attention."""
+    with torch.inference_mode(False):
+        model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
+        return model.to(dtype).eval()
+
+
+def every_site(model: Model, rows: Sequence[int], logits: bool = True) -> dict[Site, Sequence[int]]:
+    """All hook points of all layers, and the logits, at these rows."""
+    sites = [Site(layer, point) for layer in range(model.n_layers) for point in POINTS]
+    return dict.fromkeys(sites + [Site(model.n_layers, "logits")] * logits, rows)
+
+
+def everything(
+    model: Model,
+    ids: Sequence[int],
+    positions: Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Run:
+    """A run that reads every site at each of its rows."""
+    rows = range(len(ids))
+    return Run(ids, rows if positions is None else positions, every_site(model, rows), dtype)
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    """‖actual − expected‖/‖expected‖ of whole tensors, in float64."""
+    truth = expected.double()
+    return float((actual.double() - truth).norm() / truth.norm())
+
+
+def worst(found: Mapping[Site, Tensor], expected: Mapping[Site, Tensor]) -> float:
+    """The largest relative error over all sites."""
+    assert found.keys() == expected.keys()
+    return max(relative(found[site], expected[site]) for site in expected)
+
+
+def resident(model: Model) -> dict[str, Tensor]:
+    """A copy of every resident tensor, by name."""
+    named = {
+        "wte": model.token_embedding,
+        "wpe": model.position_embedding,
+        "ln_f.gain": model.final_norm.gain,
+        "ln_f.bias": model.final_norm.bias,
+        "unembedding": model.unembedding,
+    }
+    for layer, block in enumerate(model.blocks):
+        for part in ("ln_1", "ln_2"):
+            norm = getattr(block, part)
+            named |= {f"{layer}.{part}.gain": norm.gain, f"{layer}.{part}.bias": norm.bias}
+        for part in ("qkv", "attn_out", "w_in", "w_out"):
+            affine = getattr(block, part)
+            named |= {f"{layer}.{part}.weight": affine.weight, f"{layer}.{part}.bias": affine.bias}
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
+
+
+def unchanged(model: Model, before: Mapping[str, Tensor]) -> bool:
+    """Whether every resident tensor still has the very bits of `before`."""
+    return all(torch.equal(tensor, before[name]) for name, tensor in resident(model).items())

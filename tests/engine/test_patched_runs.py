@@ -1,0 +1,282 @@
+"""Runs with patched weights: exact where they follow, the oracle's elsewhere, alone in any pack."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from service.engine import (
+    Activations,
+    Apply,
+    Fixed,
+    Follow,
+    HookPoint,
+    Model,
+    Question,
+    Run,
+    Site,
+)
+from service.engine.pack import Trie
+from service.engine.prefixes import Prefixes
+from service.engine.scheduler import Scheduler, Ticket
+from service.engine.walk import forward
+from service.theory import ImplicitUpdate, RankOne
+from tests import oracle
+from tests.engine.made import every_site, relative, resident, unchanged, worst
+from tests.oracle import GPT2
+
+FLOAT32, FLOAT64 = 5e-6, 1e-12
+CONTEXT = (17, 230, 5, 88, 140, 61, 199, 9)
+QUERY = (44, 120, 7)
+BASELINES: dict[str, oracle.Baseline] = {
+    "matched": "matched",
+    "alone": "alone",
+    "anchored": "anchored",
+    "without": oracle.Without(((1, 3), (5, 6))),
+    "another": oracle.Another((3, 77, 200, 31, 8)),
+}
+SHARED: tuple[HookPoint, ...] = ("mlp_pre", "mlp_act", "mlp_out", "resid_post")
+"""What a followed row shares with the one that it follows."""
+
+
+def question(model: GPT2, baseline: str) -> oracle.Question:
+    """The context and the query against this baseline, in the oracle."""
+    return oracle.ask(model, CONTEXT, QUERY, BASELINES[baseline], anchor=0)
+
+
+def whole(model: Model, prompt: oracle.Prompt, dtype: torch.dtype | None = torch.float64) -> Run:
+    """A run that reads every site at the query's rows."""
+    rows = range(len(prompt.ids) - len(QUERY), len(prompt.ids))
+    return Run(prompt.ids, prompt.positions, every_site(model, rows), dtype)
+
+
+def following(
+    model: Model, asked: oracle.Question, position: int, apply: Apply = "factored"
+) -> Run:
+    """The baseline run that follows the one with context at a query position."""
+    source, base = whole(model, asked.full_prompt), whole(model, asked.baseline_prompt)
+    ahead = len(source.tokens) - len(QUERY) + position
+    behind = len(base.tokens) - len(QUERY) + position
+    return replace(base, patch=Follow(source, ahead, behind, apply))
+
+
+def gaps(model: Model, found: Activations, expected: Activations, position: int) -> list[float]:
+    """Relative error of each block's output and MLP, and of the logits, at a query position."""
+    sites = [Site(layer, p) for layer in range(model.n_layers) for p in SHARED]
+    sites.append(Site(model.n_layers, "logits"))
+    return [relative(found[site][position], expected[site][position]) for site in sites]
+
+
+@pytest.mark.parametrize("apply", ["factored", "materialized"])
+@pytest.mark.parametrize("position", range(len(QUERY)))
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_followed_row_reads_as_with_context(
+    tiny: Model, tiny_oracle: GPT2, baseline: str, position: int, apply: Apply
+) -> None:
+    """Every block's output and the logits are those with context at the followed row, to 1e-12;
+    the unpatched run and one that follows another row are far off."""
+    asked = question(tiny_oracle, baseline)
+    run = following(tiny, asked, position, apply)
+    assert isinstance(run.patch, Follow)
+    other = replace(run.patch, source_row=run.patch.source_row - 1)
+    context, plain, patched, astray = forward(
+        tiny,
+        [
+            whole(tiny, asked.full_prompt),
+            whole(tiny, asked.baseline_prompt),
+            run,
+            replace(run, patch=other),
+        ],
+    )
+    assert max(gaps(tiny, patched, context, position)) <= FLOAT64
+    assert min(gaps(tiny, plain, context, position)) > 1e-3
+    assert min(gaps(tiny, astray, context, position)) > 1e-3
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_every_row_of_a_following_run_is_the_oracles(
+    tiny: Model, tiny_oracle: GPT2, baseline: str
+) -> None:
+    """The patched weights act on every row: what the other rows read is the oracle's run too."""
+    asked = question(tiny_oracle, baseline)
+    for position in (0, len(QUERY) - 1):
+        theirs = oracle.sequential(asked, position).patched
+        (found,) = forward(tiny, [following(tiny, asked, position)])
+        for site, values in found.items():
+            truth = theirs.logits if site.point == "logits" else theirs[site.layer, site.point]
+            assert relative(values, torch.from_numpy(truth)) <= 1e-10, (position, site)
+
+
+def unrelated(model: Model) -> list[Run]:
+    """Runs of other depths and lengths, one of them a prefix of the context."""
+    return [
+        Run(CONTEXT[:5], range(5), {Site(0, "mlp_in"): [4]}, torch.float64),
+        Run((9, 9, 9), (3, 4, 60), {Site(1, "resid_post"): [0, 2]}, torch.float64),
+        Run((1,), (0,), {Site(model.n_layers, "logits"): [0]}, torch.float64),
+        Run(CONTEXT, range(len(CONTEXT)), {Site(2, "attn_out"): [7]}, torch.float64),
+    ]
+
+
+@pytest.mark.parametrize("apply", ["factored", "materialized"])
+def test_the_company_of_a_patched_run_does_not_matter(
+    tiny: Model, tiny_oracle: GPT2, apply: Apply
+) -> None:
+    """All positions of two baselines, with unrelated runs between them, read as each run alone."""
+    runs = [
+        following(tiny, question(tiny_oracle, baseline), position, apply)
+        for baseline in ("alone", "anchored")
+        for position in range(len(QUERY))
+    ]
+    shallow = replace(runs[0], reads={Site(1, "mlp_in"): [1]})
+    others = unrelated(tiny)
+    mixed = [others[0], *runs[:3], others[1], shallow, *runs[3:], *others[2:]]
+    for run, read in zip(mixed, forward(tiny, mixed), strict=True):
+        assert worst(read, forward(tiny, [run])[0]) <= FLOAT64
+
+
+def asking(runs: Sequence[Run]) -> Question[Sequence[Activations]]:
+    """A question that gives back what it read."""
+    return (yield runs)
+
+
+@pytest.mark.parametrize(("budget", "count"), [(1, 4), (14, 3), (17, 2), (20, 1)])
+def test_a_split_pack_computes_the_source_again(
+    tiny: Model, tiny_oracle: GPT2, budget: int, count: int
+) -> None:
+    """However few rows a forward may have, each following run has its source in its own pack."""
+    asked = question(tiny_oracle, "matched")
+    runs = [
+        whole(tiny, asked.full_prompt),
+        *(following(tiny, asked, position) for position in range(len(QUERY))),
+    ]
+    packs: list[int] = []
+    answers: list[Any] = []
+
+    def settle(answer: Any, error: BaseException | None) -> None:
+        assert error is None
+        answers.append(answer)
+
+    scheduler = Scheduler(
+        tiny,
+        row_budget=budget,
+        batching=True,
+        observe=lambda _seconds, count: packs.append(count),
+    )
+    scheduler.admit(Ticket(asking(runs), deadline=float("inf"), settle=settle))
+    while scheduler.active:
+        scheduler.turn()
+    context, *patched = answers[0]
+    assert sum(packs) == len(runs)
+    assert len(packs) == count
+    for position, read in enumerate(patched):
+        assert max(gaps(tiny, read, context, position)) <= FLOAT64
+
+
+def fixed(updates: Mapping[int, oracle.Update], apply: Apply) -> Fixed:
+    """The oracle's updates as a patch that is known beforehand."""
+    return Fixed(
+        {
+            layer: ImplicitUpdate(
+                RankOne(torch.from_numpy(one.input_factor), torch.from_numpy(one.output_factor)),
+                torch.from_numpy(one.delta_h),
+            )
+            for layer, one in updates.items()
+        },
+        apply,
+    )
+
+
+@pytest.mark.parametrize("apply", ["factored", "materialized"])
+@pytest.mark.parametrize("layers", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+@pytest.mark.parametrize("baseline", ["matched", "another"])
+def test_fixed_patches_are_the_oracles(
+    tiny: Model, tiny_oracle: GPT2, baseline: str, layers: tuple[int, ...], apply: Apply
+) -> None:
+    """Free-stream updates of some layers, as W + ΔW on every row, give the oracle's run."""
+    asked = question(tiny_oracle, baseline)
+    updates = {layer: oracle.update(asked, layer, 1) for layer in layers}
+    run = replace(whole(tiny, asked.baseline_prompt), patch=fixed(updates, apply))
+    theirs = asked.patched({layer: one.patch for layer, one in updates.items()})
+    (found,) = forward(tiny, [run])
+    for site, values in found.items():
+        truth = theirs.logits if site.point == "logits" else theirs[site.layer, site.point]
+        assert relative(values, torch.from_numpy(truth)) <= 1e-10, site
+    last = np.asarray(found[Site(2, "resid_post")])
+    assert np.linalg.norm(last - asked.base[2, "resid_post"]) > 1e-3 * np.linalg.norm(last)
+
+
+def test_patched_rows_are_shared_with_nobody(tiny: Model, tiny_oracle: GPT2) -> None:
+    """The same prompt plain, and under three patches, is four separate rows a token."""
+    asked = question(tiny_oracle, "matched")
+    plain = whole(tiny, asked.baseline_prompt)
+    one, two = (
+        {layer: oracle.update(asked, layer, position)} for layer, position in [(0, 1), (1, 0)]
+    )
+    runs = [
+        replace(plain, patch=fixed(one, "factored")),
+        plain,
+        replace(plain, patch=fixed(two, "factored")),
+        following(tiny, asked, 2),
+        whole(tiny, asked.full_prompt),
+        plain,
+    ]
+    trie = Trie()
+    paths = [trie.add(run).tolist() for run in runs]
+    assert paths[1] == paths[5]
+    assert len({row for path in paths[:5] for row in path}) == 4 * len(QUERY) + len(CONTEXT) + len(
+        QUERY
+    )
+    together = forward(tiny, runs)
+    for run, read in zip(runs, together, strict=True):
+        assert worst(read, forward(tiny, [run])[0]) <= FLOAT64
+    logits = Site(tiny.n_layers, "logits")
+    assert len({round(float(read[logits].norm()), 6) for read in together[:5]}) == 5
+    assert torch.equal(together[1][logits], together[5][logits])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_resident_weights_keep_their_bits(
+    tiny: Model, tiny_oracle: GPT2, dtype: torch.dtype
+) -> None:
+    """No patched run of either kind writes to a resident tensor."""
+    before = resident(tiny)
+    asked = question(tiny_oracle, "without")
+    updates = {layer: oracle.update(asked, layer) for layer in range(tiny.n_layers)}
+    source = whole(tiny, asked.full_prompt, dtype)
+    base = whole(tiny, asked.baseline_prompt, dtype)
+    runs = [source, base]
+    for apply in ("factored", "materialized"):
+        follow = Follow(source, len(source.tokens) - 1, len(base.tokens) - 1, apply)
+        runs += [replace(base, patch=follow), replace(base, patch=fixed(updates, apply))]
+    context, _, *patched = forward(tiny, runs)
+    assert unchanged(tiny, before)
+    bound = FLOAT32 if dtype == torch.float32 else FLOAT64
+    for read in patched[::2]:
+        assert max(gaps(tiny, read, context, -1)) <= bound
+        assert read[Site(0, "mlp_in")].dtype == dtype
+
+
+def test_known_prefixes_do_not_reach_patched_runs(tiny: Model) -> None:
+    """With every row of context and baseline kept from before, and used, a following run reads as
+    it does without; and what it computed is not kept for others."""
+    context = tuple(1 + (37 * i) % 250 for i in range(40))
+    rows, sites = [len(context)], {Site(2, "resid_post"), Site(tiny.n_layers, "logits")}
+    source = Run((*context, 9), range(41), dict.fromkeys(sites, rows))
+    base = Run((*context[::-1], 9), range(41), dict.fromkeys(sites, rows))
+    runs = [source, base, replace(base, patch=Follow(source, 40, 40, "materialized"))]
+    cold = forward(tiny, runs)
+    prefixes = Prefixes(1 << 24, tiny.n_layers, tiny.dtype)
+    forward(tiny, [runs[2]], prefixes=prefixes)
+    assert prefixes.bytes == 0
+    for turn in range(3):
+        warm = forward(tiny, runs, prefixes=prefixes)
+        assert (prefixes.hits > 0) == (turn > 0)
+        for read, truth in zip(warm, cold, strict=True):
+            assert worst(read, truth) <= FLOAT32
+    assert worst(cold[2], cold[0]) <= FLOAT32
+    assert worst(cold[1], cold[0]) > 1e-2

@@ -1,0 +1,67 @@
+"""Requests as they are read: strict, without coercion, and unchanged afterwards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from schemas.activations import ActivationsRequest
+from schemas.attributions import AttributionsRequest
+from schemas.equivalence_checks import EquivalenceChecksRequest
+from schemas.tokenize import TokenizeRequest
+from schemas.trajectories import TrajectoriesRequest
+from schemas.weight_updates import WeightUpdatesRequest
+
+PAIR = {"context": "a", "query": [1]}
+REQUESTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
+    (ActivationsRequest, {"prompts": ["a", [1]]}),
+    (WeightUpdatesRequest, PAIR),
+    (EquivalenceChecksRequest, PAIR),
+    (TrajectoriesRequest, PAIR),
+    (AttributionsRequest, PAIR),
+    (TokenizeRequest, {"prompts": ["a"]}),
+]
+
+
+@pytest.mark.parametrize(("request_model", "body"), REQUESTS)
+def test_strict(request_model: type[BaseModel], body: dict[str, Any]) -> None:
+    """Every request forbids what it does not know and cannot be changed once read."""
+    read = request_model.model_validate_json(json.dumps(body))
+    with pytest.raises(ValidationError):
+        request_model.model_validate_json(json.dumps(body | {"surprise": 1}))
+    with pytest.raises(ValidationError):
+        setattr(read, next(iter(body)), None)
+
+
+@pytest.mark.parametrize(("request_model", "body"), REQUESTS)
+def test_examples(request_model: type[BaseModel], body: dict[str, Any]) -> None:
+    """Every request has examples, and each is one."""
+    examples = request_model.model_json_schema()["examples"]
+    assert len(examples) >= 2
+    for example in [*examples, body]:
+        request_model.model_validate_json(json.dumps(example))
+
+
+def test_defaults() -> None:
+    """What is left out is what the contract says."""
+    pair = WeightUpdatesRequest.model_validate_json(json.dumps(PAIR))
+    assert (pair.baseline, pair.layers, pair.positions) == ("matched", "all", "last")
+    assert (pair.include, pair.encoding) == (["factors"], "json")
+    checks = EquivalenceChecksRequest.model_validate_json(json.dumps(PAIR))
+    assert (checks.scope, checks.precision, checks.apply) == ("block", "model", "materialized")
+    assert (checks.tolerance, checks.controls) == (None, True)
+    prompts = ActivationsRequest.model_validate_json('{"prompts": ["a"]}')
+    assert (prompts.hook_points, prompts.reduce, prompts.layers) == (["mlp_in"], "none", "all")
+
+
+@pytest.mark.parametrize("spans", [[[0, 7]], [[0, 1], [3, 4]]])
+def test_spans_are_arrays(spans: list[list[int]]) -> None:
+    """Spans come as JSON arrays of two."""
+    body = PAIR | {"baseline": {"without": spans}}
+    read = WeightUpdatesRequest.model_validate_json(json.dumps(body))
+    assert json.loads(read.model_dump_json(include={"baseline"})) == {
+        "baseline": {"without": spans}
+    }

@@ -1,0 +1,36 @@
+"""Problems on the wire: what is optional is absent, and nothing unknown is allowed."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.problems import PROBLEMS, FieldError, Problem
+
+
+def test_nothing_unknown() -> None:
+    """A problem with a field that the contract has not is none."""
+    fields = {
+        "type": "/problems/internal",
+        "title": "t",
+        "status": 500,
+        "detail": "d",
+        "instance": "/",
+        "code": "internal",
+        "request_id": "r",
+        "retryable": False,
+    }
+    assert Problem.model_validate(fields).errors is None
+    with pytest.raises(ValidationError):
+        Problem.model_validate(fields | {"input": "x"})
+    with pytest.raises(ValidationError):
+        FieldError.model_validate({"pointer": "", "message": "m", "value": "x"})
+
+
+@pytest.mark.parametrize("code", PROBLEMS)
+def test_words(code: str) -> None:
+    """Each code says what it means in a sentence, and what it means for a retry."""
+    kind = PROBLEMS[code]
+    assert kind.title
+    assert kind.meaning.endswith(".")
+    assert kind.retryable == (kind.status in (429, 503, 504))

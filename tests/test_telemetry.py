@@ -1,0 +1,90 @@
+"""Telemetry: request ids, metrics of their own registry, and logs without anything of a prompt."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from service.telemetry import Metrics, configure_logs, request_id
+from tests.api.wire import CANARY
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Leave logging as it was."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+@pytest.mark.parametrize("offered", ["a", "A.b_c-9", "x" * 128])
+def test_id_is_kept(offered: str) -> None:
+    """An id of the allowed characters is kept."""
+    assert request_id(offered) == offered
+
+
+@pytest.mark.parametrize("offered", [None, "", "x" * 129, "a\n", "a b", "ä", "a\u0000", "١"])
+def test_id_is_made(offered: str | None) -> None:
+    """Anything else is replaced, by another id each time."""
+    first, second = request_id(offered), request_id(offered)
+    assert first != second
+    assert offered not in (first, second)
+    assert re.fullmatch("[A-Za-z0-9._-]{1,128}", first)
+
+
+def test_registries_are_apart() -> None:
+    """Two applications in one process count apart."""
+    one, other = Metrics(), Metrics()
+    one.observe_forward(0.01, 3)
+    assert one.registry.get_sample_value("deltaw_batch_size_sum") == 3.0
+    assert other.registry.get_sample_value("deltaw_batch_size_sum") == 0.0
+
+
+def fail(prompt: str) -> None:
+    """Raise from where a prompt is a local variable."""
+    assert prompt
+    raise ValueError("something nobody has a name for")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console", "auto"])
+def test_tracebacks_have_no_locals(
+    capsys: pytest.CaptureFixture[str], log_format: Literal["auto", "json", "console"]
+) -> None:
+    """A traceback in the log says where, but not what the variables held."""
+    configure_logs(log_format)
+    try:
+        fail(CANARY)
+    except ValueError:
+        structlog.get_logger("test").exception("internal error", request_id="r1")
+        logging.getLogger("other").exception("internal error")
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("Traceback") == 2
+    assert "something nobody has a name for" in said.err
+    assert "r1" in said.err
+    assert CANARY not in said.err
+
+
+@pytest.mark.parametrize("log_format", ["json", "auto"])
+def test_lines_are_json(
+    capsys: pytest.CaptureFixture[str], log_format: Literal["auto", "json", "console"]
+) -> None:
+    """Where nobody watches, every line is one JSON object with its time in UTC, those of
+    libraries too."""
+    configure_logs(log_format)
+    structlog.get_logger("test").info("request", status=200)
+    logging.getLogger("library").warning("beware of %s", "it")
+    logging.getLogger("library").info("never mind")
+    ours, theirs = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (ours["event"], ours["status"], ours["level"]) == ("request", 200, "info")
+    assert (theirs["event"], theirs["level"]) == ("beware of it", "warning")
+    assert ours["timestamp"].endswith("Z")
+    assert theirs["timestamp"].endswith("Z")

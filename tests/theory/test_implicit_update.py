@@ -1,0 +1,256 @@
+"""The identity ΔW = nᵀ(Δn·W)/‖n‖², Δh = h_C − h, in float64 and with no model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from service.theory import (
+    ImplicitUpdate,
+    NonFinite,
+    RankOne,
+    below_noise,
+    implicit_update,
+    update_on_base,
+)
+from tests.theory.layers import EXACT, Layer, random_layer, relative
+
+few = settings(derandomize=True, max_examples=25, deadline=None)
+seeds = st.integers(0, 2**32 - 1)
+widths = st.integers(2, 16)
+batches = st.sampled_from([(), (1,), (3,), (2, 3)])
+
+
+def update_of(layer: Layer) -> ImplicitUpdate:
+    """The service's own."""
+    return implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
+
+
+def projection_error(layer: Layer, weight: Tensor) -> float:
+    """n·(W + ΔW) against n_C·W, with the dense matrices."""
+    actual = torch.einsum("...i,...io->...o", layer.n, layer.w_in + weight)
+    return relative(actual, layer.n_context @ layer.w_in)
+
+
+def block_error(layer: Layer, weight: Tensor, bias: Tensor) -> float:
+    """The block's output under W + ΔW and Δh against that with context."""
+    actual = layer.output(layer.h, layer.w_in + weight) + bias
+    return relative(actual, layer.output(layer.h_context))
+
+
+@few
+@given(seeds, batches, widths, widths)
+def test_the_projection_is_exact(
+    seed: int, batch: tuple[int, ...], width: int, hidden: int
+) -> None:
+    """n·(W + ΔW) = n_C·W to rounding, for any shape and batch."""
+    layer = random_layer(seed, *batch, width=width, hidden=hidden)
+    update = update_of(layer)
+    assert update.weight.dense().shape == (*batch, width, hidden)
+    assert projection_error(layer, update.weight.dense()) <= EXACT
+    factored = layer.n @ layer.w_in + update.weight.apply(layer.n)
+    assert relative(factored, layer.n_context @ layer.w_in) <= EXACT
+
+
+@few
+@given(seeds, batches, st.floats(-3.0, 3.0))
+def test_the_block_is_exact(seed: int, batch: tuple[int, ...], exponent: float) -> None:
+    """With ΔW and Δh the block gives what it gives with context, whatever the stream's scale."""
+    layer = random_layer(seed, *batch)
+    scaled = Layer(
+        layer.gain,
+        layer.shift,
+        layer.w_in,
+        layer.b_in,
+        layer.w_out,
+        layer.h * 10.0**exponent,
+        layer.h_context,
+    )
+    update = update_of(scaled)
+    cancelled = 1.0 + 10.0**exponent
+    assert block_error(scaled, update.weight.dense(), update.bias) <= EXACT * cancelled
+
+
+def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
+    """Wrong updates: what each would give for ΔW and for Δh."""
+    right = update_of(layer)
+    n, delta_n = layer.n, layer.n_context - layer.n
+    h, delta_h = layer.h, layer.h_context - layer.h
+    squared = (n * n).sum(-1, keepdim=True)
+
+    def weight(given: Tensor, moved: Tensor) -> Tensor:
+        return RankOne(given, moved @ layer.w_in).dense()
+
+    dense, bias = right.weight.dense(), right.bias
+    return {
+        "ε in the denominator": (weight(n / (squared + 1e-8), delta_n), bias),
+        "norm not squared": (weight(n / squared.sqrt(), delta_n), bias),
+        "Δh for Δn": (weight(n / squared, delta_h), bias),
+        "before ln_2": (weight(h / (h * h).sum(-1, keepdim=True), delta_h), bias),
+        "the sign": (-dense, bias),
+        "n_C for n": (
+            weight(layer.n_context / (layer.n_context**2).sum(-1, keepdim=True), delta_n),
+            bias,
+        ),
+        "transposed factors": (dense.transpose(-1, -2), bias),
+        "shifted positions": (dense.roll(1, 0), bias),
+        "no ΔW": (torch.zeros_like(dense), bias),
+        "Δn for Δh": (dense, delta_n),
+        "no Δh": (dense, torch.zeros_like(bias)),
+        "half of Δh": (dense, bias / 2),
+        "Δh of shifted positions": (dense, bias.roll(1, 0)),
+    }
+
+
+PLANTED = list(planted(random_layer(0, 3, width=14, hidden=14)))
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_error_misses_the_block_bound(name: str) -> None:
+    """Each wrong variant is at least 100 bounds away, so the test above can fail."""
+    layer = random_layer(0, 3, width=14, hidden=14)
+    assert block_error(layer, *planted(layer)[name]) > 100 * EXACT
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PLANTED if not name.endswith(("Δh", "positions"))]
+)
+def test_a_planted_error_in_the_weight_misses_the_projection_bound(name: str) -> None:
+    """Each wrong ΔW is at least 100 bounds away from n_C·W as well."""
+    layer = random_layer(0, 3, width=14, hidden=14)
+    assert projection_error(layer, planted(layer)[name][0]) > 100 * EXACT
+
+
+@few
+@given(seeds)
+def test_it_is_the_least_solution(seed: int) -> None:
+    """It is NumPy's pseudo-inverse solution; any ΔW + Z with n·Z = 0 solves too and is larger."""
+    layer = random_layer(seed)
+    n, update = layer.n, update_of(layer)
+    dense = update.weight.dense()
+    target = (layer.n_context - n) @ layer.w_in
+    least = np.linalg.pinv(n.numpy()[None]) @ target.numpy()[None]
+    np.testing.assert_allclose(dense, least, rtol=0, atol=1e-12 * abs(least).max())
+    free = torch.randn(dense.shape, generator=torch.Generator().manual_seed(seed)).double()
+    z = free - torch.outer(n, n @ free) / (n @ n)
+    assert projection_error(layer, dense + z) <= 10 * EXACT
+    pythagoras = torch.sqrt(update.weight.norm**2 + torch.linalg.matrix_norm(z) ** 2)
+    assert float(torch.linalg.matrix_norm(dense + z)) == pytest.approx(float(pythagoras), rel=1e-12)
+    assert float(torch.linalg.matrix_norm(dense + z)) > float(update.weight.norm)
+
+
+@few
+@given(seeds, batches, widths, widths)
+def test_the_norm_is_bounded(seed: int, batch: tuple[int, ...], width: int, hidden: int) -> None:
+    """σ ≤ ‖W‖₂·‖Δn‖/‖n‖, with ‖W‖₂ by NumPy's SVD."""
+    layer = random_layer(seed, *batch, width=width, hidden=hidden)
+    spectral = np.linalg.svd(layer.w_in.numpy(), compute_uv=False)[0]
+    distance = (layer.n_context - layer.n).norm(dim=-1)
+    bound = spectral * distance / layer.n.norm(dim=-1)
+    assert bool((update_of(layer).weight.norm <= bound * (1 + 1e-12)).all())
+
+
+def test_the_bound_is_reached() -> None:
+    """Where Δn is W's first left singular vector the norm is ‖W‖₂·‖Δn‖/‖n‖ itself."""
+    layer = random_layer(4)
+    left, values, _ = np.linalg.svd(layer.w_in.numpy())
+    moved = layer.n + 0.7 * torch.from_numpy(left[:, 0])
+    update = implicit_update(layer.n, moved, layer.h, layer.h_context, layer.w_in)
+    expected = values[0] * 0.7 / float(layer.n.norm())
+    assert float(update.weight.norm) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_equal_readings_give_no_update(batch: tuple[int, ...]) -> None:
+    """Where the context changes nothing ΔW and Δh are exactly zero."""
+    layer = random_layer(1, *batch)
+    update = implicit_update(layer.n, layer.n, layer.h, layer.h, layer.w_in)
+    assert not update.weight.dense().any()
+    assert not update.bias.any()
+    assert bool((update.weight.norm == 0).all())
+
+
+@few
+@given(seeds)
+def test_updates_on_one_base_add_up(seed: int) -> None:
+    """From n to n₁ and from n₁ to n₂, all on the base n, make the update from n to n₂."""
+    layer, middle = random_layer(seed), random_layer(seed + 1)
+    n, w = layer.n, layer.w_in
+    first = update_on_base(n, n, middle.n, w)
+    second = update_on_base(n, middle.n, layer.n_context, w)
+    total = update_of(layer).weight.dense()
+    assert relative((first.dense() + second.dense()).flatten(), total.flatten()) <= EXACT
+    by_hand = torch.outer(n, (layer.n_context - middle.n) @ w) / (n @ n)
+    assert relative(second.dense().flatten(), by_hand.flatten()) <= EXACT
+
+
+def test_the_parts_of_an_update() -> None:
+    """Δh alone, ΔW alone, and another output factor: each leaves the rest as it is."""
+    layer = random_layer(3, 2)
+    update, other = update_of(layer), torch.ones(2, 20, dtype=torch.float64)
+    assert not update.without_weight().weight.dense().any()
+    assert torch.equal(update.without_weight().bias, update.bias)
+    assert not update.without_bias().bias.any()
+    assert torch.equal(update.without_bias().weight.dense(), update.weight.dense())
+    changed = update.with_output(other)
+    assert torch.equal(changed.weight.output, other)
+    assert torch.equal(changed.weight.input, update.weight.input)
+    assert torch.equal(changed.bias, update.bias)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["n", "n_context", "h", "h_context"])
+def test_what_has_no_update_is_refused(where: str, bad: float) -> None:
+    """‖n‖ = 0, NaN and infinity at any one position of a batch raise; zeros elsewhere are fine."""
+    layer = random_layer(2, 3)
+    readings = {name: getattr(layer, name).clone() for name in ("n", "n_context", "h", "h_context")}
+    readings[where][1] = bad
+    if bad == 0.0 and where != "n":
+        assert torch.isfinite(implicit_update(w_in=layer.w_in, **readings).bias).all()
+        return
+    with pytest.raises(NonFinite):
+        implicit_update(w_in=layer.w_in, **readings)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "output"),
+    [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_differences_are_formed_in_float64(dtype: torch.dtype, output: torch.dtype) -> None:
+    """Factors from readings in any dtype are the float64 ones of the rounded readings."""
+    layer = random_layer(6, 4, width=32, hidden=48)
+    n, n_c, h, h_c, w = (
+        x.to(dtype) for x in (layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
+    )
+    update = implicit_update(n, n_c, h, h_c, w)
+    assert update.weight.input.dtype == update.bias.dtype == torch.float64
+    assert update.weight.output.dtype == output
+    assert torch.equal(update.bias, h_c.double() - h.double())
+    base = n.double()
+    np.testing.assert_allclose(
+        update.weight.input, base / (base * base).sum(-1, keepdim=True), rtol=1e-14
+    )
+    exact = (n_c.double() - base) @ w.double()
+    assert relative(update.weight.output.double(), exact) <= (1e-6, 1e-14)[output == torch.float64]
+    assert update.to(torch.float32).bias.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("factor", "noise"), [(31.0, True), (33.0, False)])
+def test_below_noise_is_32_epsilon(dtype: torch.dtype, factor: float, noise: bool) -> None:
+    """‖Δn‖ a little under 32·ε·‖n‖ is flagged, a little over is not, ε of the pass's dtype."""
+    n = random_layer(8, 2, 3).n
+    step = factor * torch.finfo(dtype).eps * n.norm(dim=-1, keepdim=True)
+    moved = n + step * torch.ones_like(n) / n.shape[-1] ** 0.5
+    flagged = below_noise(n, moved, dtype)
+    assert flagged.shape == (2, 3)
+    assert bool((flagged == noise).all())
