@@ -56,6 +56,9 @@ class LayerAttribution(Answer):
     layer: int
     position: Annotated[int, Field(description="index into the query")]
     norm: Annotated[float, Field(description="‖ΔW‖ of the whole context")]
+    below_noise: Annotated[
+        bool, Field(description="ΔW of the whole context is rounding; ratios to it are null")
+    ]
     order_effect: Annotated[
         float | None, Field(description="‖ΔW − ΔW of the spans in reverse order‖ / ‖ΔW‖")
     ]

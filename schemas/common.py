@@ -27,7 +27,7 @@ def _kind_of_text(value: Any) -> str | None:
 
 
 Text = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Integer], Tag("ids")],
+    Annotated[str, Tag("text")] | Annotated[list[Integer], Field(fail_fast=True), Tag("ids")],
     Discriminator(
         _kind_of_text,
         custom_error_type="text_or_ids",
@@ -48,12 +48,14 @@ def _choice(message: str) -> Discriminator:
 
 
 Layers = Annotated[
-    Annotated[Literal["all"], Tag("word")] | Annotated[list[Integer], Tag("list")],
+    Annotated[Literal["all"], Tag("word")]
+    | Annotated[list[Integer], Field(fail_fast=True), Tag("list")],
     _choice("give `all` or a list of layers"),
     Field(description="`all`, or layers from 0; negative ones count from the end"),
 ]
 Positions = Annotated[
-    Annotated[Literal["last", "all"], Tag("word")] | Annotated[list[Integer], Tag("list")],
+    Annotated[Literal["last", "all"], Tag("word")]
+    | Annotated[list[Integer], Field(fail_fast=True), Tag("list")],
     _choice("give `last`, `all` or a list of positions"),
     Field(description="`last`, `all`, or token indices; negative ones count from the end"),
 ]

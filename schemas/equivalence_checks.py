@@ -82,7 +82,11 @@ class Check(Answer):
         float, Field(description="gate × max(1, (‖h‖ + ‖h_C‖) / ‖expected‖), or the one asked for")
     ]
     unpatched_relative_error: Annotated[
-        float | None, Field(description="the baseline run's own, without any patch")
+        float | None,
+        Field(
+            description="without the patch that is checked: of the baseline run, in the sequential "
+            "stream of this layer alone, in scope `model` of the run with no patch at all"
+        ),
     ]
     improvement: Annotated[
         float | None,
@@ -97,14 +101,11 @@ class Check(Answer):
         dict[str, float | None] | None,
         Field(
             description="relative errors with another patch: `without_bias` (ΔW alone), "
-            "`without_weight` (Δh "
-            "alone), `random_update` (a random output factor of equal norm), `shuffled_context` "
-            "(the update "
-            "of the context in another order); these must be far worse. `bias_only_at_attention` "
-            "(Δh at the "
-            "attention output, no ΔW) is exact as well. In scope `model`: `free_stream_patches`, "
-            "all "
-            "updates of the free stream at once"
+            "`without_weight` (Δh alone; of a joint patch ΔW_out alone), `random_update` (a random "
+            "output factor of equal norm), `shuffled_context` (the update of the context in other "
+            "order); these must be far worse. `bias_only_at_attention` (Δh at attention's output, "
+            "no ΔW) is exact too. In scope `model`: `free_stream_patches`, all updates of the "
+            "free stream at once"
         ),
     ] = None
     control_reasons: Annotated[
@@ -128,8 +129,12 @@ class LogitsCheck(Answer):
         float | None, Field(description="‖patched − with context‖ / ‖with context‖")
     ]
     max_abs_error: float
-    tolerance: float
-    unpatched_relative_error: Annotated[float | None, Field(description="the baseline run's own")]
+    tolerance: Annotated[
+        float, Field(description="gate × the largest factor of any block's tolerance")
+    ]
+    unpatched_relative_error: Annotated[
+        float | None, Field(description="of the ordinary baseline run")
+    ]
     kl_divergence: Annotated[float, Field(description="KL(with context ‖ patched) in nats")]
     kl_tolerance: float
     unpatched_kl_divergence: Annotated[float, Field(description="KL(with context ‖ baseline)")]

@@ -52,6 +52,9 @@ class LayerTrajectory(Answer):
     layer: int
     position: Annotated[int, Field(description="index into the query")]
     eta: Annotated[float, Field(description="1/‖n₀‖², the step size of the gradient form")]
+    below_noise: Annotated[
+        bool, Field(description="ΔW of the whole context is rounding; ratios to it are null")
+    ]
     steps: list[Step]
     telescoping_error: Annotated[
         float | None, Field(description="‖Σ steps − ΔW‖ / ‖ΔW‖, rounding; null where ΔW is zero")

@@ -30,7 +30,6 @@ class WeightUpdatesRequest(PairRequest):
                 {
                     "context": SEED_CONTEXT,
                     "query": SEED_QUERY,
-                    "stream": "sequential",
                     "include": [],
                     "probe_queries": [" Paris", " is"],
                 },
@@ -101,8 +100,10 @@ class Reuse(Answer):
 
     query: Annotated[int, Field(description="index into `probe_queries`")]
     cosine: Annotated[
-        float | None, Field(description="of this ΔW and that query's own; null where one is zero")
+        float | None,
+        Field(description="of this ΔW and that query's own; null where one is zero or noise"),
     ]
+    below_noise: Annotated[bool, Field(description="that query's own ΔW is rounding")]
     relative_error: Annotated[
         float | None, Field(description="of the patched run against the run with context")
     ]

@@ -4,8 +4,8 @@ With n_0 the baseline's mlp_in and every ΔW below on it as the base:
 
     only_this_span   ‖ΔW_s‖ of the span alone, positions kept
     share            ⟨ΔW_s, ΔW⟩ / ‖ΔW‖²
-    leave_one_out    ‖ΔW‖ from the run without the span to the run with all, on the former as the
-    base order_effect     ‖ΔW − ΔW of the spans in reverse‖ / ‖ΔW‖
+    leave_one_out    ‖ΔW‖ from the run without the span (there the base) to the run with all
+    order_effect     ‖ΔW − ΔW of the spans in reverse‖ / ‖ΔW‖
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from service.analysis.numbers import ratios
 from service.analysis.pairs import Pair, Span
 from service.engine import Activations, Model, Question, Site
-from service.theory import RankOne, update_on_base
+from service.theory import RankOne, below_noise, update_on_base
 
 
 @dataclass(frozen=True)
@@ -46,13 +49,15 @@ class LayerAttribution:
         layer: From 0 up.
         position: Index into the query.
         norm: ‖ΔW‖ of the whole context.
-        order_effect: How much of it the order of the spans makes; None where it is zero.
+        below_noise: Whether that is within the dtype's rounding; ratios to it are None then.
+        order_effect: ‖ΔW − ΔW of the spans in reverse‖ / ‖ΔW‖; None where that does not exist.
         spans: In the order of the context.
     """
 
     layer: int
     position: int
     norm: float
+    below_noise: bool
     order_effect: float | None
     spans: tuple[SpanShare, ...]
 
@@ -117,29 +122,40 @@ def _of_layer(
         return update_on_base(n, n, to[site], w_in)
 
     total = seen(whole)
+    noise = below_noise(n, n_whole, n.dtype)
     alone = [seen(only) for only in parts[::2]]
     added = [update_on_base(rest[site], rest[site], n_whole, w_in) for rest in parts[1::2]]
+
+    def told(values: Tensor) -> list[float | None]:
+        return ratios(values.masked_fill(noise, torch.nan))
+
     columns = [
         zip(
             more.norm.tolist(),
             only.norm.tolist(),
-            ratios(only.cosine(total)),
-            ratios(only.inner(total) / total.norm.square()),
+            told(only.cosine(total)),
+            told(only.inner(total) / total.norm.square()),
             strict=True,
         )
         for more, only in zip(added, alone, strict=True)
     ]
-    by_position = zip(*columns, strict=True)
-    order = ratios(update_on_base(n, reverse[site], n_whole, w_in).norm / total.norm)
+    order = update_on_base(n, reverse[site], n_whole, w_in).norm / total.norm
+    rows = zip(
+        positions,
+        total.norm.tolist(),
+        noise.tolist(),
+        told(order),
+        zip(*columns, strict=True),
+        strict=True,
+    )
     return [
         LayerAttribution(
             layer,
             position,
             size,
+            below,
             effect,
             tuple(SpanShare(span, *figures) for span, figures in zip(spans, each, strict=True)),
         )
-        for position, size, effect, each in zip(
-            positions, total.norm.tolist(), order, by_position, strict=True
-        )
+        for position, size, below, effect, each in rows
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +12,12 @@ from service.engine import HookPoint, Model, Question, Run, Site, Token
 from service.theory import norm
 
 Reduce = Literal["none", "norm", "mean"]
+REDUCTIONS: Mapping[Reduce, Callable[[Tensor], Tensor]] = {
+    "none": Tensor.cpu,
+    "norm": lambda values: norm(values).cpu(),
+    "mean": lambda values: values.double().mean(0).cpu(),
+}
+"""What is kept of (positions, width), as it is read."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +66,15 @@ def capture(
     """
     sites = [Site(layer, point) for layer in layers for point in hook_points]
     everything = yield [
-        Run(ids, range(len(ids)), dict.fromkeys(sites, rows))
+        Run(ids, range(len(ids)), dict.fromkeys(sites, rows), reduce=REDUCTIONS[reduce])
         for ids, rows in zip(prompts, positions, strict=True)
     ]
     return tuple(
         PromptActivations(
             tokens=model.tokenizer.tokens(ids),
             activations=tuple(
-                Activation(site.layer, site.point, rows, _reduced(read[site], reduce))
-                for site in sites
+                Activation(site.layer, site.point, rows, read[site]) for site in sites
             ),
         )
         for ids, rows, read in zip(prompts, positions, everything, strict=True)
     )
-
-
-def _reduced(values: Tensor, reduce: Reduce) -> Tensor:
-    if reduce == "norm":
-        return norm(values).cpu()
-    if reduce == "mean":
-        return values.double().mean(0).cpu()
-    return values.cpu()

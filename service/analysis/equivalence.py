@@ -19,11 +19,18 @@ import torch
 from torch import Tensor
 
 from service.analysis.factors import joint_layer_update, layer_update
-from service.analysis.pairs import Pair, Stream, gathered
+from service.analysis.pairs import Pair, Stream, gathered, position_slices
 from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
 from service.engine import Activations, Apply, HookPoint, Model, Question, Run, Site, patched_block
 from service.engine.families import Block
-from service.theory import DependentRows, ImplicitUpdate, JointUpdate, norm, tolerance
+from service.theory import (
+    DependentRows,
+    ImplicitUpdate,
+    JointUpdate,
+    NonFinite,
+    norm,
+    tolerance,
+)
 
 SEED = 20251216
 """Of the random update and of the shuffled context; a layer and a position add to it."""
@@ -93,10 +100,21 @@ def equivalence_checks(
     baseline = gathered(rest[: len(base)])
     shuffled = rest[-1] if other else None
     checks: list[Check] = []
+    count = len(pair.positions)
+    parts = [slice(count)] if procedure.joint else position_slices(count)
     for layer in layers:
         block = model.blocks[layer].to(dtype)
-        checks += _Bench(procedure, block, layer, context, baseline).checks(pair, shuffled)
+        for part in parts:
+            bench = _Bench(procedure, block, layer, _rows(context, part), _rows(baseline, part))
+            other_order = None if shuffled is None else _rows(shuffled, part)
+            checks += bench.checks(pair.positions[part], other_order)
+            yield ()
     return tuple(checks)
+
+
+def _rows(read: Activations, part: slice) -> Activations:
+    """What was read at some of the positions."""
+    return {site: values[part] for site, values in read.items()}
 
 
 class _Bench:
@@ -126,7 +144,7 @@ class _Bench:
         pre, post = patched_block(self.block, h, update, apply)
         return pre if self.procedure.scope == "projection" else post
 
-    def checks(self, pair: Pair, shuffled: Activations | None) -> list[Check]:
+    def checks(self, positions: Sequence[int], shuffled: Activations | None) -> list[Check]:
         """The check of each position, with its controls."""
         expected, reached = self.context[self.compared], self.baseline[self.compared]
         if self.procedure.stream == "free":
@@ -141,10 +159,10 @@ class _Bench:
             self.context[Site(self.layer, "resid_mid")],
             expected,
         )
-        controls, reasons = self.controls(pair.positions, shuffled)
+        controls, reasons = self.controls(positions, shuffled)
         return checks_of_layer(
             self.layer,
-            pair.positions,
+            positions,
             expected,
             actual,
             unpatched,
@@ -176,7 +194,7 @@ class _Bench:
         else:
             try:
                 patched["shuffled_context"] = self.h, self.formed(shuffled)
-            except DependentRows as error:
+            except (DependentRows, NonFinite) as error:
                 reasons["shuffled_context"] = str(error)
         expected = self.context[self.compared]
         errors: dict[str, list[float | None]] = {
@@ -197,7 +215,11 @@ class _Bench:
                 torch.randn(weight.output.shape[-1], generator=generator, dtype=torch.float64)
             )
         direction = torch.nn.functional.normalize(torch.stack(rows), dim=-1).to(weight.output)
-        return direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
+        output = direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
+        if isinstance(update, JointUpdate):
+            # Its input factors are not orthogonal, so equal rows are not yet an equal norm.
+            output *= float(update.w_in.norm / update.with_output(output).w_in.norm)
+        return output
 
 
 def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:

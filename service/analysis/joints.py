@@ -12,8 +12,8 @@ from service.analysis.pairs import Pair
 from service.engine import Model, Question
 from service.theory import LowRank
 
-RANK_TOLERANCE = 1e-12
-"""Of the largest singular value; all is computed in float64."""
+RANK_TOLERANCE = 1e-6
+"""Of the largest singular value: below is the rounding of float32 activations."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ def joint_updates(
         condition = max(weight.condition for weight in weights)
         rank = max(_rank(weight.singular_values) for weight in weights)
         found.append(Joint(layer, pair.positions, rank, condition, weights))
+        yield ()
     return found
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from service.analysis.equivalence import Procedure
 from service.analysis.factors import layer_update
-from service.analysis.next_tokens import LikelyToken, likeliest
-from service.analysis.numbers import ratios
-from service.analysis.pairs import Pair, gathered
+from service.analysis.next_tokens import LikelyToken, last_site, likeliest, unembedded
+from service.analysis.numbers import finite
+from service.analysis.pairs import Pair, gathered, position_slices
 from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
 from service.engine import Activations, Fixed, HookPoint, Model, Question, Run, Site
 from service.theory import (
@@ -32,6 +32,7 @@ from service.theory import (
 )
 
 CONTROL = "free_stream_patches"
+ALIKE = "below the first layer nothing is patched, so both streams give the same update"
 POINTS: tuple[HookPoint, ...] = ("mlp_in", "resid_mid", "resid_post")
 
 
@@ -52,7 +53,8 @@ class LogitsCheck:
         position: Index into the query.
         relative_error: ‖patched − with context‖ / ‖with context‖.
         max_abs_error: max |patched − with context|.
-        tolerance: The relative error up to which the check holds.
+        tolerance: The relative error up to which the check holds: the logits' gate × the largest
+            factor that any block's tolerance has.
         unpatched_relative_error: The ordinary baseline run's.
         kl_divergence: KL(with context ‖ patched) in nats.
         kl_tolerance: The divergence up to which the check holds.
@@ -93,12 +95,8 @@ def model_equivalence(
         procedure: How; of its scope and stream nothing is read.
     """
     every, dtype = range(model.n_layers), procedure.dtype
-    logits = Site(model.n_layers, "logits")
-    reads = pair.reads(every, POINTS) | {logits: pair.positions}
-    following = [
-        replace(run, reads=dict(run.reads) | {logits: next(iter(run.reads.values()))})
-        for run in pair.baseline_runs(every, POINTS, "sequential", dtype, procedure.apply)
-    ]
+    reads = pair.reads(every, POINTS)
+    following = pair.baseline_runs(every, POINTS, "sequential", dtype, procedure.apply)
     context, plain, *followed = yield [
         pair.with_context.run(reads, dtype),
         pair.baseline.run(reads, dtype),
@@ -112,9 +110,8 @@ def model_equivalence(
     def controls(site: Site) -> tuple[dict[str, list[float | None]], dict[str, str]]:
         if together is None:
             return {}, {}
-        if site.layer == 0 or model.n_layers == 1:
-            alike = "below the first layer nothing is patched, so both streams give the same update"
-            return {CONTROL: [None] * len(pair.positions)}, {CONTROL: alike}
+        if site.layer == 0:
+            return {CONTROL: [None] * len(pair.positions)}, {CONTROL: ALIKE}
         return {CONTROL: relative_errors(context[site], together[site])}, {}
 
     checks: dict[int, list[Check]] = {}
@@ -134,15 +131,14 @@ def model_equivalence(
                 *controls(post),
             )
     bounds = bounds_of(procedure.tolerance, gate("model", dtype) * largest)
-    return tuple(check for layer in layers for check in checks[layer]), tuple(
-        _logits_checks(
-            model,
-            pair.positions,
-            (context[logits], patched[logits], plain[logits]),
-            bounds,
-            *controls(logits),
-        )
-    )
+    logits: list[LogitsCheck] = []
+    site = last_site(model)
+    runs = (context, patched, plain) if together is None else (context, patched, plain, together)
+    for part in position_slices(len(pair.positions)):
+        rows = [unembedded(model, run[site][part]) for run in runs]
+        logits += _logits_checks(model, pair.positions[part], rows, bounds[part])
+        yield ()
+    return tuple(check for layer in layers for check in checks[layer]), tuple(logits)
 
 
 def _free_patches(
@@ -177,43 +173,47 @@ def _w_in(model: Model, layer: int, context: Activations) -> Tensor:
 
 
 def _logits_checks(
-    model: Model,
-    positions: Sequence[int],
-    logits: tuple[Tensor, Tensor, Tensor],
-    bounds: Tensor,
-    controls: dict[str, list[float | None]],
-    reasons: dict[str, str],
+    model: Model, positions: Sequence[int], logits: Sequence[Tensor], bounds: Tensor
 ) -> list[LogitsCheck]:
-    """One check a position, from the logits with context, patched and without context."""
-    context, patched, plain = logits
+    """One check a position, from the logits with context, patched, without, and controlled."""
+    context, patched, plain, *controlled = logits
     found, bare = discrepancy(context, patched), discrepancy(context, plain)
-    divergence, unpatched = kl_divergence(context, patched), kl_divergence(context, plain)
-    same = context.argmax(-1) == patched.argmax(-1)
-    top = [likeliest(model, rows) for rows in logits]
+    allowed = kl_gate(context.dtype)
+    controls: list[float | None] = [None] * len(positions)
+    if controlled and model.n_layers > 1:
+        controls = relative_errors(context, controlled[0])
+    columns = zip(
+        positions,
+        found.relative_error.tolist(),
+        found.max_abs_error.tolist(),
+        bounds.tolist(),
+        bare.relative_error.tolist(),
+        kl_divergence(context, patched).tolist(),
+        kl_divergence(context, plain).tolist(),
+        (context.argmax(-1) == patched.argmax(-1)).tolist(),
+        zip(*(likeliest(model, rows) for rows in (context, patched, plain)), strict=True),
+        controls,
+        strict=True,
+    )
     checks = []
-    for i, position in enumerate(positions):
-        allowed = kl_gate(context.dtype)
-        told = verdict(
-            float(found.relative_error[i]), float(bare.relative_error[i]), float(bounds[i])
-        )
-        if float(divergence[i]) > allowed or not bool(same[i]):
-            told = "fails"
+    for position, error, largest, bound, without, kl, kl_without, same, top, control in columns:
+        told = verdict(error, without, bound) if kl <= allowed and same else "fails"
         checks.append(
             LogitsCheck(
                 position=position,
-                relative_error=ratios(found.relative_error)[i],
-                max_abs_error=float(found.max_abs_error[i]),
-                tolerance=float(bounds[i]),
-                unpatched_relative_error=ratios(bare.relative_error)[i],
-                kl_divergence=float(divergence[i]),
+                relative_error=finite(error),
+                max_abs_error=largest,
+                tolerance=bound,
+                unpatched_relative_error=finite(without),
+                kl_divergence=kl,
                 kl_tolerance=allowed,
-                unpatched_kl_divergence=float(unpatched[i]),
-                same_top_token=bool(same[i]),
+                unpatched_kl_divergence=kl_without,
+                same_top_token=same,
                 verdict=told,
                 holds=told == "holds",
-                top_tokens=TopTokens(*(tokens[i] for tokens in top)),
-                controls={name: errors[i] for name, errors in controls.items()} or None,
-                control_reasons=reasons or None,
+                top_tokens=TopTokens(*top),
+                controls={CONTROL: control} if controlled else None,
+                control_reasons={CONTROL: ALIKE} if controlled and control is None else None,
             )
         )
     return checks

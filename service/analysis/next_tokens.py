@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from service.analysis.pairs import Pair
+from service.analysis.pairs import Pair, position_slices
 from service.engine import Model, Question, Site
+from service.errors import NonFiniteActivation
 from service.theory import kl_divergence
 
 LIKELIEST = 10
@@ -45,16 +47,38 @@ def next_tokens(model: Model, pair: Pair, asked: bool) -> Question[tuple[NextTok
     """The likeliest next tokens at each asked position; None where they are not asked for."""
     if not asked:
         return None
-    site = Site(model.n_layers, "logits")
+    site = last_site(model)
     reads = {site: pair.positions}
     context, baseline = yield [pair.with_context.run(reads), pair.baseline.run(reads)]
-    columns = (
-        pair.positions,
-        likeliest(model, context[site]),
-        likeliest(model, baseline[site]),
-        kl_divergence(context[site], baseline[site]).tolist(),
-    )
-    return tuple(NextTokens(*row) for row in zip(*columns, strict=True))
+    found: list[NextTokens] = []
+    for part in position_slices(len(pair.positions)):
+        with_context, without = (unembedded(model, run[site][part]) for run in (context, baseline))
+        columns = (
+            pair.positions[part],
+            likeliest(model, with_context),
+            likeliest(model, without),
+            kl_divergence(with_context, without).tolist(),
+        )
+        found += [NextTokens(*row) for row in zip(*columns, strict=True)]
+        yield ()
+    return tuple(found)
+
+
+def last_site(model: Model) -> Site:
+    """The stream behind the last block, which the unembedding reads."""
+    return Site(model.n_layers - 1, "resid_post")
+
+
+def unembedded(model: Model, stream: Tensor) -> Tensor:
+    """Logits of some rows of the stream behind the last block, at least float32, (rows, vocab).
+
+    Raises:
+        NonFiniteActivation: They hold NaN or infinity.
+    """
+    logits = model.logits(stream.to(torch.promote_types(stream.dtype, torch.float32)))
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteActivation("the logits hold NaN or infinity")
+    return logits
 
 
 def likeliest(model: Model, logits: Tensor) -> list[tuple[LikelyToken, ...]]:

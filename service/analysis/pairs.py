@@ -4,11 +4,11 @@ The run with context reads context and query; the baseline run reads the query w
 `wpe` lives in GPT-2's residual stream, so where the query stands in the baseline decides what the
 difference holds:
 
-    matched             no context; the query at its positions        content
-    alone               no context; the query from position 0         content + position + first
-    token anchored            <|endoftext|> first in both runs              content without the
-    first token without spans       the rest of the context, positions kept       what the spans add
-    another context     that one, and the query behind it             one context against another
+    matched            no context; the query at its positions      content
+    alone              no context; the query from position 0       content, position, first token
+    anchored           <|endoftext|> first in both runs            content without the first token
+    without spans      the rest of the context, positions kept     what the spans add
+    another context    that one, and the query behind it           one context against another
 
 Context and query are tokenised apart, since merges across the border would change the query.
 """
@@ -26,6 +26,8 @@ from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Si
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
 QUERY: Path = ("query",)
+SLICE = 32
+"""Positions that are worked on before other questions have their turn."""
 Span = tuple[int, int]
 Stream = Literal["free", "sequential"]
 
@@ -130,7 +132,7 @@ class Pair:
         sites = [Site(layer, point) for layer in layers for point in points]
         if stream == "free":
             return [self.baseline.run(dict.fromkeys(sites, self.positions), dtype)]
-        source = self.with_context.run({}, dtype)
+        source = self.with_context.run(dict.fromkeys(sites, self.positions), dtype)
         ahead = len(self.with_context.ids) - len(self.query)
         behind = len(self.baseline.ids) - len(self.query)
         return [
@@ -151,6 +153,11 @@ class Pair:
         """The prompt with context, its context read in another order (indices into it)."""
         ids = tuple(self.context[i] for i in order) + self.query
         return Prompt(ids, self.with_context.positions, len(self.query))
+
+
+def position_slices(count: int) -> list[slice]:
+    """Positions in parts that are small enough to be worked on in one go."""
+    return [slice(start, start + SLICE) for start in range(0, count, SLICE)]
 
 
 def gathered(runs: Sequence[Activations]) -> Activations:

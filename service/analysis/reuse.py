@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from service.analysis.factors import layer_update
 from service.analysis.numbers import ratios
-from service.analysis.pairs import Pair, Stream, gathered
-from service.engine import Activations, HookPoint, Model, Question, Site, patched_mlp_pre
-from service.theory import RankOne, discrepancy, update_on_base
+from service.analysis.pairs import Pair
+from service.engine import Activations, Model, Question, Site, patched_mlp_pre
+from service.theory import RankOne, below_noise, discrepancy, update_on_base
 
 
 @dataclass(frozen=True)
@@ -22,31 +22,36 @@ class Reuse:
 
     Args:
         query: Index into the probe queries.
-        cosine: cos(ΔW of this entry, ΔW of the probe query); None where one is zero.
+        cosine: cos(ΔW of this entry, ΔW of the probe query); None where one is zero or the
+            probe's is below noise.
+        below_noise: Whether the probe query's own ΔW is within the dtype's rounding.
         relative_error: ‖patched − with context‖ / ‖with context‖.
         unpatched_relative_error: The same without a patch.
     """
 
     query: int
     cosine: float | None
+    below_noise: bool
     relative_error: float | None
     unpatched_relative_error: float | None
 
 
 def reuses(
-    model: Model, pair: Pair, layers: Sequence[int], stream: Stream, probes: Sequence[Pair]
+    model: Model, pair: Pair, layers: Sequence[int], probes: Sequence[Pair]
 ) -> Question[list[tuple[Reuse, ...] | None]]:
-    """Each layer's update at each asked position on every probe; None where there are none."""
+    """Each layer's update at each asked position on every probe; None where there are none.
+
+    In the free stream: an update of the sequential stream belongs to the stream that the patched
+    layers below produce for its own query.
+    """
     if not probes:
         return [None] * (len(layers) * len(pair.positions))
-    points: tuple[HookPoint, ...] = ("mlp_in", "resid_mid")
-    base = pair.baseline_runs(layers, points, stream)
-    runs = [pair.with_context.run(pair.reads(layers, points)), *base]
+    reads = pair.reads(layers, ("mlp_in", "resid_mid"))
+    runs = [pair.with_context.run(reads), pair.baseline.run(reads)]
     for probe in probes:
         reads = probe.reads(layers, ("mlp_in", "mlp_pre"))
         runs += [probe.with_context.run(reads), probe.baseline.run(reads)]
-    context, *rest = yield runs
-    baseline, probed = gathered(rest[: len(base)]), rest[len(base) :]
+    context, baseline, *probed = yield runs
     found: list[tuple[Reuse, ...] | None] = []
     for layer in layers:
         weight = layer_update(layer, context, baseline, model.blocks[layer].w_in.weight).weight
@@ -55,6 +60,7 @@ def reuses(
             for q, (with_context, without) in enumerate(zip(probed[::2], probed[1::2], strict=True))
         ]
         found += [tuple(of_probe) for of_probe in zip(*by_probe, strict=True)]
+        yield ()
     return found
 
 
@@ -76,8 +82,9 @@ def _reuse(
     )
     errors = discrepancy(context[pre], patched).relative_error
     unpatched = ratios(discrepancy(context[pre], baseline[pre]).relative_error)[0]
-    cosines = ratios(weight.cosine(own))
+    noise = bool(below_noise(baseline[n], context[n], baseline[n].dtype))
+    cosines = [None] * count if noise else ratios(weight.cosine(own))
     return [
-        Reuse(query, cosine, error, unpatched)
+        Reuse(query, cosine, noise, error, unpatched)
         for cosine, error in zip(cosines, ratios(errors), strict=True)
     ]

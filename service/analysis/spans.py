@@ -21,23 +21,21 @@ def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
     """The context's sentences, without the anchor.
 
     One ends behind a token that ends in `.`, `!`, `?` or a line break, where the next begins with
-    white space: so "D.C." is no end, and "D.C. The" is one. White space by itself belongs to the
-    sentence before it.
+    white space: so "D.C." is no end, and "D.C. The" is one. Line breaks behind it, and white space
+    at the end of the context, belong to the sentence before them.
     """
     first, count = int(pair.anchored), len(pair.context)
     texts = [model.tokenizer.token(token).text for token in pair.context]
-    ends: list[int] = []
-    over = False
-    for i in range(first, count - 1):
-        blank = over and texts[i].isspace()
-        over = (
-            blank
-            or texts[i].endswith("\n")
-            or (texts[i].endswith(ENDS) and texts[i + 1][:1].isspace())
-        )
-        if over and not texts[i + 1].isspace():
-            ends.append(i + 1)
-    return tuple(zip([first, *ends], [*ends, count], strict=True))
+    while count > first and texts[count - 1].isspace():
+        count -= 1
+    ends = [
+        i + 1
+        for i in range(first, count - 1)
+        if texts[i].endswith(ENDS)
+        and (texts[i].endswith("\n") or texts[i + 1][:1].isspace())
+        and not ("\n" in texts[i + 1] and texts[i + 1].isspace())
+    ]
+    return tuple(zip([first, *ends], [*ends, len(pair.context)], strict=True))
 
 
 def given_spans(pair: Pair, spans: Sequence[Span], *, cover: bool) -> tuple[Span, ...]:

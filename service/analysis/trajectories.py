@@ -15,7 +15,7 @@ from torch import Tensor
 from service.analysis.numbers import finite, ratios
 from service.analysis.pairs import Pair, Span
 from service.engine import Model, Question, Site
-from service.theory import trajectory
+from service.theory import below_noise, trajectory
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Step:
         norm: ‖ΔW‖ after the step.
         step_norm: ‖W after − W before‖.
         gradient_norm: The step as a gradient: step_norm / η.
-        cosine_to_final: Of ΔW after the step and ΔW of the whole context; None where one is zero.
+        cosine_to_final: Of ΔW after the step and of the whole context; None where one is zero or
+            noise.
         loss_before: The step's implicit loss at the weight before it.
         loss_after: The same at the weight after it.
     """
@@ -50,12 +51,15 @@ class LayerTrajectory:
         position: Index into the query.
         eta: η = 1/‖n_0‖², what a gradient is multiplied by.
         steps: In the order of reading.
-        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; None where ΔW is zero.
+        below_noise: Whether ΔW of the whole context is within the dtype's rounding; ratios to it
+            are None then.
+        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; None where ΔW is zero or below noise.
     """
 
     layer: int
     position: int
     eta: float
+    below_noise: bool
     steps: tuple[Step, ...]
     telescoping_error: float | None
 
@@ -74,12 +78,14 @@ def trajectories(
     reads = pair.reads(layers, ("mlp_in",))
     ends = [spans[0][0], *(stop for _, stop in spans)]
     readings = yield [pair.keeping(range(end)).run(reads) for end in ends]
-    return tuple(
-        _way(model, layer, position, spans, torch.stack([read[site][i] for read in readings]))
-        for layer in layers
-        for site in [Site(layer, "mlp_in")]
-        for i, position in enumerate(pair.positions)
-    )
+    found: list[LayerTrajectory] = []
+    for layer in layers:
+        site = Site(layer, "mlp_in")
+        for i, position in enumerate(pair.positions):
+            read = torch.stack([reading[site][i] for reading in readings])
+            found.append(_way(model, layer, position, spans, read))
+        yield ()
+    return tuple(found)
 
 
 def trajectory_rows(pair: Pair, spans: Sequence[Span]) -> int:
@@ -95,14 +101,16 @@ def _way(
     readings: Tensor,
 ) -> LayerTrajectory:
     way = trajectory(readings, model.blocks[layer].w_in.weight)
+    noise = bool(below_noise(readings[0], readings[-1], readings.dtype))
     columns = (
         spans,
         way.norm.tolist(),
         way.step_norm.tolist(),
         way.gradient_norm.tolist(),
-        ratios(way.cosine_to_final),
+        [None] * len(spans) if noise else ratios(way.cosine_to_final),
         way.loss_before.tolist(),
         way.loss_after.tolist(),
     )
     steps = tuple(Step(*row) for row in zip(*columns, strict=True))
-    return LayerTrajectory(layer, position, way.eta, steps, finite(way.telescoping_error))
+    error = None if noise else finite(way.telescoping_error)
+    return LayerTrajectory(layer, position, way.eta, noise, steps, error)

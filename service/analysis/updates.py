@@ -96,13 +96,14 @@ def weight_updates(
             stream is free.
         stream: Whether a layer's baseline is read from the ordinary stream, or from the one that
             the patched layers below it produce.
-        probes: Other queries behind the same context and baseline, to reuse each update on.
+        probes: Other queries behind the same context and baseline, to reuse each update on; in
+            the free stream.
     """
     updates, likely, parts, reused = yield from together(
         _updates(model, pair, layers, include, stream),
         next_tokens(model, pair, "next_tokens" in include),
         splits(model, pair, layers, "split" in include),
-        reuses(model, pair, layers, stream, probes),
+        reuses(model, pair, layers, probes),
     )
     finished = (
         replace(update, split=part, reuse=again)
@@ -122,11 +123,11 @@ def _updates(
     base = pair.baseline_runs(layers, ("mlp_in", "resid_mid"), stream)
     context, *rest = yield [pair.with_context.run(reads), *base]
     baseline = gathered(rest)
-    return [
-        update
-        for layer in layers
-        for update in _of_layer(model, pair.positions, layer, context, baseline, include)
-    ]
+    updates: list[Update] = []
+    for layer in layers:
+        updates += _of_layer(model, pair.positions, layer, context, baseline, include)
+        yield ()
+    return updates
 
 
 def _of_layer(
@@ -140,7 +141,8 @@ def _of_layer(
     w_in = model.blocks[layer].w_in.weight
     found = layer_update(layer, context, baseline, w_in)
     n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
-    mlp_in, resid_mid = compare(baseline[n], context[n]), compare(baseline[h], context[h])
+    mlp_in = _norms(compare(baseline[n], context[n]))
+    resid_mid = _norms(compare(baseline[h], context[h]))
     noise = below_noise(baseline[n], context[n], baseline[n].dtype).tolist()
     frobenius, spectral = model.weight_norms[layer]
     wire = found.to(found.weight.output.dtype)
@@ -154,8 +156,8 @@ def _of_layer(
             norm=norm,
             relative_norm=ratio(norm, frobenius),
             spectral_share=ratio(norm, spectral),
-            mlp_in=_norms(mlp_in, i),
-            resid_mid=_norms(resid_mid, i),
+            mlp_in=mlp_in[i],
+            resid_mid=resid_mid[i],
             below_noise=noise[i],
             factors=factors(wire.weight[i]) if "factors" in include else None,
             bias=wire.bias[i].cpu() if "bias" in include else None,
@@ -166,10 +168,12 @@ def _of_layer(
     ]
 
 
-def _norms(compared: Comparison, i: int) -> Norms:
-    return Norms(
-        norm_with_context=float(compared.norm_with_context[i]),
-        norm_baseline=float(compared.norm_baseline[i]),
-        norm_difference=float(compared.norm_difference[i]),
-        cosine=ratios(compared.cosine)[i],
+def _norms(compared: Comparison) -> list[Norms]:
+    """The norms at each position."""
+    columns = (
+        compared.norm_with_context.tolist(),
+        compared.norm_baseline.tolist(),
+        compared.norm_difference.tolist(),
+        ratios(compared.cosine),
     )
+    return [Norms(*row) for row in zip(*columns, strict=True)]

@@ -72,23 +72,30 @@ def checks_of_layer(
         reasons: Why a control is None.
     """
     found = discrepancy(expected, actual)
-    without = discrepancy(expected, unpatched)
+    columns = zip(
+        positions,
+        found.magnitude.tolist(),
+        found.error.tolist(),
+        found.relative_error.tolist(),
+        found.max_abs_error.tolist(),
+        discrepancy(expected, unpatched).relative_error.tolist(),
+        bounds.tolist(),
+        strict=True,
+    )
     checks = []
-    for i, position in enumerate(positions):
-        error, bare = float(found.relative_error[i]), float(without.relative_error[i])
-        bound = float(bounds[i])
-        told = verdict(error, bare, bound)
+    for i, (position, magnitude, error, relative, largest, bare, bound) in enumerate(columns):
+        told = verdict(relative, bare, bound)
         checks.append(
             Check(
                 layer=layer,
                 position=position,
-                magnitude=float(found.magnitude[i]),
-                error=float(found.error[i]),
-                relative_error=ratios(found.relative_error)[i],
-                max_abs_error=float(found.max_abs_error[i]),
+                magnitude=magnitude,
+                error=error,
+                relative_error=finite(relative),
+                max_abs_error=largest,
                 tolerance=bound,
-                unpatched_relative_error=ratios(without.relative_error)[i],
-                improvement=finite(improvement(error, bare, actual.dtype)),
+                unpatched_relative_error=finite(bare),
+                improvement=finite(improvement(relative, bare, actual.dtype)),
                 vacuous=told == "vacuous",
                 verdict=told,
                 holds=told == "holds",

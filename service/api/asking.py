@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 
 from service.api.state import State, state_of
-from service.api.tensors import JSON, SAFETENSORS, Encoding, expected_bytes, negotiate, serialize
+from service.api.tensors import JSON, SAFETENSORS, Encoding, negotiate, serialize, tensor_bytes
 from service.engine import Model, Question
 from service.errors import NeverFits, TooManyItems
 
 T = TypeVar("T")
-SMALL = 1 << 16
+TOKEN_BYTES = 256
+"""More than a token takes where it is echoed, but for the longest."""
+SMALL = 1 << 13
 """Bytes of a text or an answer up to which the event loop does the work itself."""
 
 
@@ -86,7 +88,9 @@ class Asking:
                 actual=rows,
             )
         state.metrics.input_tokens.observe(rows)
-        asked = asyncio.ensure_future(state.engine.ask(question, state.settings.deadline_seconds))
+        asked = asyncio.ensure_future(
+            state.engine.ask(question, state.settings.deadline_seconds, rows)
+        )
         gone = asyncio.ensure_future(_gone(self.request))
         try:
             await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +130,12 @@ class Asking:
             )
 
     def expect(
-        self, entries: int, tokens: int, numbers: int = 0, encoding: Encoding = "json"
+        self,
+        entries: int,
+        tokens: int,
+        numbers: int = 0,
+        encoding: Encoding = "json",
+        entry_bytes: int = 2048,
     ) -> None:
         """Refuse an answer that would be too large, before any work.
 
@@ -135,12 +144,14 @@ class Asking:
             tokens: How many tokens it echoes.
             numbers: How many float32 numbers its tensors hold.
             encoding: How they are written in JSON.
+            entry_bytes: More than an entry takes beside its tensors.
 
         Raises:
             NeverFits: It would have more bytes than any answer is granted.
         """
         self.encoding = encoding
-        self.size = expected_bytes(numbers, entries, tokens, self.media, encoding)
+        tensors = tensor_bytes(numbers, self.media, encoding)
+        self.size = tensors + entries * entry_bytes + tokens * TOKEN_BYTES
         limit = self.state.settings.max_response_bytes
         if self.size > limit:
             raise NeverFits(

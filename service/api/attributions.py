@@ -40,7 +40,11 @@ async def shares(
         if body.spans is None
         else given_spans(pair, body.spans, cover=False)
     )
-    ask.expect(len(layers) * len(pair.positions) * len(spans), len(pair.context) + len(pair.query))
+    ask.expect(
+        len(layers) * len(pair.positions) * (1 + len(spans)),
+        len(pair.context) + len(pair.query),
+        entry_bytes=256,
+    )
     question = attributions(ask.model, pair, layers, spans)
     found = await ask.ask(question, attribution_rows(pair, spans))
     return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

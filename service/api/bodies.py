@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -77,8 +77,9 @@ def parse(model: type[Body], body: bytes) -> Body:
         surrogate = LONE_SURROGATE.search(json.dumps(sent, ensure_ascii=False))
         said = "a string is not valid Unicode" if surrogate else "a number is out of range"
         raise ProblemError("validation", mistakes=[("", said)])
-    mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in problems)
-    raise ProblemError("validation", mistakes=list(mistakes)[:MAX_MISTAKES])
+    first = problems[:MAX_MISTAKES]
+    mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in first)
+    raise ProblemError("validation", mistakes=list(mistakes))
 
 
 def _mistake(path: Sequence[str | int], message: str, sent: Any) -> Mistake:
@@ -87,8 +88,11 @@ def _mistake(path: Sequence[str | int], message: str, sent: Any) -> Mistake:
     place: list[str | int] = []
     here = sent
     for step in path:
-        keys: Collection[Any] = here if isinstance(here, dict) else ()
-        if step in (range(len(here)) if isinstance(here, list) else keys):
+        if isinstance(here, list):
+            inside = isinstance(step, int) and step < len(here)
+        else:
+            inside = isinstance(here, dict) and step in here
+        if inside:
             here = here[step]
             place.append(step)
         elif step == path[-1] and message == "Field required":

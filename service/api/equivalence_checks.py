@@ -44,7 +44,9 @@ async def checks(
     if body.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more", "joint")
         refuse(stream != "free", "`joint` needs the free stream", "joint")
-    ask.expect((1 + len(layers)) * len(pair.positions), len(pair.context) + len(pair.query))
+    # The logits of a position take about as much as three checks.
+    entries = len(layers) + (3 if body.scope == "model" else 0)
+    ask.expect(entries * len(pair.positions), len(pair.context) + len(pair.query))
     dtype = torch.float64 if body.precision == "float64" else torch.float32
     content: dict[str, Any] = {}
     if body.scope == "model":

@@ -33,12 +33,13 @@ async def resolved_pair(ask: Asking, body: PairRequest) -> Pair:
     )
 
 
-def probe_pairs(model: Model, body: PairRequest, queries: Sequence[Text]) -> list[Pair]:
-    """The same context and baseline before each of other queries, at its last token."""
+def probe_pairs(model: Model, body: PairRequest, pair: Pair, queries: Sequence[Text]) -> list[Pair]:
+    """The context and baseline of a pair before each of other queries, at its last token."""
+    baseline = _baseline(body)
+    if isinstance(baseline, Another):
+        baseline = Another(pair.baseline.ids[: -len(pair.query)])
     return [
-        resolve_pair(
-            model, body.context, query, _baseline(body), "last", query_at=("probe_queries", i)
-        )
+        resolve_pair(model, pair.context, query, baseline, "last", query_at=("probe_queries", i))
         for i, query in enumerate(queries)
     ]
 

@@ -26,10 +26,6 @@ Encoding = Literal["json", "base64"]
 
 NUMBER_BYTES = 16
 """The longest that a float32 number gets, with its comma."""
-ENTRY_BYTES = 2048
-"""More than an entry takes beside its tensors."""
-TOKEN_BYTES = 256
-"""More than a token takes where it is echoed, but for the longest."""
 
 Write = Callable[[str, NDArray[Any]], dict[str, Any]]
 
@@ -69,23 +65,17 @@ def _liking(ranges: Mapping[str, float], media: str) -> float:
     return next((ranges[name] for name in specific if name in ranges), 0.0)
 
 
-def expected_bytes(numbers: int, entries: int, tokens: int, media: str, encoding: Encoding) -> int:
-    """At most how many bytes an answer has.
+def tensor_bytes(numbers: int, media: str, encoding: Encoding) -> int:
+    """At most how many bytes the tensors of an answer take.
 
     Args:
-        numbers: How many float32 numbers its tensors hold.
-        entries: How many entries it has.
-        tokens: How many tokens it echoes.
-        media: What it will be written as.
-        encoding: How its tensors will be, in JSON.
+        numbers: How many float32 numbers they hold.
+        media: What the answer will be written as.
+        encoding: How they will be, in JSON.
     """
     if media == SAFETENSORS:
-        size = numbers * 4
-    elif encoding == "base64":
-        size = (numbers * 4 + 2) // 3 * 4
-    else:
-        size = numbers * NUMBER_BYTES
-    return size + entries * ENTRY_BYTES + tokens * TOKEN_BYTES
+        return numbers * 4
+    return (numbers * 4 + 2) // 3 * 4 if encoding == "base64" else numbers * NUMBER_BYTES
 
 
 def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> bytes:

@@ -36,7 +36,11 @@ async def ways(
     layers = resolve_layers(ask.model, body.layers)
     pair = await resolved_pair(ask, body)
     spans = token_spans(pair) if body.spans is None else given_spans(pair, body.spans, cover=True)
-    ask.expect(len(layers) * len(pair.positions) * len(spans), len(pair.context) + len(pair.query))
+    ask.expect(
+        len(layers) * len(pair.positions) * (1 + len(spans)),
+        len(pair.context) + len(pair.query),
+        entry_bytes=256,
+    )
     question = trajectories(ask.model, pair, layers, spans)
     found = await ask.ask(question, trajectory_rows(pair, spans))
     return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

@@ -39,7 +39,7 @@ async def updates(
     pair = await resolved_pair(ask, body)
     check_combination(body, pair)
     ask.count_prompts(body.probe_queries, "probe_queries")
-    probes = await ask.tokenized(probe_pairs, ask.model, body, body.probe_queries)
+    probes = await ask.tokenized(probe_pairs, ask.model, body, pair, body.probe_queries)
     entries = len(layers) * (1 if body.joint else len(pair.positions))
     ask.expect(
         entries * (1 + len(probes)) + len(pair.positions),
@@ -47,7 +47,8 @@ async def updates(
         entries * numbers(ask.model, body, len(pair.positions)),
         body.encoding,
     )
-    rows = pair_rows(pair, body.stream) + sum(probe.rows for probe in probes)
+    matched = len(pair.query) if "split" in body.include else 0
+    rows = pair_rows(pair, body.stream) + matched + sum(probe.rows for probe in probes)
     content: dict[str, Any]
     if body.joint:
         found, likely = await ask.ask(
@@ -79,6 +80,8 @@ def check_combination(body: WeightUpdatesRequest, pair: Pair) -> None:
     if "split" in body.include:
         refuse(body.baseline != "alone", "`split` needs the baseline `alone`", "include")
         refuse(body.stream != "free", "`split` needs the free stream", "include")
+    sequential_probes = bool(body.probe_queries) and body.stream != "free"
+    refuse(sequential_probes, "`probe_queries` needs the free stream", "probe_queries")
     if body.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more", "joint")
         refuse(body.stream != "free", "`joint` needs the free stream", "joint")

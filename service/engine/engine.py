@@ -87,7 +87,7 @@ class Engine:
         """
         with self._changed:
             self.draining = self._closing = True
-            for ticket in self._scheduler.active if self._scheduler is not None else ():
+            for ticket in tuple(self._scheduler.active) if self._scheduler is not None else ():
                 ticket.cancelled = True
             self._changed.notify_all()
         if self._thread.is_alive() and self._scheduler is not None:
@@ -117,7 +117,9 @@ class Engine:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._running
 
-    async def ask(self, question: Question[Answer], seconds: float) -> tuple[Answer, Timings]:
+    async def ask(
+        self, question: Question[Answer], seconds: float, rows: int = 0
+    ) -> tuple[Answer, Timings]:
         """The answer to a question, and where its time went.
 
         A caller that is cancelled loses its place, and its work stops before the next block.
@@ -125,6 +127,7 @@ class Engine:
         Args:
             question: A generator that has not been started.
             seconds: After which it expires.
+            rows: About how many rows its runs have; one with few has slots of its own.
 
         Raises:
             Draining: No new work is taken.
@@ -139,7 +142,7 @@ class Engine:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
 
-        ticket = Ticket(question, time.monotonic() + seconds, settle)
+        ticket = Ticket(question, time.monotonic() + seconds, settle, rows)
         with self._changed:
             if self.draining:
                 raise Draining("the service is shutting down", retry_after=5.0)
@@ -194,11 +197,16 @@ class Engine:
                 if not ticket.wanted:
                     self._waiting.remove(ticket)
                     ticket.settle(None, expiry(ticket))
-                elif len(scheduler.active) < self._active:
+                elif len(scheduler.active) < self._slots(ticket):
                     self._waiting.remove(ticket)
                     scheduler.admit(ticket)
             self._running = len(scheduler.active)
         return True
+
+    def _slots(self, ticket: Ticket) -> int:
+        """Among how many a question may run: few rows do not wait for many."""
+        few = self._batching and ticket.rows <= self._row_budget // 8
+        return 2 * self._active if few else self._active
 
     def _note_pace(self, seconds: float, ended: int) -> None:
         """Seconds of the thread for each question, over the last ten or so."""

@@ -151,7 +151,12 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
     trie = Trie()
     begins = [find(run) for run in runs]
     paths = [trie.add(run, known) for run, known in zip(runs, begins, strict=True)]
-    sources = [trie.add(p.source) if isinstance(p := run.patch, Follow) else None for run in runs]
+    sources = [
+        trie.add(run.patch.source, find(run.patch.source))
+        if isinstance(run.patch, Follow)
+        else None
+        for run in runs
+    ]
     depth, owner = np.full((2, len(trie)), -1, np.int64)
     reads: dict[Site, list[tuple[int, Index]]] = {}
     patched: list[PatchedRun] = []
@@ -163,7 +168,8 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
         if isinstance(run.patch, Fixed):
             patched.append(PatchedRun(run.patch, run.depth))
         elif run.patch is not None and source is not None:
-            depth[source] = np.maximum(depth[source], run.depth)
+            own = source[source >= 0]
+            depth[own] = np.maximum(depth[own], run.depth)
             row, source_row = path[run.patch.row], source[run.patch.source_row]
             patched.append(PatchedRun(run.patch, run.depth, int(row), int(source_row)))
         for site, rows in run.reads.items():
@@ -188,7 +194,7 @@ def fill(runs: Sequence[Run], budget: int, find: Find = nothing_known) -> int:
     for count, run in enumerate(runs):
         trie.add(run, find(run))
         if isinstance(run.patch, Follow):
-            trie.add(run.patch.source)
+            trie.add(run.patch.source, find(run.patch.source))
         if count and len(trie) > budget:
             return count
     return len(runs)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from service.engine.families import Affine, Block
 from service.engine.pack import Index, PatchedRun
-from service.engine.run import Apply, Fixed
+from service.engine.run import Apply, Fixed, Follow
 from service.theory import ImplicitUpdate, JointUpdate, LowRank, RankOne, implicit_update
 
 
@@ -34,7 +34,7 @@ def patched_mlp_pre(
     if apply == "factored":
         return block.w_in(n) + RankOne(weight.input[whose], weight.output[whose]).apply(n)
     pre = torch.empty(len(n), weight.output.shape[-1], dtype=n.dtype, device=n.device)
-    for i in range(len(weight.input)):
+    for i in torch.unique(whose).tolist():
         rows = whose == i
         changed = torch.addcmul(
             block.w_in.weight, weight.input[i].unsqueeze(-1), weight.output[i].unsqueeze(0)
@@ -124,32 +124,42 @@ def layer_patch(
         h: Their resid_mid, (rows, d_model).
         n: Their mlp_in, (rows, d_model).
     """
-    updates: list[ImplicitUpdate] = []
-    of_run = []
-    for run in patched:
-        update = _update(run, layer, block, rows, h, n)
-        of_run.append(-1 if update is None else len(updates))
-        if update is not None:
-            updates.append(update.to(h.dtype))
-    if not updates:
+    here = [(i, run) for i, run in enumerate(patched) if layer <= run.depth]
+    following = [(i, run) for i, run in here if isinstance(run.patch, Follow)]
+    fixed = [
+        (i, run.patch.updates[layer])
+        for i, run in here
+        if isinstance(run.patch, Fixed) and layer in run.patch.updates
+    ]
+    owners = [i for i, _ in (*following, *fixed)]
+    if not owners:
         return None
-    weight = RankOne(
-        torch.stack([update.weight.input for update in updates]),
-        torch.stack([update.weight.output for update in updates]),
+    parts = [
+        ImplicitUpdate(
+            RankOne(update.weight.input[None], update.weight.output[None]), update.bias[None]
+        )
+        for _, update in fixed
+    ]
+    if following:
+        to = _places(rows, [run.row for _, run in following], h.device)
+        source = _places(rows, [run.source_row for _, run in following], h.device)
+        formed = implicit_update(n[to], n[source], h[to], h[source], block.w_in.weight)
+        parts.insert(0, formed)
+    update = ImplicitUpdate(
+        RankOne(
+            torch.cat([part.weight.input.to(h.dtype) for part in parts]),
+            torch.cat([part.weight.output.to(h.dtype) for part in parts]),
+        ),
+        torch.cat([part.bias.to(h.dtype) for part in parts]),
     )
-    stacked = ImplicitUpdate(weight, torch.stack([update.bias for update in updates]))
-    applies = tuple(
-        run.patch.apply for run, there in zip(patched, of_run, strict=True) if there >= 0
+    of_run = {owner: i for i, owner in enumerate(owners)}
+    return LayerPatch(
+        update,
+        tuple(patched[owner].patch.apply for owner in owners),
+        tuple(of_run.get(i, -1) for i in range(len(patched))),
     )
-    return LayerPatch(stacked, applies, tuple(of_run))
 
 
-def _update(
-    run: PatchedRun, layer: int, block: Block, rows: Index, h: Tensor, n: Tensor
-) -> ImplicitUpdate | None:
-    if layer > run.depth:
-        return None
-    if isinstance(run.patch, Fixed):
-        return run.patch.updates.get(layer)
-    row, source = rows.searchsorted([run.row, run.source_row]).tolist()
-    return implicit_update(n[row], n[source], h[row], h[source], block.w_in.weight)
+def _places(rows: Index, wanted: Sequence[int], device: torch.device) -> Tensor:
+    """Where some of the pack's rows are among those in a block."""
+    return torch.from_numpy(rows.searchsorted(wanted)).to(device)

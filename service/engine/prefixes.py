@@ -84,7 +84,7 @@ class Prefixes:
 
         A patched run, or one in another dtype than the resident one, has none.
         """
-        if not self._keeps(run):
+        if not self.keeps(run):
             return ()
         before = min((min(rows) for rows in run.reads.values() if len(rows)), default=0)
         layers = min(run.depth + 1, self.n_layers)
@@ -111,7 +111,7 @@ class Prefixes:
             layers: The keys and values of its rows from one to another, as a chunk holds them, or
                 None where they were not computed.
         """
-        if not self._keeps(run):
+        if not self.keeps(run):
             return
         self.hits += CHUNK * len(known)
         self.misses += len(run.tokens) - CHUNK * len(known)
@@ -122,17 +122,8 @@ class Prefixes:
         for i, key in enumerate(keys_of(run, len(known) * CHUNK, len(run.tokens)), len(known)):
             level = self._roots if parent is None else parent.children
             chunk = level.get(key)
-            computed = layers(i * CHUNK, (i + 1) * CHUNK)
-            if computed is None and chunk is None:
-                break
-            if computed is not None and (chunk is None or chunk.depth < len(computed)):
-                if chunk is None:
-                    chunk = level[key] = Chunk(key, parent, computed)
-                else:
-                    self.bytes -= chunk.size
-                    chunk.layers = computed
-                self.bytes += chunk.size
-                self._by_use[chunk] = None
+            if chunk is None or chunk.depth < min(run.depth + 1, self.n_layers):
+                chunk = self._put(level, key, parent, layers(i * CHUNK, (i + 1) * CHUNK))
             if chunk is None:
                 break
             path.append(chunk)
@@ -141,7 +132,24 @@ class Prefixes:
             self._by_use.move_to_end(chunk)
         self._shrink()
 
-    def _keeps(self, run: Run) -> bool:
+    def _put(
+        self, level: dict[Key, Chunk], key: Key, parent: Chunk | None, computed: Tensor | None
+    ) -> Chunk | None:
+        """The chunk of a key, with what was computed where that has more layers."""
+        chunk = level.get(key)
+        if computed is None or (chunk is not None and chunk.depth >= len(computed)):
+            return chunk
+        if chunk is None:
+            chunk = level[key] = Chunk(key, parent, computed)
+        else:
+            self.bytes -= chunk.size
+            chunk.layers = computed
+        self.bytes += chunk.size
+        self._by_use[chunk] = None
+        return chunk
+
+    def keeps(self, run: Run) -> bool:
+        """Whether a run may use and add to what is known."""
         return self.budget > 0 and run.patch is None and run.dtype in (None, self.dtype)
 
     def _shrink(self) -> None:

@@ -7,7 +7,7 @@ do, it acts on every row of it, and its output is the run's stream.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
@@ -26,15 +26,14 @@ HookPoint = Literal[
     "mlp_act",
     "mlp_out",
     "resid_post",
-    "logits",
 ]
-"""The vectors of one block, in the order in which it computes them; then the model's logits."""
+"""The vectors of one block, in the order in which it computes them."""
 
 STAGE: Mapping[HookPoint, int] = {point: i for i, point in enumerate(get_args(HookPoint))}
 
 
 class Site(NamedTuple):
-    """A hook point of a layer. The logits are at layer `n_layers`, behind the last block."""
+    """A hook point of a layer."""
 
     layer: int
     point: HookPoint
@@ -51,7 +50,8 @@ class Follow:
     At each block ΔW and Δh come from the stream that the patched blocks below have produced.
 
     Args:
-        source: The run with context; it is computed in the same pack.
+        source: The run with context; it is computed in the same pack, and what it reads says
+            only from which row on it must be.
         source_row: The row to follow, an index into the source's rows.
         row: The row that follows, an index into the patched run's.
         apply: How W + ΔW is applied.
@@ -86,6 +86,7 @@ class Run:
         reads: The rows that are read at each site, in the order in which they are wanted.
         dtype: What the run is computed in; None is the dtype in which the model is resident.
         patch: How its weights differ from the resident ones; None: not at all.
+        reduce: What is kept of each site's (rows, width) as it is read; None keeps all of it.
     """
 
     tokens: Sequence[int]
@@ -93,10 +94,11 @@ class Run:
     reads: Mapping[Site, Sequence[int]] = field(default_factory=dict)
     dtype: torch.dtype | None = None
     patch: Follow | Fixed | None = None
+    reduce: Callable[[Tensor], Tensor] | None = None
 
     @property
     def depth(self) -> int:
-        """The last layer that is needed; `n_layers` for the logits, -1 where nothing is read."""
+        """The last layer that is needed; -1 where nothing is read."""
         return max((site.layer for site in self.reads), default=-1)
 
 

@@ -2,8 +2,9 @@
 
 A question is a generator that yields runs, receives their activations and returns its answer. Every
 turn advances the questions that have none outstanding, lays outstanding runs into one pack of at
-most `row_budget` rows, and hands the activations out. What does not fit waits for the next turn,
-and who went first goes last, so long work is cut into slices and short work passes in between.
+most `row_budget` rows, a run of each question in turn, and hands the activations out. What does not
+fit waits for the next turn, and who went first goes last; a question with much to compute of its
+own yields no runs in between. So long work is cut into slices and short work passes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile, zip_longest
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -54,11 +56,13 @@ class Ticket:
         question: The generator.
         deadline: When it expires, on the monotonic clock.
         settle: Called once, with the answer or with the error.
+        rows: About how many rows its runs have.
     """
 
     question: Question[Any]
     deadline: float
     settle: Callable[[Any, BaseException | None], None]
+    rows: int = 0
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
     outstanding: list[Run] = field(default_factory=list)
@@ -129,39 +133,45 @@ class Scheduler:
             self._end(ticket, None, error)
 
     def _advance(self, ticket: Ticket) -> None:
-        """One step of the generator: to its next runs, its answer or its error."""
+        """One step of the generator: to its next runs, to none, its answer or its error."""
         received, ticket.received = ticket.received, []
         start = time.monotonic()
+        failure: Exception | None = None
+        answer: Any = None
+        ended = False
         try:
-            while not ticket.outstanding:
-                if ticket.begun:
-                    ticket.outstanding = list(ticket.question.send(received))
-                else:
-                    ticket.begun = True
-                    ticket.outstanding = list(next(ticket.question))
-                received = []
+            if ticket.begun:
+                ticket.outstanding = list(ticket.question.send(received))
+            else:
+                ticket.begun = True
+                ticket.outstanding = list(next(ticket.question))
         except StopIteration as stop:
-            ticket.timings.compute += time.monotonic() - start
-            self._end(ticket, stop.value, None)
+            ended, answer = True, stop.value
         except Exception as error:
-            self._end(ticket, None, _named(error))
-        else:
-            ticket.timings.compute += time.monotonic() - start
+            ended, failure = True, _named(error)
+        ticket.timings.compute += time.monotonic() - start
+        if ended:
+            self._end(ticket, answer, failure)
 
     def _sharing(self) -> list[tuple[Ticket, Run]]:
         """The runs of the next pack, with their owners: of one dtype, within the budget."""
-        waiting = [(ticket, run) for ticket in self.active for run in ticket.outstanding]
+        waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
-        first, run = waiting[0]
-        resident = self._model.dtype
-        alike = [
-            (ticket, other)
-            for ticket, other in waiting
-            if (other.dtype or resident) == (run.dtype or resident)
-            and (self._batching or ticket is first)
+        dtype = self._dtype(waiting[0].outstanding[0])
+        columns = [
+            [
+                (ticket, run)
+                for run in takewhile(lambda r: self._dtype(r) == dtype, ticket.outstanding)
+            ]
+            for ticket in (waiting if self._batching else waiting[:1])
         ]
-        return alike[: fill([other for _, other in alike], self._row_budget, self._find)]
+        rounds = zip_longest(*columns)
+        alike = [one for round_ in rounds for one in round_ if one is not None]
+        return alike[: fill([run for _, run in alike], self._row_budget, self._find)]
+
+    def _dtype(self, run: Run) -> torch.dtype:
+        return run.dtype or self._model.dtype
 
     def _run(self, sharing: list[tuple[Ticket, Run]]) -> None:
         owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
@@ -174,13 +184,17 @@ class Scheduler:
             owner.timings.rows += len(run.tokens)
             owner.timings.known_rows += CHUNK * len(self._find(run))
         start = time.monotonic()
+        failure: Exception | None = None
         try:
             activations = forward(self._model, [run for _, run in sharing], proceed, self._prefixes)
         except _Unwanted:
             return
         except Exception as error:
+            failure = _named(error)
+        if failure is not None:
+            # Only here is what the failed pack held free again, so that the others fit.
             if len(owners) == 1:
-                self._end(owners[0], None, _named(error))
+                self._end(owners[0], None, failure)
             else:
                 for owner in owners:
                     self._run([(ticket, run) for ticket, run in sharing if ticket is owner])
@@ -228,4 +242,7 @@ def _named(error: Exception) -> Exception:
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
-    return OutOfMemory("there was not enough memory for this question") if lacking else error
+    if lacking:
+        return OutOfMemory("there was not enough memory for this question")
+    # A traceback's frames would keep what they computed alive.
+    return error.with_traceback(None) if isinstance(error, DeltawError) else error

@@ -50,37 +50,42 @@ def forward(
         NonFiniteActivation: A site that is read holds NaN or infinity.
     """
     dtype = runs[0].dtype or model.dtype
-    find = nothing_known if prefixes is None else prefixes.find
-    reading = _Reading(model, pack(runs, find), len(runs))
+    kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else None
+    find = nothing_known if kept is None else kept.find
+    reading = _Reading(model, runs, pack(runs, find), kept is not None)
     _walk(model, reading, dtype, proceed)
-    if prefixes is not None:
+    if kept is not None:
         for run, known, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
-            prefixes.keep(run, known, partial(reading.chunk, path))
+            kept.keep(run, known, partial(reading.chunk, path))
     return reading.activations
 
 
 class _Reading:
     """A pack under way: the rows still in it, and what was read of them so far."""
 
-    def __init__(self, model: Model, laid_out: Pack, runs: int) -> None:
+    def __init__(self, model: Model, runs: Sequence[Run], laid_out: Pack, keeps: bool) -> None:
         self.pack = laid_out
         self.device = model.device
-        self.activations: list[dict[Site, Tensor]] = [{} for _ in range(runs)]
+        self.activations: list[dict[Site, Tensor]] = [{} for _ in runs]
+        self._runs = runs
+        self._keeps = keeps
         self._row_of = np.arange(len(laid_out.tokens))
         self._computed: list[tuple[Index, Tensor, Tensor]] = []
 
     def computed(self, rows: Index, keys: Tensor, values: Tensor) -> None:
         """Remember a layer's keys and values of the pack's `rows`, (heads, rows, d_head) each."""
-        self._computed.append((rows, keys, values))
+        if self._keeps:
+            self._computed.append((rows, keys.clone(), values.clone()))
 
     def chunk(self, path: Index, start: int, stop: int) -> Tensor | None:
         """Keys and values of a run's rows, as a chunk holds them; None where there are none."""
         wanted, layers, places = path[start:stop], [], []
         for rows, keys, values in self._computed:
-            if wanted[0] < 0 or not np.isin(wanted, rows).all():
+            place = rows.searchsorted(wanted).clip(max=len(rows) - 1)
+            if not np.array_equal(rows[place], wanted):
                 break
             layers.append((keys, values))
-            places.append(torch.from_numpy(rows.searchsorted(wanted)).to(self.device))
+            places.append(torch.from_numpy(place).to(self.device))
         return stacked(layers, places) if layers else None
 
     def note(self, layer: int, point: HookPoint, value: Tensor, rows: Index) -> None:
@@ -96,7 +101,8 @@ class _Reading:
             raise NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
         parts = torch.split(read, [len(of_run) for _, of_run in readers])
         for (run, _), part in zip(readers, parts, strict=True):
-            self.activations[run][site] = part
+            reduce = self._runs[run].reduce
+            self.activations[run][site] = part if reduce is None else reduce(part)
 
 
 def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable[[], None]) -> None:
@@ -106,17 +112,14 @@ def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable
     x = x + model.position_embedding[_index(laid_out.positions, model)].to(dtype)
     sees = torch.from_numpy(laid_out.sees).to(model.device)
     known = laid_out.known
-    for layer in range(min(int(laid_out.depth.max(initial=-1)) + 1, model.n_layers)):
+    for layer in range(int(laid_out.depth.max(initial=-1)) + 1):
         proceed()
         stay = laid_out.depth[rows] >= layer
         if not stay.all():
             rows, x, sees = _keep(stay, rows, x, sees)
         if any(chunk.depth <= layer for chunk in known):
             known, sees = _keep_known(layer, known, sees)
-        block = model.blocks[layer].to(dtype)
-        x, rows, sees = _block(block, layer, x, rows, sees, known, reading)
-    if len(rows):
-        _unembed(model, x, rows, reading)
+        x, rows, sees = _block(model.blocks[layer].to(dtype), layer, x, rows, sees, known, reading)
 
 
 def _keep(
@@ -236,15 +239,6 @@ def attention(
             )
         )
     return block.attn_out(torch.cat(mixed, 2).transpose(1, 2).reshape(-1, width)), k, v
-
-
-def _unembed(model: Model, x: Tensor, rows: Index, reading: _Reading) -> None:
-    """Logits for the rows that are read there."""
-    readers = reading.pack.reads.get(Site(model.n_layers, "logits"), [])
-    if readers:
-        wanted = np.unique(np.concatenate([of_run for _, of_run in readers]))
-        here = torch.from_numpy(np.flatnonzero(np.isin(rows, wanted))).to(x.device)
-        reading.note(model.n_layers, "logits", model.logits(x[here]), wanted)
 
 
 def _index(values: Index, model: Model) -> Tensor:

@@ -7,8 +7,7 @@ times
 
 since Δh = h_C − h loses what cancels; the factor matters where the baseline's stream is far larger
 than the compared vector, as for GPT-2's first position. A check says something only where the
-context
-matters: with an unpatched error of no more than ten tolerances it is vacuous.
+context matters: with an unpatched error of no more than ten tolerances it is vacuous.
 """
 
 from __future__ import annotations

@@ -120,9 +120,10 @@ def least_norm(rows: Tensor, targets: Tensor) -> LowRank:
     stacked, wanted = rows.double(), targets.double()
     if not bool(torch.isfinite(stacked).all() and torch.isfinite(wanted).all()):
         raise NonFinite("a joint update has an infinite value")
+    if len(rows) > rows.shape[1]:
+        raise DependentRows(math.inf)
     u, s, v = torch.linalg.svd(stacked, full_matrices=False)
-    square = len(rows) <= rows.shape[1] and bool(s[-1] > 0)
-    condition = float(s[0] / s[-1]) if square else math.inf
+    condition = float(s[0] / s[-1]) if bool(s[-1] > 0) else math.inf
     if not condition <= MAX_CONDITION:
         raise DependentRows(condition)
     return LowRank((u / s) @ v, wanted, condition)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from service.analysis import pairs
-from service.analysis.pairs import Pair, Stream, Without, resolve_pair
+from service.analysis.pairs import Pair, Without, resolve_pair
 from service.analysis.updates import Update, weight_updates
 from service.engine import drive
 from tests import oracle
@@ -36,18 +36,17 @@ def probes(subject: Subject, baseline: str, asked: Sequence[Sequence[int]]) -> l
 def updates(
     subject: Subject,
     baseline: str,
-    stream: Stream = "free",
     asked: Sequence[Sequence[int]] = PROBES,
 ) -> tuple[Update, ...]:
     """Some layers, all query positions, reused on the probes."""
     model, pair = subject.model, subject.pair(baseline)
     question = weight_updates(
-        model, pair, subject.layers, [], stream, probes(subject, baseline, asked)
+        model, pair, subject.layers, [], "free", probes(subject, baseline, asked)
     )
     return drive(model, question).updates
 
 
-def check_reuse(subject: Subject, baseline: str, stream: Stream) -> None:
+def check_reuse(subject: Subject, baseline: str) -> None:
     """Hold every entry's reuse against the oracle."""
     question = subject.question(baseline)
     probed = [
@@ -60,12 +59,8 @@ def check_reuse(subject: Subject, baseline: str, stream: Stream) -> None:
         )
         for query in PROBES
     ]
-    for one in updates(subject, baseline, stream):
-        change = (
-            oracle.update(question, one.layer, one.position)
-            if stream == "free"
-            else oracle.sequential(question, one.position).updates[one.layer]
-        )
+    for one in updates(subject, baseline):
+        change = oracle.update(question, one.layer, one.position)
         assert one.reuse is not None
         assert [again.query for again in one.reuse] == [0, 1, 2]
         for again, probe in zip(one.reuse, probed, strict=True):
@@ -79,16 +74,15 @@ def check_reuse(subject: Subject, baseline: str, stream: Stream) -> None:
 
 
 @only_tiny
-@pytest.mark.parametrize("stream", ["free", "sequential"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_reuse_is_the_oracles(subject: Subject, baseline: str, stream: Stream) -> None:
-    """Cosine, patched and unpatched error of each update on each probe, in both streams."""
-    check_reuse(subject, baseline, stream)
+def test_reuse_is_the_oracles(subject: Subject, baseline: str) -> None:
+    """Cosine, patched and unpatched error of each update on each probe."""
+    check_reuse(subject, baseline)
 
 
 def test_reuse_on_any_model_is_the_oracles(subject: Subject) -> None:
     """The same on the bundled model too."""
-    check_reuse(subject, "matched", "free")
+    check_reuse(subject, "matched")
 
 
 def test_an_update_is_exact_for_its_own_query_alone(subject: Subject) -> None:

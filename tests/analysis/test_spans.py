@@ -43,7 +43,9 @@ def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
         ("a.b.c", ["a.b.c"]),
         ("a\nb", ["a\n", "b"]),
         ("Wait... what", ["Wait...", " what"]),
-        ("ends with a stop. ", ["ends with a stop.", " "]),
+        ("ends with a stop. ", ["ends with a stop. "]),
+        ("Rome.\nBern", ["Rome.\n", "Bern"]),
+        ("a\n\nb", ["a\n\n", "b"]),
     ],
 )
 def test_sentences(tiny: Model, text: str, expected: list[str], anchored: bool) -> None:

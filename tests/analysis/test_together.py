@@ -36,12 +36,13 @@ def counting(rounds: Sequence[int], log: list[int] | None = None) -> Question[li
 
 def packs(model: Model, question: Question[Any]) -> tuple[list[int], Any]:
     """How many runs each forward of a question has, and its answer."""
-    sizes, received = [], None
+    sizes: list[int] = []
+    received: Sequence[Activations] | None = None
     try:
         while True:
             runs = next(question) if received is None else question.send(received)
-            sizes.append(len(runs))
-            received = forward(model, runs)
+            sizes += [len(runs)] if runs else []
+            received = forward(model, runs) if runs else ()
     except StopIteration as stop:
         return sizes, stop.value
 
@@ -101,12 +102,13 @@ def test_all_answers_of_the_theory_are_those_asked_apart(tiny: Model) -> None:
     changes."""
     alone = resolve_pair(tiny, [3, 50, 9, 120, 77], [8, 30], "alone", "all")
     pair = resolve_pair(tiny, [3, 50, 9, 120, 77], [8, 30], "anchored", "all")
+    probe = resolve_pair(tiny, [3, 50, 9, 120, 77], [30], "alone", "last")
     procedure = Procedure(tolerance=1.0)
     include: tuple[Include, ...] = ("factors", "bias", "split", "next_tokens")
 
     def questions() -> list[Question[Any]]:
         return [
-            weight_updates(tiny, alone, [0, 2], include, probes=[pair]),
+            weight_updates(tiny, alone, [0, 2], include, probes=[probe]),
             weight_updates(tiny, pair, [1], ["factors"], "sequential"),
             trajectories(tiny, pair, [2], [(1, 3), (3, 6)]),
             attributions(tiny, pair, [2], [(1, 3), (4, 6)]),

@@ -132,7 +132,9 @@ def test_the_prefixes_are_one_run_each(subject: Subject, baseline: str, kind: st
     }
     answer: tuple[LayerTrajectory, ...] = ()
     try:
-        question.send([forward(model, [run])[0] for run in runs])
+        assert not question.send([forward(model, [run])[0] for run in runs])
+        while True:
+            assert not question.send(())
     except StopIteration as stop:
         answer = stop.value
     for way, alone in zip(asked(subject, pair, spans), answer, strict=True):

@@ -231,7 +231,12 @@ NEVER_FITS: list[tuple[str, dict[str, Any], str, int | None]] = [
         None,
     ),
     ("updates", SHORT, "max_response_bytes", None),
-    ("checks", SHORT, "max_response_bytes", None),
+    (
+        "checks",
+        {"context": [1] * 20, "query": [2] * 17, "positions": "all"},
+        "max_response_bytes",
+        None,
+    ),
     ("tokenize", {"context": "x" * 900, "query": "y" * 900}, "max_response_bytes", None),
 ]
 

@@ -33,6 +33,12 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "/include",
     ),
     ("updates", JOINT | {"probe_queries": ["a"]}, "not_supported", "/probe_queries"),
+    (
+        "updates",
+        {"stream": "sequential", "probe_queries": ["a"]},
+        "not_supported",
+        "/probe_queries",
+    ),
     ("updates", {"include": ["split"]}, "not_supported", "/include"),
     ("updates", {"include": ["split"], "baseline": "anchored"}, "not_supported", "/include"),
     (

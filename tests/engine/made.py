@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from service.engine import HookPoint, Model, Run, Site
+from service.engine import Activations, HookPoint, Model, Run, Site
 
 POINTS: tuple[HookPoint, ...] = (
     "resid_pre",
@@ -54,10 +54,15 @@ def reference(folder: Path, dtype: torch.dtype) -> Any:
         return model.to(dtype).eval()
 
 
-def every_site(model: Model, rows: Sequence[int], logits: bool = True) -> dict[Site, Sequence[int]]:
-    """All hook points of all layers, and the logits, at these rows."""
+def every_site(model: Model, rows: Sequence[int]) -> dict[Site, Sequence[int]]:
+    """All hook points of all layers at these rows."""
     sites = [Site(layer, point) for layer in range(model.n_layers) for point in POINTS]
-    return dict.fromkeys(sites + [Site(model.n_layers, "logits")] * logits, rows)
+    return dict.fromkeys(sites, rows)
+
+
+def logits_of(model: Model, read: Activations) -> Tensor:
+    """The logits behind the rows that were read of the last block's output."""
+    return model.logits(read[Site(model.n_layers - 1, "resid_post")])
 
 
 def everything(

@@ -18,7 +18,7 @@ from service.engine import Model, load
 from service.engine.walk import forward
 from service.errors import CannotLoad
 from tests.checkpoints import save_tiny
-from tests.engine.made import edited, everything, reference, worst
+from tests.engine.made import edited, everything, logits_of, reference, relative, worst
 from tests.oracle import GPT2
 
 IDS = [5, 99, 200, 17, 5, 42]
@@ -156,8 +156,7 @@ def test_a_variant_computes_what_transformers_computes(
     model, theirs = load_float32(folder), reference(folder, torch.float64)
     expected = theirs(input_ids=torch.tensor([IDS]), output_hidden_states=True)
     read = forward(model, [everything(model, IDS, None, torch.float64)])[0]
-    site = next(site for site in read if site.point == "logits")
-    assert worst({site: read[site]}, {site: expected.logits[0]}) <= 1e-12
+    assert relative(logits_of(model, read), expected.logits[0]) <= 1e-12
     plain = forward(model, [everything(model, IDS)])[0]
     assert worst(plain, read) <= 5e-6
     assert model.d_mlp == config.get("n_inner", 4 * model.d_model)

@@ -27,7 +27,7 @@ from service.engine.scheduler import Scheduler, Ticket
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne
 from tests import oracle
-from tests.engine.made import every_site, relative, resident, unchanged, worst
+from tests.engine.made import every_site, logits_of, relative, resident, unchanged, worst
 from tests.oracle import GPT2
 
 FLOAT32, FLOAT64 = 5e-6, 1e-12
@@ -68,8 +68,11 @@ def following(
 def gaps(model: Model, found: Activations, expected: Activations, position: int) -> list[float]:
     """Relative error of each block's output and MLP, and of the logits, at a query position."""
     sites = [Site(layer, p) for layer in range(model.n_layers) for p in SHARED]
-    sites.append(Site(model.n_layers, "logits"))
-    return [relative(found[site][position], expected[site][position]) for site in sites]
+    logits = (logits_of(model, read)[position] for read in (found, expected))
+    return [
+        *(relative(found[site][position], expected[site][position]) for site in sites),
+        relative(*logits),
+    ]
 
 
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
@@ -108,8 +111,9 @@ def test_every_row_of_a_following_run_is_the_oracles(
         theirs = oracle.sequential(asked, position).patched
         (found,) = forward(tiny, [following(tiny, asked, position)])
         for site, values in found.items():
-            truth = theirs.logits if site.point == "logits" else theirs[site.layer, site.point]
+            truth = theirs[site.layer, site.point]
             assert relative(values, torch.from_numpy(truth)) <= 1e-10, (position, site)
+        assert relative(logits_of(tiny, found), torch.from_numpy(theirs.logits)) <= 1e-10
 
 
 def unrelated(model: Model) -> list[Run]:
@@ -117,7 +121,7 @@ def unrelated(model: Model) -> list[Run]:
     return [
         Run(CONTEXT[:5], range(5), {Site(0, "mlp_in"): [4]}, torch.float64),
         Run((9, 9, 9), (3, 4, 60), {Site(1, "resid_post"): [0, 2]}, torch.float64),
-        Run((1,), (0,), {Site(model.n_layers, "logits"): [0]}, torch.float64),
+        Run((1,), (0,), {Site(model.n_layers - 1, "resid_post"): [0]}, torch.float64),
         Run(CONTEXT, range(len(CONTEXT)), {Site(2, "attn_out"): [7]}, torch.float64),
     ]
 
@@ -204,8 +208,8 @@ def test_fixed_patches_are_the_oracles(
     theirs = asked.patched({layer: one.patch for layer, one in updates.items()})
     (found,) = forward(tiny, [run])
     for site, values in found.items():
-        truth = theirs.logits if site.point == "logits" else theirs[site.layer, site.point]
-        assert relative(values, torch.from_numpy(truth)) <= 1e-10, site
+        assert relative(values, torch.from_numpy(theirs[site.layer, site.point])) <= 1e-10, site
+    assert relative(logits_of(tiny, found), torch.from_numpy(theirs.logits)) <= 1e-10
     last = np.asarray(found[Site(2, "resid_post")])
     assert np.linalg.norm(last - asked.base[2, "resid_post"]) > 1e-3 * np.linalg.norm(last)
 
@@ -234,9 +238,9 @@ def test_patched_rows_are_shared_with_nobody(tiny: Model, tiny_oracle: GPT2) -> 
     together = forward(tiny, runs)
     for run, read in zip(runs, together, strict=True):
         assert worst(read, forward(tiny, [run])[0]) <= FLOAT64
-    logits = Site(tiny.n_layers, "logits")
-    assert len({round(float(read[logits].norm()), 6) for read in together[:5]}) == 5
-    assert torch.equal(together[1][logits], together[5][logits])
+    last = Site(tiny.n_layers - 1, "resid_post")
+    assert len({round(float(read[last].norm()), 6) for read in together[:5]}) == 5
+    assert torch.equal(together[1][last], together[5][last])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -265,7 +269,7 @@ def test_known_prefixes_do_not_reach_patched_runs(tiny: Model) -> None:
     """With every row of context and baseline kept from before, and used, a following run reads as
     it does without; and what it computed is not kept for others."""
     context = tuple(1 + (37 * i) % 250 for i in range(40))
-    rows, sites = [len(context)], {Site(2, "resid_post"), Site(tiny.n_layers, "logits")}
+    rows, sites = [len(context)], {Site(1, "resid_post"), Site(2, "resid_post")}
     source = Run((*context, 9), range(41), dict.fromkeys(sites, rows))
     base = Run((*context[::-1], 9), range(41), dict.fromkeys(sites, rows))
     runs = [source, base, replace(base, patch=Follow(source, 40, 40, "materialized"))]

@@ -174,7 +174,7 @@ def test_an_error_of_a_shared_pack_ends_only_its_owner(
     )
     desk.admit("fine", asking([run(1, 2, 3)]))
     desk.admit(
-        "spoilt", asking([run(1, 2, site=Site(0, "mlp_in")), run(9, site=Site(3, "logits"))])
+        "spoilt", asking([run(1, 2, site=Site(0, "mlp_in")), run(9, site=Site(2, "resid_post"))])
     )
     desk.admit("too", asking([run(1, 2, 4)], [run(5)]))
     desk.turns()

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GPT2LMHeadModel
 from service.api.model import NOTES, TRANSFORMER_LENS
 from service.engine import Model, Site
 from service.engine.walk import forward
-from tests.engine.made import POINTS, everything, relative
+from tests.engine.made import POINTS, everything, logits_of, relative
 
 pytestmark = pytest.mark.slow
 IDS = (12, 200, 7, 31, 31, 90, 155, 4, 260, 18)
@@ -46,7 +46,7 @@ def test_activations_agree_where_hook_points_coincide(
 ) -> None:
     """Every vector that has a name there, at every layer and row, and the logits."""
     (read,) = forward(tiny, [everything(tiny, IDS)])
-    assert relative(read[Site(tiny.n_layers, "logits")], cache["logits"]) <= BOUND
+    assert relative(logits_of(tiny, read), cache["logits"]) <= BOUND
     for layer in range(tiny.n_layers):
         for point, name in TRANSFORMER_LENS.items():
             theirs = cache[name.format(layer=layer)]

@@ -19,6 +19,7 @@ from tests.engine.made import (
     POINTS,
     every_site,
     everything,
+    logits_of,
     reference,
     relative,
     resident,
@@ -72,7 +73,7 @@ def hooked(model: Any, sites: Mapping[Site, tuple[str, str]]) -> Iterator[dict[S
 
 def transformers_run(
     model: Any, service: Model, ids: Sequence[int], positions: Sequence[int]
-) -> dict[Site, Tensor]:
+) -> tuple[dict[Site, Tensor], Tensor]:
     """Every hook point and the logits in transformers, with an explicit additive causal mask."""
     sites = {
         Site(layer, point): (path.format(layer=layer), side)
@@ -89,7 +90,7 @@ def transformers_run(
             attention_mask=mask,
             use_cache=False,
         )
-    return {**read, Site(service.n_layers, "logits"): output.logits[0]}
+    return read, output.logits[0]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
@@ -102,10 +103,11 @@ def test_parity_with_transformers(
     positions: Sequence[int],
 ) -> None:
     """Every hook point of every layer and the logits are those of transformers' forward."""
-    expected = transformers_run(reference(tiny_folder, dtype), tiny, IDS, list(positions))
+    expected, logits = transformers_run(reference(tiny_folder, dtype), tiny, IDS, list(positions))
     found = forward(tiny, [everything(tiny, IDS, positions, dtype)])[0]
     assert all(tensor.dtype == dtype for tensor in found.values())
     assert worst(found, expected) <= bound
+    assert relative(logits_of(tiny, found), logits) <= bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
@@ -113,7 +115,7 @@ def test_planted_errors_are_beyond_parity(
     tiny: Model, tiny_folder: Path, dtype: torch.dtype, bound: float
 ) -> None:
     """Shifted positions, one other id, a wrong row or a neighbouring point would be seen."""
-    expected = transformers_run(reference(tiny_folder, dtype), tiny, IDS, range(len(IDS)))
+    expected, _ = transformers_run(reference(tiny_folder, dtype), tiny, IDS, range(len(IDS)))
     shifted = everything(tiny, IDS, range(1, 1 + len(IDS)), dtype)
     other = everything(tiny, (*IDS[:-1], 1 + IDS[-1] % 250), None, dtype)
     for wrong in forward(tiny, [shifted])[0], forward(tiny, [other])[0]:
@@ -183,7 +185,6 @@ POISONED = [
     ("transformer.h.1.ln_2.weight", Site(1, "resid_mid"), Site(1, "mlp_in")),
     ("transformer.h.1.mlp.c_fc.weight", Site(1, "mlp_in"), Site(1, "mlp_pre")),
     ("transformer.h.1.mlp.c_proj.weight", Site(1, "mlp_act"), Site(1, "mlp_out")),
-    ("transformer.ln_f.weight", Site(2, "resid_post"), Site(3, "logits")),
 ]
 
 
