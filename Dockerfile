@@ -16,7 +16,8 @@ WORKDIR /app
 # Dependencies change rarely and are large: a layer of their own, before the code.
 COPY requirements.lock ./
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
-        ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} -r requirements.lock
+        ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "$(grep ^torch== requirements.lock)" \
+    && python -m pip install --no-cache-dir --disable-pip-version-check -r requirements.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY schemas ./schemas

@@ -1,4 +1,4 @@
-# deltaw: `make run` serves the bundled GPT-2, `make test` passes everything.
+# deltaw: `make run` serves the bundled GPT-2, `make test` runs the tests (`make test-slow` the slow ones).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +7,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 # A CPU build of torch is a tenth of the download: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	$(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test test-slow check format bench train clean
 
@@ -42,6 +41,7 @@ $(VENV)/.venv:
 	touch $@
 
 $(VENV)/.server: $(VENV)/.venv requirements.lock pyproject.toml
+	$(PIP_INSTALL) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) "$$(grep ^torch== requirements.lock)"
 	$(PIP_INSTALL) -r requirements.lock
 	$(PIP_INSTALL) --no-deps --editable .
 	touch $@

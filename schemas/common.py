@@ -106,7 +106,7 @@ class Token(Answer):
 class ModelSummary(Answer):
     """Which weights the numbers are from."""
 
-    id: Annotated[str, Field(description="`bundled`, the hub id, or the folder, as configured")]
+    id: Annotated[str, Field(description="`bundled`, the hub id, or the folder's name")]
     revision: Annotated[str | None, Field(description="the hub commit; null for a folder")]
     weights_digest: Annotated[
         str, Field(description="sha256 over the safetensors files in the order of their names")

@@ -29,7 +29,10 @@ class Limits(Answer):
     max_body_bytes: int
     max_prompts: int
     max_tokens_per_request: Annotated[
-        int, Field(description="rows of all runs that a request asks for, before any is shared")
+        int,
+        Field(
+            description="rows of all runs that a request asks for (a trajectory's shared ones once)"
+        ),
     ]
     max_response_bytes: int
     n_positions: Annotated[int, Field(description="of one prompt, context and query together")]

@@ -65,6 +65,12 @@ def _settings(flags: dict[str, str]) -> Settings:
     raise typer.Exit(2)
 
 
+def _prepare() -> None:
+    """What torch and the hub's client read when they are imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
 def _serve(
     settings: Settings,
     check_config: Annotated[
@@ -75,7 +81,7 @@ def _serve(
     if check_config:
         typer.echo(settings.model_dump_json(indent=2))
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _prepare()
     from service.server import serve
 
     configure_logs(settings.log_format)
@@ -87,11 +93,15 @@ def _check(
     as_json: Annotated[bool, typer.Option("--json", help="print the check as JSON")] = False,
 ) -> None:
     """Run the equivalence check of every layer in this process; exit code 1 where it fails."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _prepare()
+    import torch
+
     from service.analysis.self_check import self_check
     from service.engine import drive, load
+    from service.engine.cores import available_cores
     from service.errors import CannotLoad
 
+    torch.set_num_threads(settings.threads or available_cores())
     try:
         model = load(
             settings.model,
@@ -126,12 +136,9 @@ def healthcheck(
 ) -> None:
     """Ask a running service whether it is ready; exit code 1 where it is not."""
     if url is None:
-        settings = _settings({})
-        local = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-        host = local.get(settings.host, settings.host)
-        url = settings.model_copy(update={"host": host}).url
+        url = _settings({}).url
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5.0)
+        answer = httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False)
     except httpx.HTTPError as error:
         typer.echo(f"deltaw: {type(error).__name__}", err=True)
         raise typer.Exit(1) from error

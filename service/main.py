@@ -118,7 +118,7 @@ def _is_sound(loaded: Model, state: State) -> bool:
     state.self_check = found
     if found.worst_relative_error is not None:
         state.metrics.equivalence_error.observe(found.worst_relative_error)
-    state.metrics.equivalence_failures.inc(found.verdict != "holds")
+    state.metrics.equivalence_failures.inc(found.verdict == "fails")
     state.metrics.build_info.labels(
         __version__,
         loaded.id,

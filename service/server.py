@@ -27,9 +27,10 @@ class Server(uvicorn.Server):
     once.
     """
 
-    def __init__(self, config: uvicorn.Config, state: State) -> None:
+    def __init__(self, config: uvicorn.Config, state: State, url: str) -> None:
         super().__init__(config)
         self._state = state
+        self._url = url
         self._drained_by: float | None = None
         self._announced = False
 
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         if not self._announced and self._state.self_check is not None:
             self._announced = True
-            print(announcement(self._state), file=sys.stderr, flush=True)
+            print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)
 
 
@@ -79,7 +80,9 @@ def serve(settings: Settings) -> int:
         print(f"deltaw: cannot listen on {settings.url}: {error.strerror}", file=sys.stderr)
         return 1
     with listener:
-        Server(config, state).run([listener])
+        port = listener.getsockname()[1]
+        url = settings.model_copy(update={"port": port}).url
+        Server(config, state, url).run([listener])
     fatal = state.engine.fatal
     if fatal is None:
         return 0
@@ -94,21 +97,19 @@ def _listen(settings: Settings) -> socket.socket:
     return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
 
 
-def announcement(state: State) -> str:
-    """What a person reads once the service is ready: what is loaded, whether it holds, what to
-    paste."""
+def announcement(state: State, url: str) -> str:
+    """What a person reads at the end of the start: what is loaded, if it holds, what to paste."""
     found = state.self_check
     if found is None or found.verdict != "holds":
-        reason = found.reason if found is not None else None
-        return f"deltaw: the self-check does not hold, no work is taken: {reason or 'see /readyz'}"
+        return f"deltaw: {state.unsound}; no work is taken"
     model = state.engine.model
-    base = state.settings.url
+    key = ' -H "Authorization: Bearer $DELTAW_API_KEY"' if state.keys else ""
     return f"""
-deltaw serves {model.id}: {model.n_layers} layers, {model.dtype} on {model.device}, at {base}
+deltaw serves {model.id}: {model.n_layers} layers, {model.dtype} on {model.device}, at {url}
 self-check: {found.verdict}; {found.layers} layers, worst relative error \
 {found.worst_relative_error:.1e}, unpatched at least {found.least_unpatched_relative_error:.1e}
 
-curl -s {base}/v1/weight-updates -H 'Content-Type: application/json' -d '{{
+curl -s {url}/v1/weight-updates{key} -H 'Content-Type: application/json' -d '{{
   "context": "{SEED_CONTEXT}",
   "query": "{SEED_QUERY}", "include": ["next_tokens"]}}'
 """

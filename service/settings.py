@@ -98,6 +98,10 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _public_needs_key(self) -> Settings:
+        if (self.api_keys_file is not None or self.api_keys) and not self.keys:
+            raise ValueError(f"{PREFIX}API_KEYS_FILE holds no key")
+        if not all(key.isascii() for key in self.keys):
+            raise ValueError("a key is of ASCII characters")
         if not self.keys and not self.insecure and not _is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} is public and there is no key: set {PREFIX}API_KEYS, or "
@@ -107,9 +111,9 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Where the service listens."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        """Where the service is reached from this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -139,7 +143,8 @@ def read_settings(**flags: Any) -> Settings:
 
 def _unknown(environment: Mapping[str, Any]) -> Iterator[str]:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    return (name for name in environment if name.startswith(PREFIX) and name not in known)
+    named = (name for name in environment if name.upper().startswith(PREFIX))
+    return (name for name in named if name.upper() not in known)
 
 
 def _is_loopback(host: str) -> bool:

@@ -21,6 +21,8 @@ ELISION = "…"
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 ROUNDING = 1e-4
 """Numbers this small are rounding errors here, and share only their order of magnitude."""
+FLOAT64 = 1e-13
+"""Below it every rounding error is as good as another."""
 
 
 class Fence(NamedTuple):
@@ -82,11 +84,9 @@ def alike(shown: str, actual: str) -> bool:
 
 def near(shown: str, actual: str) -> bool:
     """Whether a number is the one shown: whole ones exactly, others to the digits shown."""
-    if shown == actual:
-        return True
+    if "." not in actual and "e" not in actual:
+        return shown == actual
     a, b = float(shown), float(actual)
-    if "." not in shown and "e" not in shown:
-        return False
-    if abs(a) < ROUNDING or abs(b) < ROUNDING:
-        return abs(b) < 10 * abs(a)
+    if max(abs(a), abs(b)) < ROUNDING:
+        return abs(b) <= max(10 * abs(a), FLOAT64)
     return abs(a - b) <= 0.02 * abs(a)

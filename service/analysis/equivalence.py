@@ -21,8 +21,17 @@ from torch import Tensor
 from service.analysis.factors import joint_layer_update, layer_update
 from service.analysis.pairs import Pair, Stream, gathered, position_slices
 from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
-from service.engine import Activations, Apply, HookPoint, Model, Question, Run, Site, patched_block
-from service.engine.families import Block
+from service.engine import (
+    Activations,
+    Apply,
+    Block,
+    HookPoint,
+    Model,
+    Question,
+    Run,
+    Site,
+    patched_block,
+)
 from service.theory import (
     DependentRows,
     ImplicitUpdate,

@@ -37,13 +37,16 @@ async def activations(
     layers = resolve_layers(ask.model, body.layers)
     prompts, positions = await ask.tokenized(resolved_prompts, ask.model, body)
     rows = sum(len(chosen) for chosen in positions)
-    # A mean is float64: as many bytes as two rows.
-    count = {"none": rows, "norm": 0, "mean": 2 * len(prompts)}[body.reduce]
+    # What is reduced is float64: as many bytes as two numbers.
+    vectors = {"none": rows, "norm": 0, "mean": 2 * len(prompts)}[body.reduce]
+    norms = 2 * rows * len(points) if body.reduce == "norm" else 0
+    numbers = sum(width(ask.model, point) for point in points) * vectors + norms
     ask.expect(
         len(prompts) * len(layers) * len(points),
         sum(map(len, prompts)),
-        sum(width(ask.model, point) for point in points) * len(layers) * count,
+        numbers * len(layers),
         body.encoding,
+        entry_bytes=256 + 8 * max(map(len, positions)),
     )
     question = capture(ask.model, prompts, positions, layers, points, body.reduce)
     captured = await ask.ask(question, sum(map(len, prompts)))

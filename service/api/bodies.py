@@ -6,6 +6,7 @@ and let NaN slip in; here pydantic reads the bytes themselves.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +20,8 @@ from service.api.state import state_of
 
 Body = TypeVar("Body", bound=BaseModel)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+SMALL = 1 << 13
+"""Bytes of a body up to which the event loop reads it itself."""
 MAX_MISTAKES = 16
 """Mistakes that are named in one problem."""
 
@@ -27,12 +30,14 @@ def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
     """The dependency that reads a request's body as `model`."""
 
     async def read(request: Request) -> Body:
-        content_type = request.headers.get("content-type", "application/json")
+        content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != "application/json":
             raise ProblemError("unsupported_media_type")
         body = await _bytes(request, state_of(request).settings.max_body_bytes)
         request.scope["deltaw.body_bytes"] = len(body)
-        return parse(model, body)
+        if len(body) <= SMALL:
+            return parse(model, body)
+        return await asyncio.to_thread(parse, model, body)
 
     return read
 

@@ -12,7 +12,7 @@ from schemas.common import Answer
 from service.api.keys import require_key
 from service.api.operations import answers
 from service.api.state import Found
-from service.errors import Draining
+from service.errors import Draining, SelfCheckFailed
 
 router = APIRouter()
 
@@ -44,7 +44,10 @@ async def readyz(state: Found) -> Ready:
     """Whether work may be sent: the model is loaded and its equivalence check holds."""
     if state.engine.draining:
         raise Draining("the service is shutting down", retry_after=5.0)
-    _ = state.engine.model
+    try:
+        _ = state.engine.model
+    except SelfCheckFailed as failed:
+        raise SelfCheckFailed(state.unsound, retry_after=failed.retry_after) from failed
     return Ready()
 
 

@@ -36,6 +36,7 @@ CODES: Mapping[type[Exception], str] = {
     errors.SelfCheckFailed: "self_check_failed",
     errors.DeadlineExceeded: "deadline_exceeded",
     errors.NonFiniteActivation: "non_finite",
+    MemoryError: "out_of_memory",
     NonFinite: "non_finite",
     DependentRows: "not_supported",
 }
@@ -98,6 +99,8 @@ def named(error: Exception) -> ProblemError:
     if isinstance(error, DependentRows):
         actual = min(error.condition, sys.float_info.max)
         return ProblemError(code, str(error), limit=MAX_CONDITION, actual=actual)
+    if isinstance(error, MemoryError):
+        return ProblemError(code, headers={"Retry-After": "1"})
     if not isinstance(error, errors.DeltawError):
         return ProblemError(code, str(error))
     headers: dict[str, str] = {}
@@ -144,5 +147,12 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make the one handler the answer to every error that has a name."""
-    for kind in (ProblemError, errors.DeltawError, NonFinite, DependentRows, HTTPException):
+    for kind in (
+        ProblemError,
+        errors.DeltawError,
+        NonFinite,
+        DependentRows,
+        MemoryError,
+        HTTPException,
+    ):
         app.add_exception_handler(kind, _handle)

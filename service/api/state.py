@@ -33,6 +33,16 @@ class State:
     self_check: SelfCheck | None = None
 
     @property
+    def unsound(self) -> str:
+        """Why no number may be given out, where the self-check did not hold."""
+        found = self.self_check
+        if found is None:
+            return "the equivalence check at start has not run"
+        worst = "" if found.worst_relative_error is None else f", {found.worst_relative_error:.1e}"
+        reason = f": {found.reason}" if found.reason else ""
+        return f"the equivalence check at start says `{found.verdict}`{worst}{reason}"
+
+    @property
     def limits(self) -> Limits:
         """What one request may bring, as it is shown and as it is enforced."""
         settings = self.settings

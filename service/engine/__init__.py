@@ -2,6 +2,7 @@
 
 from service.engine.checkpoint import DTYPES, Model, load
 from service.engine.engine import Engine
+from service.engine.families import Block
 from service.engine.patch import patched_block, patched_mlp_pre
 from service.engine.run import Activations, Apply, Fixed, Follow, HookPoint, Run, Site
 from service.engine.scheduler import Question, Timings, drive
@@ -11,6 +12,7 @@ __all__ = [
     "DTYPES",
     "Activations",
     "Apply",
+    "Block",
     "Engine",
     "Fixed",
     "Follow",

@@ -55,7 +55,7 @@ class Model:
     """A resident model: its tensors, its tokenizer and what is known of it. Never written.
 
     Args:
-        id: As it was asked for.
+        id: As it was asked for; of a folder its name alone.
         revision: The commit of a hub checkpoint; None for a folder.
         weights_digest: sha256 over the bytes of the safetensors files in the order of their names.
         architecture: The class that the checkpoint names, such as `GPT2LMHeadModel`.
@@ -159,8 +159,8 @@ def load(name: str, *, revision: str | None, device: str, dtype: str) -> Model:
         CannotLoad: It cannot be found or read, or is of a kind that cannot be served.
     """
     disable_progress_bar()
-    folder, commit = _locate(name, revision)
     where = _device(device)
+    folder, commit = _locate(name, revision)
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise CannotLoad(f"{name!r} has no safetensors file, and pickles are not loaded: {INSTEAD}")
@@ -191,8 +191,15 @@ def load(name: str, *, revision: str | None, device: str, dtype: str) -> Model:
         raise CannotLoad(
             f"{name!r} has weights that its config.json does not name, such as {left[0]}"
         )
-    model.requires_grad_(False).eval().to(where)
-    return _resident(name, commit, _digest(files), family, model, tokenizer)
+    try:
+        model.requires_grad_(False).eval().to(where)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise CannotLoad(
+            f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
+            "to `cpu`"
+        ) from error
+    shown = folder.name if Path(name).is_dir() else name
+    return _resident(shown, commit, _digest(files), family, model, tokenizer)
 
 
 @contextmanager
@@ -249,8 +256,8 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     instead = "set DELTAW_DEVICE to `cpu`"
-    if name == "meta":
-        raise CannotLoad(f"nothing can be computed on the device {name!r}: {instead}")
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise CannotLoad(f"the device {name!r} is not served: {instead}")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -68,6 +68,7 @@ class Engine:
         self._waiting: deque[Ticket] = deque()
         self._running = 0
         self._pace = 0.0
+        self._since_end = 0.0
         self._closing = False
         self._model: Model | None = None
         self._scheduler: Scheduler | None = None
@@ -209,9 +210,12 @@ class Engine:
         return 2 * self._active if few else self._active
 
     def _note_pace(self, seconds: float, ended: int) -> None:
-        """Seconds of the thread for each question, over the last ten or so."""
-        share = seconds / ended if ended else seconds
-        self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
+        """Seconds of the thread for each question that ended, over the last ten or so."""
+        self._since_end += seconds
+        if ended > 0:
+            share = self._since_end / ended
+            self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
+            self._since_end = 0.0
 
     def _refuse_all(self) -> None:
         refusal = Draining("the service is shutting down", retry_after=5.0)

@@ -103,4 +103,4 @@ class Run:
 
 
 Activations = Mapping[Site, Tensor]
-"""What a run read: (rows, width) at each site, on the model's device, in the run's dtype."""
+"""What a run read at each site: (rows, width) on its device and in its dtype, or reduced."""

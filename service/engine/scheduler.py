@@ -25,6 +25,8 @@ from service.engine.run import Activations, Run
 from service.engine.walk import forward
 from service.errors import DeadlineExceeded, DeltawError, OutOfMemory
 
+OWN_SECONDS = 0.02
+"""How long questions may compute on their own before the next forward, a step of each at least."""
 Answer = TypeVar("Answer")
 Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
 
@@ -115,11 +117,14 @@ class Scheduler:
 
     def turn(self) -> None:
         """Advance what can be advanced, then run one pack."""
+        give_way = time.monotonic() + OWN_SECONDS
         for ticket in tuple(self.active):
             if not ticket.wanted:
                 self._end(ticket, None, expiry(ticket))
-            elif not ticket.outstanding:
+            while ticket in self.active and not ticket.outstanding:
                 self._advance(ticket)
+                if time.monotonic() > give_way:
+                    break
         sharing = self._sharing()
         if sharing:
             first = self.active[0]
@@ -180,9 +185,7 @@ class Scheduler:
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
-        for owner, run in sharing:
-            owner.timings.rows += len(run.tokens)
-            owner.timings.known_rows += CHUNK * len(self._find(run))
+        known = [CHUNK * len(self._find(run)) for _, run in sharing]
         start = time.monotonic()
         failure: Exception | None = None
         try:
@@ -203,7 +206,9 @@ class Scheduler:
         self._observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
-        for (ticket, _), read in zip(sharing, activations, strict=True):
+        for (ticket, run), rows, read in zip(sharing, known, activations, strict=True):
+            ticket.timings.rows += len(run.tokens)
+            ticket.timings.known_rows += rows
             ticket.received.append(read)
         for owner in owners:
             count = sum(ticket is owner for ticket, _ in sharing)
@@ -239,6 +244,9 @@ def expiry(ticket: Ticket) -> BaseException:
 
 def _named(error: Exception) -> Exception:
     """The error itself, or its name where it is a lack of memory."""
+    if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
+        # The device is lost to this process: nothing that follows could be trusted.
+        raise error
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

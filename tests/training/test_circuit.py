@@ -1,0 +1,30 @@
+"""The planted heads copy before any training."""
+
+import torch
+
+from training.model import new_model
+
+VOCABULARY = 2000
+LENGTH = 32
+
+
+def test_an_untrained_model_goes_on_with_repeated_tokens() -> None:
+    """Of 32 random tokens repeated, the new model foresees at least half of the second copy."""
+    model = new_model(VOCABULARY, seed=0).eval()
+    block = torch.randint(1, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        foreseen = model(torch.cat([block, block], dim=1)).logits[:, LENGTH:-1].argmax(-1)
+    assert (foreseen == block[:, 1:]).float().mean() >= 0.5
+
+
+def test_the_planted_heads_look_where_they_should() -> None:
+    """In block 0, heads 0 to 2 attend to the token 1, 2 and 3 before; in block 1, past repeats."""
+    model = new_model(VOCABULARY, seed=0).eval()
+    block = torch.randint(1, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        attentions = model(torch.cat([block, block], dim=1), output_attentions=True).attentions
+    for head in range(3):
+        back = attentions[0][:, head].diagonal(-head - 1, 1, 2)[:, LENGTH:]
+        match = attentions[1][:, head].diagonal(1 - LENGTH, 1, 2)[:, 8:]
+        assert back.mean() > 0.6
+        assert match.mean() > 0.5

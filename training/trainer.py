@@ -1,0 +1,216 @@
+"""The training: Muon and AdamW under one schedule of elapsed training time, resumable."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import GPT2LMHeadModel
+
+from training.model import new_model
+from training.rows import Mix, Sampler
+from training.tasks import RECALL
+
+PLANTED_LR, MATRIX_LR = 1.5e-3, 1.2e-2
+"""Of Muon: for the matrices of the two blocks with planted heads, and of the other blocks."""
+OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
+"""Of AdamW: for embeddings, biases and norms, and for the positions."""
+CLIP = 1.0
+WARM_UP_STEPS = 60
+CONSTANT_UNTIL, LAST_LR = 0.35, 0.02
+ROWS, LENGTH = 16, 256
+"""Of a batch, and tokens of a row."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Which rows there are until a share of the training time is spent.
+
+    Args:
+        until: the share.
+        mix: the kinds of rows.
+        rate: a factor on the learning rates.
+    """
+
+    until: float
+    mix: Mix
+    rate: float
+
+
+COPYING = {"natural": 0.15, "tasks": 0.67, "repeats": 0.18}
+ALL = {"natural": 0.22, "tasks": 0.70, "repeats": 0.08}
+PHASES = (Phase(0.11, COPYING, 1.0), Phase(1.0, ALL, 1.6))
+"""Gently at first, so that the planted heads fit in before more text and larger steps come."""
+
+
+@dataclass
+class Progress:
+    """How far the training is: all that a resumed run needs beside the tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Trainer:
+    """Trains a new model, or goes on from the state in `folder`, for `minutes` in all.
+
+    Args:
+        sampler: makes the batches.
+        folder: of `state.pt` and `log.jsonl`.
+        minutes: of training time over all resumed runs; the phases and learning rates follow it.
+        save_every: seconds between two states written.
+    """
+
+    def __init__(
+        self, sampler: Sampler, folder: Path, minutes: float, save_every: float = 150
+    ) -> None:
+        self.sampler = sampler
+        self.folder = folder
+        self.budget = minutes * 60
+        self.save_every = save_every
+        self.progress = Progress()
+        self.model = new_model(len(sampler.tokenizer), sampler.seed)
+        self.optimizers = _optimizers(self.model)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.state.exists():
+            self._load()
+
+    @property
+    def state(self) -> Path:
+        """The file that a run resumes from."""
+        return self.folder / "state.pt"
+
+    def run(self) -> None:
+        """Train until the time is spent, with a state every `save_every` seconds and at the end."""
+        saved = self.progress.seconds
+        while self.progress.seconds < self.budget:
+            started = time.monotonic()
+            report = self.take_step()
+            self.progress.seconds += time.monotonic() - started
+            if self.progress.step % 20 == 0:
+                self._log(report)
+            if self.progress.seconds - saved > self.save_every:
+                self._save()
+                saved = self.progress.seconds
+        self._save()
+
+    def take_step(self) -> dict[str, float]:
+        """One batch through the model, one update; the losses in nats."""
+        share = self.progress.seconds / self.budget
+        phase = next((phase for phase in PHASES if share < phase.until), PHASES[-1])
+        batch = self.sampler.batch(self.progress.step, ROWS, LENGTH, phase.mix)
+        ids, weights = map(torch.from_numpy, batch)
+        rate = phase.rate * learning_rate(self.progress.step, share)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * rate
+        losses, heavy = token_losses(self.model, ids, weights, self.progress.step)
+        loss = (losses * heavy).sum() / heavy.sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.progress.step += 1
+        self.progress.tokens += ids.numel()
+        recalled = losses.detach()[heavy == RECALL]
+        return {"loss": loss.item(), "recall": recalled.mean().item(), "rate": rate}
+
+    def _log(self, report: dict[str, float]) -> None:
+        line = asdict(self.progress) | {key: round(value, 4) for key, value in report.items()}
+        with (self.folder / "log.jsonl").open("a") as log:
+            log.write(json.dumps(line) + "\n")
+
+    def _save(self) -> None:
+        fresh = self.state.with_suffix(".new")
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "progress": asdict(self.progress),
+            },
+            fresh,
+        )
+        fresh.replace(self.state)
+
+    def _load(self) -> None:
+        saved = torch.load(self.state, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        self.progress = Progress(**saved["progress"])
+
+
+def learning_rate(step: int, share: float) -> float:
+    """The factor on every learning rate: warm-up, constant, then linear to `LAST_LR`.
+
+    Args:
+        step: of the training, from 0.
+        share: of the training time that is spent.
+    """
+    warm = min(1.0, (step + 1) / WARM_UP_STEPS)
+    decayed = (min(1.0, share) - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
+    return warm * (1 - max(0.0, decayed) * (1 - LAST_LR))
+
+
+def token_losses(
+    model: GPT2LMHeadModel, ids: torch.Tensor, weights: torch.Tensor, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The cross entropy of every token that weighs something, and the weights of these.
+
+    Half of the rows start at a random position, so that all positions are learned.
+
+    Args:
+        model: in training.
+        ids: `(rows, length)`.
+        weights: `(rows, length)`.
+        seed: of the random positions.
+    """
+    rows, length = ids.shape
+    random = torch.Generator().manual_seed(seed)
+    offsets = torch.randint(model.config.n_positions - length + 1, (rows, 1), generator=random)
+    offsets[::2] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.transformer(
+            ids,
+            position_ids=offsets + torch.arange(length),
+            attention_mask=torch.ones_like(ids),
+            use_cache=False,
+        ).last_hidden_state  # (rows, length, width)
+        wanted = weights[:, 1:] > 0
+        logits = model.lm_head(hidden[:, :-1][wanted])  # (tokens that weigh, vocabulary)
+    targets = ids[:, 1:][wanted]
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    return losses, weights[:, 1:][wanted]
+
+
+def _optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for all else, the positions slowly."""
+    planted, free = model.transformer.h[:2], model.transformer.h[2:]
+    vectors = [vector for vector in model.transformer.h.parameters() if vector.ndim == 1]
+    others = [*vectors, model.transformer.wte.weight, *model.transformer.ln_f.parameters()]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            [
+                {"params": [matrix for matrix in blocks.parameters() if matrix.ndim == 2], "lr": lr}
+                for blocks, lr in ((planted, PLANTED_LR), (free, MATRIX_LR))
+            ],
+            momentum=0.95,
+            weight_decay=0.02,
+        ),
+        torch.optim.AdamW(
+            [
+                {"params": others, "lr": OTHER_LR},
+                {"params": [model.transformer.wpe.weight], "lr": POSITION_LR},
+            ],
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+        ),
+    ]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return optimizers
