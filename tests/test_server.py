@@ -186,7 +186,7 @@ def test_greeting(tiny_folder: Path) -> None:
     with served(model=tiny_folder) as running:
         log = log_of(running)
         command = until(lambda: re.search(r"^curl .*?\}'$", log.text, re.MULTILINE | re.DOTALL))
-        assert f"deltaw serves {tiny_folder}: 3 layers" in log.text
+        assert f"deltaw serves {tiny_folder.name}: 3 layers" in log.text
         assert "self-check: holds; 3 layers" in log.text
         words = shlex.split(command.group())
         assert f"{running.url}/v1/weight-updates" in words
