@@ -40,14 +40,13 @@ def save_tiny(
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=len(tokenizer),
             n_positions=n_positions,
             n_embd=n_embd,
             n_layer=n_layer,
             n_head=n_head,
             bos_token_id=0,
             eos_token_id=0,
-            **config,
+            **{"vocab_size": len(tokenizer), **config},
         )
     )
     with torch.no_grad():
