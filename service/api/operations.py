@@ -53,7 +53,10 @@ def answers(
 
 
 def describe(app: FastAPI) -> None:
-    """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems."""
+    """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems.
+
+    The first line of a handler's docstring is the operation's summary, the rest its description.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -64,6 +67,11 @@ def describe(app: FastAPI) -> None:
                 ref_template=COMPONENTS + "{model}"
             )
             _lift_definitions(document, schemas)
+            for operations in document["paths"].values():
+                for said in operations.values():
+                    summary, _, rest = said["description"].partition("\n")
+                    said["summary"] = summary.rstrip(".")
+                    said["description"] = rest.strip() or summary
             app.openapi_schema = document
         return app.openapi_schema
 
