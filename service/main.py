@@ -35,8 +35,9 @@ from service.telemetry import Metrics
 DESCRIPTION = """What a context does to a language model, as an update of its weights.
 
 For a transformer block, running a query with its context equals running it without, with a rank-1
-update ΔW of the MLP's first weight and a shift Δh of the block's output (*Learning without training*,
-arXiv 2507.16003). Every number says what it is relative to: its baseline, its stream, its dtype.
+update ΔW of the MLP's first weight and a shift Δh of the block's output (*Learning without
+training*, arXiv 2507.16003). Every number says what it is relative to: its baseline, its stream,
+its dtype.
 """
 
 
