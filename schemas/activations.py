@@ -61,8 +61,7 @@ class ActivationsRequest(Request):
             min_length=1,
             max_length=9,
             description="any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, "
-            "`mlp_pre`, "
-            "`mlp_act`, `mlp_out`, `resid_post`; `/v1/model` says what each is",
+            "`mlp_pre`, `mlp_act`, `mlp_out`, `resid_post`; `/v1/model` says what each is",
         ),
     ] = ["mlp_in"]
     positions: Annotated[Positions, Field(description="indices into each prompt")] = "last"
@@ -70,8 +69,7 @@ class ActivationsRequest(Request):
         Literal["none", "norm", "mean"],
         Field(
             description="`none`: [positions, width]; `norm`: the norm of each row, [positions]; "
-            "`mean`: over "
-            "the positions, [width]. The latter two are computed in float64"
+            "`mean`: over the positions, [width]. The latter two are computed in float64"
         ),
     ] = "none"
     encoding: Encoding = "json"

@@ -26,8 +26,7 @@ class AttributionsRequest(PairRequest):
         list[Span] | None,
         Field(
             description="half-open spans of context tokens, in order (the anchor of `anchored` is "
-            "token "
-            "0 and belongs to none); null: sentences"
+            "token 0 and belongs to none); null: sentences"
         ),
     ] = None
 

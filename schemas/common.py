@@ -63,8 +63,7 @@ Encoding = Annotated[
     Literal["json", "base64"],
     Field(
         description="how tensors are written: nested lists, or base64 of the little-endian bytes "
-        "in "
-        "C order; with `Accept: application/vnd.safetensors` neither"
+        "in C order; with `Accept: application/vnd.safetensors` neither"
     ),
 ]
 
@@ -79,14 +78,6 @@ class Tensor(Answer):
         list[Any] | str,
         Field(description="nested lists of numbers, or base64 of the bytes"),
     ]
-
-
-class TensorReference(Answer):
-    """What stands in a tensor's place where the answer is a safetensors file."""
-
-    dtype: Literal["float32", "float64"]
-    shape: list[int]
-    tensor: Annotated[str, Field(description="the name of the tensor in the file")]
 
 
 class Token(Answer):

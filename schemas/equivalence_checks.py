@@ -44,8 +44,7 @@ class EquivalenceChecksRequest(PairRequest):
         Literal["model", "float32", "float64"],
         Field(
             description="what both passes and the patch are computed in; `model` is the resident "
-            "dtype, for a "
-            "half-precision model float32"
+            "dtype, for a half-precision model float32"
         ),
     ] = "model"
     tolerance: Annotated[
@@ -60,8 +59,7 @@ class EquivalenceChecksRequest(PairRequest):
         bool,
         Field(
             description="check one patch of both MLP weights for all positions (two or more); "
-            "scopes "
-            "`projection` and `block`, stream `free`"
+            "scopes `projection` and `block`, stream `free`"
         ),
     ] = False
     controls: Annotated[
@@ -84,8 +82,9 @@ class Check(Answer):
     unpatched_relative_error: Annotated[
         float | None,
         Field(
-            description="without the patch that is checked: of the baseline run, in the sequential "
-            "stream of this layer alone, in scope `model` of the run with no patch at all"
+            description="without the patch that is checked: of the baseline run, in the "
+            "sequential stream of this layer alone, in scope `model` of the run with no patch at "
+            "all"
         ),
     ]
     improvement: Annotated[
@@ -101,11 +100,11 @@ class Check(Answer):
         dict[str, float | None] | None,
         Field(
             description="relative errors with another patch: `without_bias` (ΔW alone), "
-            "`without_weight` (Δh alone; of a joint patch ΔW_out alone), `random_update` (a random "
-            "output factor of equal norm), `shuffled_context` (the update of the context in other "
-            "order); these must be far worse. `bias_only_at_attention` (Δh at attention's output, "
-            "no ΔW) is exact too. In scope `model`: `free_stream_patches`, all updates of the "
-            "free stream at once"
+            "`without_weight` (Δh alone; of a joint patch ΔW_out alone), `random_update` (a "
+            "random output factor of equal norm), `shuffled_context` (the update of the context "
+            "in other order); these must be far worse. `bias_only_at_attention` (Δh at "
+            "attention's output, no ΔW) is exact too. In scope `model`: `free_stream_patches`, "
+            "all updates of the free stream at once"
         ),
     ] = None
     control_reasons: Annotated[

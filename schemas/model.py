@@ -69,6 +69,9 @@ class ModelAnswer(Answer):
     d_mlp: int
     n_positions: int
     vocab_size: int
+    fan_in_fan_out: Annotated[
+        bool, Field(description="whether weights are stored (d_in, d_out), as ΔW is given")
+    ]
     hook_points: list[HookPointInfo]
     limits: Limits
     versions: Versions

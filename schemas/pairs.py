@@ -9,8 +9,8 @@ from pydantic import Discriminator, Field, Tag
 from schemas.common import Answer, Integer, Layers, ModelSummary, Positions, Request, Text, Token
 
 SEED_CONTEXT = (
-    "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. "
-    "The capital of Germany is"
+    "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. The capital "
+    "of Germany is"
 )
 SEED_QUERY = " Berlin"
 
@@ -55,11 +55,9 @@ Baseline = Annotated[
     ),
     Field(
         description="what the run with context is compared with. `matched`: the query at its "
-        "positions, "
-        "no context. `alone`: the query from position 0 (mixes content and position). `anchored`: "
-        "<|endoftext|> first in both runs. `without`: the context less some spans. `context`: "
-        "another "
-        "context"
+        "positions, no context. `alone`: the query from position 0 (mixes content and position). "
+        "`anchored`: <|endoftext|> first in both runs. `without`: the context less some spans. "
+        "`context`: another context"
     ),
 ]
 
@@ -74,9 +72,8 @@ class PairRequest(Request):
         Literal["free", "sequential"],
         Field(
             description="`free`: a layer's baseline is read from the ordinary run, no layer "
-            "patched. "
-            "`sequential`: from the stream that the patched layers below it produce, one run a "
-            "position"
+            "patched. `sequential`: from the stream that the patched layers below it produce, one "
+            "run a position"
         ),
     ] = "free"
     layers: Layers = "all"
@@ -92,8 +89,7 @@ class PairTokens(Answer):
         bool | None,
         Field(
             description="whether tokenising context and query together would give other ids; "
-            "absent "
-            "where one was given as ids"
+            "absent where one was given as ids"
         ),
     ] = None
 

@@ -26,8 +26,7 @@ class TrajectoriesRequest(PairRequest):
         list[Span] | None,
         Field(
             description="half-open spans of context tokens that cover the context without gaps "
-            "(the "
-            "anchor of `anchored` is token 0 and belongs to none); null: every token"
+            "(the anchor of `anchored` is token 0 and belongs to none); null: every token"
         ),
     ] = None
 

@@ -42,24 +42,21 @@ class WeightUpdatesRequest(PairRequest):
         Field(
             max_length=4,
             description="any of `factors`, `bias`, `next_tokens`, `split` (baseline `alone`, "
-            "stream "
-            "`free`); [] gives the norms alone and is cheap",
+            "stream `free`); [] gives the norms alone and is cheap",
         ),
     ] = ["factors"]
     joint: Annotated[
         bool,
         Field(
             description="one patch of both MLP weights that is exact at all positions (two or "
-            "more), "
-            "stream `free`; the answer has an entry a layer"
+            "more), stream `free`; the answer has an entry a layer"
         ),
     ] = False
     probe_queries: Annotated[
         list[Text],
         Field(
             description="further queries behind the same context and baseline; each entry says "
-            "how its "
-            "update does on each one's last token"
+            "how its update does on each one's last token"
         ),
     ] = []
     encoding: Encoding = "json"

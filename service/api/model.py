@@ -64,6 +64,7 @@ async def model(ask: Annotated[Asking, Depends(asking_plainly)]) -> Response:
             "d_mlp": loaded.d_mlp,
             "n_positions": loaded.n_positions,
             "vocab_size": loaded.vocab_size,
+            "fan_in_fan_out": loaded.family.fan_in_fan_out,
             "hook_points": [_hook_point(ask, point) for point in get_args(HookPoint)],
             "limits": state.limits.model_dump(),
             "versions": {

@@ -13,6 +13,8 @@ from service.api.tensors import JSON, SAFETENSORS
 
 ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 """The problems of a resource that computes."""
+PACKED = """Tensors by their path, such as `updates.0.factors.input`. The JSON answer is
+`__metadata__["response"]`, with {dtype, shape, tensor: path} in each tensor's place."""
 COMPONENTS = "#/components/schemas/"
 
 
@@ -33,7 +35,13 @@ def answers(
     documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}
     if tensors:
         documented[200]["content"] = {
-            SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}
+            SAFETENSORS: {
+                "schema": {
+                    "type": "string",
+                    "format": "binary",
+                    "description": PACKED,
+                }
+            }
         }
     for code in problems:
         status = PROBLEMS[code].status
