@@ -62,19 +62,21 @@ def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
     if not bool(length > 0) or not bool(torch.isfinite(n).all()):
         raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
     dtype = torch.promote_types(w_in.dtype, torch.float32)
-    weight = w_in.to(dtype)
-    shifts = (((n[1:] - n[0]).to(dtype)) @ weight).double()
-    steps = ((n[1:] - n[:-1]).to(dtype) @ weight).double()
-    read = (n.to(dtype) @ weight).double()
+    # One product for all: what the readings give is the start's and the sum of the steps so far.
+    differences = torch.cat([n[1:] - n[:-1], n[-1:] - n[:1], n[:1]])
+    products = (differences.to(dtype) @ w_in.to(dtype)).double()
+    steps, whole, start = products[:-2], products[-2], products[-1]
+    shifts = steps.cumsum(0)
+    read = torch.cat([start[None], start + shifts])
     gradient = -steps
-    final = norm(shifts[-1])
+    final = norm(whole)
     return Trajectory(
         eta=float(length**-2),
         norm=norm(shifts) / length,
         step_norm=norm(steps) / length,
         gradient_norm=norm(steps) * length,
-        cosine_to_final=(dot(shifts, shifts[-1]) / (norm(shifts) * final)).clamp(-1.0, 1.0),
+        cosine_to_final=(dot(shifts, whole) / (norm(shifts) * final)).clamp(-1.0, 1.0),
         loss_before=dot(gradient, read[:-1]),
         loss_after=dot(gradient, read[1:]),
-        telescoping_error=float(norm(steps.sum(0) - shifts[-1]) / final),
+        telescoping_error=float(norm(shifts[-1] - whole) / final),
     )

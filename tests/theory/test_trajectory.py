@@ -177,7 +177,7 @@ def test_a_context_that_changes_nothing_has_no_direction() -> None:
     assert np.isnan(found.telescoping_error)
     back = trajectory(torch.stack([n[0], n[1], n[0]]), w)
     assert float(back.step_norm[0]) == pytest.approx(float(back.norm[0]), rel=EXACT)
-    assert float(back.norm[1]) == 0.0
+    assert float(back.norm[1]) <= 1e-15 * float(back.norm[0])
 
 
 @pytest.mark.parametrize("row", [0, 2])
