@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
                 # What is left of the time is for answers that are being sent.
                 self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
                 self.should_exit = True
-        if not self._announced and self._state.self_check is not None:
+        if not self._announced and engine.checked:
             self._announced = True
             print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)

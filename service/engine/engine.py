@@ -109,6 +109,11 @@ class Engine:
         return self._model
 
     @property
+    def checked(self) -> bool:
+        """Whether the model is loaded and its check has run, however that went."""
+        return self._sound is not None
+
+    @property
     def waiting(self) -> int:
         """Questions that wait for their turn."""
         return len(self._waiting)
