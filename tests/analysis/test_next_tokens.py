@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from service.analysis.equivalence import Procedure
+from service.analysis.model_equivalence import model_equivalence
+from service.analysis.pairs import resolve_pair
 from service.analysis.updates import weight_updates
-from service.engine import drive
+from service.engine import Model, drive, load
+from service.errors import NonFiniteActivation
 from tests import oracle
 from tests.analysis.subjects import BASELINES, QUERY, Subject
+from tests.engine.made import with_nan
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -47,3 +54,20 @@ def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subje
             oracle.kl_divergence(full[j], full[other]),
         ]
         assert min(abs(np.array(wrong) - one.kl_divergence)) > 1e-3 * one.kl_divergence
+
+
+def test_logits_that_are_not_finite_are_refused(
+    tmp_path: Path, tiny: Model, tiny_folder: Path
+) -> None:
+    """NaN behind the last block is an error, not a null among probabilities; without the next
+    tokens it does not matter."""
+    spoilt = with_nan(tiny_folder, tmp_path / "nan", "transformer.ln_f.weight")
+    model = load(str(spoilt), revision=None, device="cpu", dtype="float32")
+    pair = resolve_pair(model, [3, 4, 5], [6], "matched", "last")
+    (found,) = drive(model, weight_updates(model, pair, [2], [])).updates
+    (expected,) = drive(tiny, weight_updates(tiny, pair, [2], [])).updates
+    assert found.norm == expected.norm
+    with pytest.raises(NonFiniteActivation, match="logits"):
+        drive(model, weight_updates(model, pair, [2], ["next_tokens"]))
+    with pytest.raises(NonFiniteActivation, match="logits"):
+        drive(model, model_equivalence(model, pair, [2], Procedure()))
