@@ -18,8 +18,8 @@ from service.errors import NeverFits, TooManyItems
 T = TypeVar("T")
 TOKEN_BYTES = 256
 """More than a token takes where it is echoed, but for the longest."""
-SMALL = 1 << 13
-"""Bytes of a text or an answer up to which the event loop does the work itself."""
+SMALL_TEXT, SMALL_ANSWER = 1 << 13, 1 << 18
+"""Bytes up to which the event loop does the work itself: another thread is woken in more time."""
 
 
 class ClientLeft(Exception):
@@ -59,12 +59,12 @@ class Asking:
     async def tokenized(self, work: Callable[..., T], *args: Any) -> T:
         """Do what needs the tokenizer."""
         size = self.request.scope.get("deltaw.body_bytes", 0)
-        return await self.timed("tokenize", size, work, *args)
+        return await self.timed("tokenize", size <= SMALL_TEXT, work, *args)
 
-    async def timed(self, name: str, size: int, work: Callable[..., T], *args: Any) -> T:
-        """Do some work and note its time; on another thread where its size makes it long."""
+    async def timed(self, name: str, small: bool, work: Callable[..., T], *args: Any) -> T:
+        """Do some work and note its time; on another thread where it is not small."""
         start = time.perf_counter()
-        done = work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
+        done = work(*args) if small else await asyncio.to_thread(work, *args)
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
         return done
 
@@ -165,7 +165,12 @@ class Asking:
         """The response: what is said beside the model."""
         content = {"model": model_summary(self.model), **content}
         body = await self.timed(
-            "serialize", self.size, serialize, content, self.media, self.encoding
+            "serialize",
+            self.size <= SMALL_ANSWER,
+            serialize,
+            content,
+            self.media,
+            self.encoding,
         )
         self.state.metrics.response_bytes.observe(len(body))
         self.request.scope["deltaw.timings"] = self.timings

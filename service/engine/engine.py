@@ -172,9 +172,7 @@ class Engine:
             with torch.inference_mode():
                 self._model = self._load()
                 self._sound = self._check(self._model)
-                self.prefixes = Prefixes(
-                    self._prefix_cache_bytes, self._model.n_layers, self._model.dtype
-                )
+                self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.dtype)
                 scheduler = self._scheduler = Scheduler(
                     self._model,
                     row_budget=self._row_budget,

@@ -20,7 +20,7 @@ import torch
 
 from service.engine.checkpoint import Model
 from service.engine.pack import fill
-from service.engine.prefixes import CHUNK, Prefixes, nothing_known
+from service.engine.prefixes import Prefixes, nothing_known
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
 from service.errors import DeadlineExceeded, DeltawError, OutOfMemory
@@ -185,7 +185,7 @@ class Scheduler:
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
-        known = [CHUNK * len(self._find(run)) for _, run in sharing]
+        known = [sum(part.rows for part in self._find(run)) for _, run in sharing]
         start = time.monotonic()
         failure: Exception | None = None
         try:
