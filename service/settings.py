@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     ] = True
     prefix_cache_bytes: Annotated[
         int, Field(ge=0, description="what keys and values of known contexts may take; 0: none")
-    ] = 256 * MiB
+    ] = 128 * MiB
     max_body_bytes: Annotated[int, Field(ge=1, description="of a request's body")] = MiB
     max_response_bytes: Annotated[
         int, Field(ge=1, description="of an answer, predicted before any work")
