@@ -25,6 +25,7 @@ from service.api import (
     trajectories,
     weight_updates,
 )
+from service.api.hosts import KnownHosts
 from service.api.keys import require_key
 from service.api.observed import Observed
 from service.api.state import State
@@ -108,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
+    if chosen.hosts is not None:
+        app.add_middleware(KnownHosts, hosts=chosen.hosts)
     app.add_middleware(Observed, metrics=metrics)
     return app
 
