@@ -14,7 +14,12 @@ from typing import Any
 import httptools
 import structlog
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from schemas.problems import PROBLEMS
@@ -24,7 +29,7 @@ from service.telemetry import request_id
 
 MAX_HEAD_BYTES = 1 << 16
 """What of a request is not its body: its head, its trailers, the marks of its chunks."""
-GRACE_SECONDS = 5.0
+GRACE_SECONDS = 1.0
 """A body that is late is refused by whoever reads it; so much later the connection is closed."""
 log = structlog.get_logger("deltaw")
 
@@ -69,6 +74,7 @@ class Connection(HttpToolsProtocol):
         self._patience = patience
         self._awaited: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
         self._in_body = False
         self._overhead = 0
         self._idle_since = self.loop.time()
@@ -91,6 +97,10 @@ class Connection(HttpToolsProtocol):
         """The connection is closed."""
         self._disarm()
         self._stop_watching()
+        if self._answering is not None:
+            # uvicorn tells only the last of several requests that the client is gone.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -132,6 +142,10 @@ class Connection(HttpToolsProtocol):
         self._overhead = 0
         self._disarm()
         super().on_message_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """An answer is written; where the connection ends with it, it must be read in time."""
@@ -197,9 +211,10 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, code: str) -> None:
         """Read no further, and say why where nobody else is being answered."""
-        if not self.idle and not self._in_body:
+        if not self.idle and not (self._in_body and self.cycle is self._answering):
             # It came behind a request that is good: that one is answered first.
-            self.cycle.keep_alive = False
+            last = self._answering if self._in_body else self.cycle
+            last.keep_alive = False
             self.flow.pause_reading()
             return
         unanswered = self.idle or not self.cycle.response_started

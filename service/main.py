@@ -99,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(probes.router, tags=["operation"])
     app.include_router(documents.router, tags=["operation"])
     documents.serve_assets(app)
-    operations.describe(app)
+    operations.describe(app, locked=bool(state.keys))
     problems.install(app)
     if chosen.cors_origins:
         app.add_middleware(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Response
+from fastapi import Path as PathParameter
 from fastapi.openapi.docs import swagger_ui_default_parameters
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
@@ -57,7 +59,9 @@ class ProblemMeaning(Answer):
     "/problems/{code}",
     responses=answers(ProblemMeaning, tensors=False, problems=("not_found",)),
 )
-async def problem(code: str) -> ProblemMeaning:
+async def problem(
+    code: Annotated[str, PathParameter(json_schema_extra={"enum": [*PROBLEMS]})],
+) -> ProblemMeaning:
     """Explain a problem's code."""
     if code not in PROBLEMS:
         raise ProblemError("not_found")

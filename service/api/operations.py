@@ -62,10 +62,14 @@ def answers(
     return documented
 
 
-def describe(app: FastAPI) -> None:
+def describe(app: FastAPI, *, locked: bool) -> None:
     """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems.
 
     The first line of a handler's docstring is the operation's summary, the rest its description.
+
+    Args:
+        app: Whose document it is.
+        locked: Whether it has keys; where it has none, the document asks for none.
     """
     generate = app.openapi
 
@@ -82,6 +86,10 @@ def describe(app: FastAPI) -> None:
                     summary, _, rest = said["description"].partition("\n")
                     said["summary"] = summary.rstrip(".")
                     said["description"] = rest.strip() or summary
+                    if not locked:
+                        said.pop("security", None)
+            if not locked:
+                document["components"].pop("securitySchemes", None)
             app.openapi_schema = document
         return app.openapi_schema
 
