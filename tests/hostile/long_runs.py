@@ -1,0 +1,46 @@
+"""Hostile input for minutes; `make fuzz` runs this file, whose name keeps it from other runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from tests.hostile.fuzz import fuzz
+from tests.hostile.generated import KEY, generate, running
+from tests.service_process import served
+
+EXAMPLES = 2000
+"""Of each operation; those with little to vary end earlier."""
+CONNECTIONS = 10_000
+GROWTH = 64 << 20
+"""Bytes that the server may have more after all of them: what allocators keep."""
+
+
+def show(title: str, outcome: object) -> None:
+    """Print what the documentation reports."""
+    print(f"\n{title}")
+    for name, value in asdict(outcome).items():  # type: ignore[call-overload]
+        print(f"  {name}: {value}")
+
+
+@pytest.mark.parametrize("key", [None, KEY], ids=["open", "with a key"])
+def test_generated(tiny_folder: Path, key: str | None) -> None:
+    """Ten thousand and more requests of the OpenAPI document are answered as it says."""
+    keys = {"api_keys": (key,)} if key else {}
+    with running(tiny_folder, threads=1, **keys) as app:
+        tried = generate(app, examples=EXAMPLES, seed=20261124, key=key)
+    show(f"generated, {'with a key' if key else 'open'}", tried)
+    assert tried.cases > 10_000
+    assert not tried.failures
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fuzz(tiny_folder: Path, seed: int) -> None:
+    """Thousands of mutilated requests leave the service as it was."""
+    with served(model=tiny_folder, threads=1, header_seconds=2, body_seconds=2) as alone:
+        fuzzed = fuzz(alone, connections=CONNECTIONS // 2, seed=seed)
+    show(f"mutilated, seed {seed}", fuzzed)
+    assert fuzzed.files[1] <= fuzzed.files[0]
+    assert fuzzed.resident[1] - fuzzed.resident[0] < GROWTH
