@@ -211,9 +211,10 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self, code: str) -> None:
         """Read no further, and say why where nobody else is being answered."""
-        if not self.idle and not (self._in_body and self.cycle is self._answering):
+        answering = None if self.idle else self._answering
+        if answering is not None and not (self._in_body and answering is self.cycle):
             # It came behind a request that is good: that one is answered first.
-            last = self._answering if self._in_body else self.cycle
+            last = answering if self._in_body else self.cycle
             last.keep_alive = False
             self.flow.pause_reading()
             return

@@ -61,7 +61,7 @@ def running(model: Path, **settings: Any) -> Iterator[FastAPI]:
     """The real app in this process, with the model at hand."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     app = create_app(Settings(model=str(model), allowed_hosts=(asgi.HOST,), **settings))
-    client = asgi.get_client(app)
+    client = asgi.get_client(app)  # type: ignore[arg-type]
     with client:
         while client.get("/readyz").status_code != 200:
             time.sleep(0.02)
@@ -114,7 +114,7 @@ def generate(app: FastAPI, *, examples: int, seed: int, key: str | None = None) 
 
 
 @schemathesis.check
-def quiet(_context: CheckContext, response: Response, case: schemathesis.Case) -> None:
+def quiet(_context: CheckContext, response: Response, case: schemathesis.Case[Any]) -> None:
     """A refusal is a problem of the table, and holds no text of the request."""
     if response.status_code < 400:
         return
@@ -139,7 +139,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 @schemathesis.hook("before_call")
-def narrow(_context: HookContext, case: schemathesis.Case, _kwargs: dict[str, Any]) -> None:
+def narrow(_context: HookContext, case: schemathesis.Case[Any], _kwargs: dict[str, Any]) -> None:
     """Bring every other good body within what the tiny model has, so that it is computed."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return

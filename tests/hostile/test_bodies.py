@@ -199,7 +199,7 @@ def test_headers(tiny_client: httpx.Client, path: str, name: str, value: str) ->
         method,
         path,
         content=iter([content or b""]) if name == "Transfer-Encoding" else content,
-        headers={field: text.encode("latin-1") for field, text in headers.items()},
+        headers=[(field.encode(), text.encode("latin-1")) for field, text in headers.items()],
     )
     assert said.status_code in (200, 404, 406, 415)
     assert CANARY not in said.text + str(said.headers)
