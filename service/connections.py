@@ -75,6 +75,7 @@ class Connection(HttpToolsProtocol):
         self._awaited: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
         self._answering: RequestResponseCycle | None = None
+        self._begun = False
         self._in_body = False
         self._overhead = 0
         self._idle_since = self.loop.time()
@@ -123,6 +124,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request's first byte."""
         super().on_message_begin()
+        self._begun = True
         self._await_head()
 
     def on_headers_complete(self) -> None:
@@ -138,7 +140,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """A request is whole."""
-        self._in_body = False
+        self._begun = self._in_body = False
         self._overhead = 0
         self._disarm()
         super().on_message_complete()
@@ -190,7 +192,7 @@ class Connection(HttpToolsProtocol):
         """What was awaited has not come."""
         if self.flow.read_paused or not (self._in_body or self.idle):
             self._arm(seconds)
-        elif self._in_body or not self._overhead:
+        elif self._in_body or not (self._begun or self._overhead):
             self.transport.abort()
         else:
             self._refuse("request_timeout")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ GROWTH = 64 << 20
 """Bytes that the server may have more after all of them: what allocators keep."""
 
 
-def show(title: str, outcome: object) -> None:
+def say(title: str, outcome: object) -> None:
     """Print what the documentation reports."""
     print(f"\n{title}")
-    for name, value in asdict(outcome).items():  # type: ignore[call-overload]
+    for name, value in vars(outcome).items():
         print(f"  {name}: {value}")
 
 
@@ -31,7 +30,7 @@ def test_generated(tiny_folder: Path, key: str | None) -> None:
     keys = {"api_keys": (key,)} if key else {}
     with running(tiny_folder, threads=1, **keys) as app:
         tried = generate(app, examples=EXAMPLES, seed=20261124, key=key)
-    show(f"generated, {'with a key' if key else 'open'}", tried)
+    say(f"generated, {'with a key' if key else 'open'}", tried)
     assert tried.cases > 10_000
     assert not tried.failures
 
@@ -41,6 +40,6 @@ def test_fuzz(tiny_folder: Path, seed: int) -> None:
     """Thousands of mutilated requests leave the service as it was."""
     with served(model=tiny_folder, threads=1, header_seconds=2, body_seconds=2) as alone:
         fuzzed = fuzz(alone, connections=CONNECTIONS // 2, seed=seed)
-    show(f"mutilated, seed {seed}", fuzzed)
+    say(f"mutilated, seed {seed}", fuzzed)
     assert fuzzed.files[1] <= fuzzed.files[0]
     assert fuzzed.resident[1] - fuzzed.resident[0] < GROWTH
