@@ -17,7 +17,7 @@ run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:
 test: $(VENV)/.dev  ## the default suite
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-fuzz: $(VENV)/.dev  ## hostile input, much of it: 30,000 generated requests, 10,000 mutilated ones
+fuzz: $(VENV)/.dev  ## hostile input, much of it: 20,000 generated requests and more, 10,000 mutilated ones
 	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
 test-slow: $(VENV)/.dev  ## what takes longer

@@ -10,7 +10,7 @@ from tests.hostile.fuzz import fuzz
 from tests.hostile.generated import KEY, generate, running
 from tests.service_process import served
 
-EXAMPLES = 2000
+EXAMPLES = 1500
 """Of each operation; those with little to vary end earlier."""
 CONNECTIONS = 10_000
 GROWTH = 64 << 20
