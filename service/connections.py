@@ -220,7 +220,8 @@ class Connection(HttpToolsProtocol):
             last.keep_alive = False
             self.flow.pause_reading()
             return
-        unanswered = self.idle or not self.cycle.response_started
+        # What is wrong in the rest of a request that is answered already is not said.
+        unanswered = not self._in_body if self.idle else not self.cycle.response_started
         if not self.idle:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -25,7 +25,7 @@ from tests.hostile.raw import (
 )
 from tests.service_process import Served, served
 
-PATIENCE = 0.4
+PATIENCE = 0.6
 """Seconds that the hasty server grants a head, and a body."""
 
 
@@ -56,8 +56,8 @@ HEADS: dict[str, tuple[bytes, ...]] = {
 @pytest.mark.parametrize("sent", HEADS.values(), ids=HEADS)
 def test_slow_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
     """A head that is not whole in time is a problem, after which the connection is closed."""
+    start = time.monotonic()
     with connected(hasty) as client:
-        start = time.monotonic()
         for piece in sent:
             client.sendall(piece)
         *before, last = answers(until_closed(client))
@@ -185,6 +185,15 @@ def test_pipelined_garbage(hasty: Served) -> None:
     assert len(rest) <= 1
     whole = exchange(hasty, get("/livez") * 200, enough=200)
     assert [answer.status for answer in whole] == [200] * 200
+
+
+def test_garbage_behind_an_answer(hasty: Served) -> None:
+    """A request that is answered already is not answered again, whatever its rest is."""
+    with connected(hasty) as client:
+        client.sendall(get("/livez", "Transfer-Encoding: chunked"))
+        assert whole_answer(client)
+        client.sendall(b"zqcanaryqz\r\n")
+        assert until_closed(client) == b""
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "zqcanaryqz"])
