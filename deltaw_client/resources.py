@@ -149,7 +149,7 @@ def equivalence_checks(
     query: Text,
     *,
     baseline: Baseline = "matched",
-    stream: Stream = "free",
+    stream: Stream | None = None,
     layers: Layers = "all",
     positions: Positions = "last",
     scope: Literal["projection", "block", "model"] = "block",
@@ -167,7 +167,7 @@ def equivalence_checks(
         context: What is read before the query.
         query: Tokenised by itself; often begins with a space.
         baseline: What the run with context is compared with, as in `weight_updates`.
-        stream: `free` or `sequential`.
+        stream: `free` or `sequential`; None is `sequential` in scope `model`, else `free`.
         layers: `all`, or layers from 0; negative ones count from the end.
         positions: `last`, `all`, or indices into the query.
         scope: What is compared: `projection`, `block`, or `model`.
