@@ -100,7 +100,10 @@ def steps(call: Call[A], request: httpx.Request, patience: Patience) -> Steps[A]
     """
     end = time.monotonic() + (call.deadline_seconds or patience.deadline_seconds)
     for attempt in count():
-        outcome = yield Send(request, end - time.monotonic())
+        left = end - time.monotonic()
+        if left <= 0:
+            raise Timeout(LATE)
+        outcome = yield Send(request, left)
         try:
             if isinstance(outcome, Reply):
                 return call.read(outcome)
