@@ -32,7 +32,7 @@ def verdict(word: str) -> Text:
 
 
 def table(
-    title: str, caption: str, columns: Iterable[str] = (), words: Iterable[str] = ()
+    title: str, caption: str, columns: Iterable[str] = (), words: Collection[str] = ()
 ) -> Table:
     """An empty table: numbers to the right, the columns of `words` to the left; no columns, no
     head. Title and caption may hold what a user wrote, so no markup is looked for in them."""
