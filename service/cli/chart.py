@@ -7,12 +7,11 @@ from itertools import pairwise
 
 from rich.bar import Bar
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from deltaw_client import Trajectories
 from schemas.trajectories import LayerTrajectory
-from service.cli.tables import number, relation, table
+from service.cli.tables import captioned, number, relation, table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 MOST_WAYS = 2
@@ -30,11 +29,11 @@ def of_trajectories(answer: Trajectories) -> RenderableType:
     return _lines(answer)
 
 
-def _bars(answer: Trajectories, way: LayerTrajectory) -> Table:
+def _bars(answer: Trajectories, way: LayerTrajectory) -> RenderableType:
     """A bar for each step, as long as ‖ΔW‖ after it."""
     title = f"layer {way.layer}, position {way.position}: ‖ΔW‖ as the context is read"
     head = ["read", "‖ΔW‖", "", "step", "cos to the end", "loss"]
-    made = table(title, relation(answer) + _noise(way), head, ["read", ""])
+    made = table(title, head, ["read", ""])
     longest = max((step.norm for step in way.steps), default=0.0) or 1.0
     for step in way.steps:
         made.add_row(
@@ -45,14 +44,14 @@ def _bars(answer: Trajectories, way: LayerTrajectory) -> Table:
             number(step.cosine_to_final, ".2f"),
             f"{number(step.loss_before)} → {number(step.loss_after)}",
         )
-    return made
+    return captioned(made, relation(answer) + _noise(way))
 
 
-def _lines(answer: Trajectories) -> Table:
+def _lines(answer: Trajectories) -> RenderableType:
     """A line for each layer and position; its highest block is its own largest ‖ΔW‖."""
     head = ["layer", "position", "‖ΔW‖ as the context is read", "largest", "at the end"]
     caption = f"each line is relative to its own largest; {relation(answer)}"
-    made = table("the way of the weights", caption, head, ["‖ΔW‖ as the context is read"])
+    made = table("the way of the weights", head, ["‖ΔW‖ as the context is read"])
     for way in answer.layers:
         norms = [step.norm for step in way.steps]
         made.add_row(
@@ -62,7 +61,7 @@ def _lines(answer: Trajectories) -> Table:
             number(max(norms)),
             number(norms[-1]) + _noise(way),
         )
-    return made
+    return captioned(made, caption)
 
 
 def sparkline(values: Sequence[float], width: int = LINE_WIDTH) -> str:

@@ -31,21 +31,19 @@ def verdict(word: str) -> Text:
     return Text(word, STYLES[word])
 
 
-def table(
-    title: str, caption: str, columns: Iterable[str] = (), words: Collection[str] = ()
-) -> Table:
+def table(title: str, columns: Iterable[str] = (), words: Collection[str] = ()) -> Table:
     """An empty table: numbers to the right, the columns of `words` to the left; no columns, no
-    head. Title and caption may hold what a user wrote, so no markup is looked for in them."""
-    made = Table(
-        title=Text(title, "table.title"),
-        caption=Text(caption, "table.caption") if caption else None,
-        title_justify="left",
-        caption_justify="left",
-        show_header=bool(columns),
-    )
+    head."""
+    # A `Text` is not searched for markup, which what a user wrote may look like.
+    made = Table(title=Text(title, "table.title"), title_justify="left", show_header=bool(columns))
     for column in columns:
         made.add_column(column, justify="left" if column in words else "right")
     return made
+
+
+def captioned(made: Table, caption: str) -> RenderableType:
+    """A table with what its numbers are relative to below it, as wide as the terminal."""
+    return Group(made, Text(caption, "table.caption"))
 
 
 def of_model_summary(model: ModelSummary) -> str:
@@ -65,13 +63,13 @@ def relation(answer: PairAnswer) -> str:
 def of_self_check(found: Mapping[str, Any]) -> RenderableType:
     """What the self-check found."""
     caption = "every layer's block on a fixed prompt; baseline matched, stream free, float32"
-    made = table("self-check", caption)
+    made = table("self-check")
     for name, value in found.items():
         if name != "verdict" and value is not None:
             told = number(value) if isinstance(value, float) else str(value)
             made.add_row(name.replace("_", " "), told)
     made.add_row("verdict", verdict(found["verdict"]))
-    return made
+    return captioned(made, caption)
 
 
 def of_checks(answer: EquivalenceChecks) -> RenderableType:
@@ -82,10 +80,10 @@ def of_checks(answer: EquivalenceChecks) -> RenderableType:
         f"relative errors, of the run with context; {answer.apply} in {answer.precision}; "
         f"{relation(answer)}"
     )
-    made = table(f"equivalence, scope {answer.scope}", caption, [*head, "verdict"], ["verdict"])
+    made = table(f"equivalence, scope {answer.scope}", [*head, "verdict"], ["verdict"])
     for check in answer.checks:
         made.add_row(str(check.layer), str(check.position), *_errors(check, controls))
-    parts: list[RenderableType] = [made]
+    parts = [captioned(made, caption)]
     if answer.logits is not None:
         parts.append(_of_logits(answer.logits))
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
@@ -104,12 +102,12 @@ def _errors(check: Check | LogitsCheck, controls: Sequence[str]) -> Iterable[str
     yield verdict(check.verdict)
 
 
-def _of_logits(logits: Sequence[LogitsCheck]) -> Table:
+def _of_logits(logits: Sequence[LogitsCheck]) -> RenderableType:
     controls = list(logits[0].controls or ())
     head = ["position", *ERRORS, *(name.replace("_", " ") for name in controls)]
-    more = ["verdict", "KL", "KL unpatched", "likeliest"]
+    more = ["verdict", "KL", "KL unpatched", "next"]
     caption = "KL of the run with context from the patched one, and from the baseline, in nats"
-    made = table("logits", caption, [*head, *more], ["verdict", "likeliest"])
+    made = table("logits", [*head, *more], ["verdict", "next"])
     for check in logits:
         likeliest = check.top_tokens.with_context[0].text
         made.add_row(
@@ -119,14 +117,14 @@ def _of_logits(logits: Sequence[LogitsCheck]) -> Table:
             number(check.unpatched_kl_divergence),
             Text(repr(likeliest)),
         )
-    return made
+    return captioned(made, caption)
 
 
 def of_updates(answer: WeightUpdates) -> RenderableType:
     """Each layer and position, and what may come next."""
     head = ["layer", "position", "‖ΔW‖", "‖ΔW‖/‖W‖", "‖ΔW‖₂/‖W‖₂", "cos(n, n_C)", "‖Δh‖", "note"]
     caption = f"W is the MLP's first weight, n what it multiplies; {relation(answer)}"
-    made = table("implicit weight updates", caption, head, ["note"])
+    made = table("implicit weight updates", head, ["note"])
     for update in answer.updates:
         made.add_row(
             str(update.layer),
@@ -138,20 +136,18 @@ def of_updates(answer: WeightUpdates) -> RenderableType:
             number(update.resid_mid.norm_difference),
             "below noise" if update.below_noise else "",
         )
-    if answer.next_tokens is None:
-        return made
-    return Group(made, *map(_of_next_tokens, answer.next_tokens))
+    return Group(captioned(made, caption), *map(_of_next_tokens, answer.next_tokens or ()))
 
 
-def _of_next_tokens(told: NextTokens) -> Table:
+def _of_next_tokens(told: NextTokens) -> RenderableType:
     title = f"what comes after position {told.position} of the query"
     caption = f"KL {number(told.kl_divergence)} nats, over the whole vocabulary"
     head = ["with context", "p", "baseline", "p "]
-    made = table(title, caption, head, ["with context", "baseline"])
+    made = table(title, head, ["with context", "baseline"])
     pairs = zip(told.with_context[:LIKELIEST], told.baseline[:LIKELIEST], strict=True)
     for with_context, baseline in pairs:
         made.add_row(*_likely(with_context), *_likely(baseline))
-    return made
+    return captioned(made, caption)
 
 
 def _likely(token: LikelyToken) -> tuple[Text, str]:
@@ -162,7 +158,7 @@ def of_activations(answer: Activations, file: Path) -> RenderableType:
     """What a file of activations holds."""
     head = ["tensor", "layer", "hook point", "positions", "shape", "dtype"]
     words = ["tensor", "hook point", "dtype"]
-    made = table(f"activations in {file}", of_model_summary(answer.model), head, words)
+    made = table(f"activations in {file}", head, words)
     for i, prompt in enumerate(answer.prompts):
         for j, activation in enumerate(prompt.activations):
             made.add_row(
@@ -173,7 +169,7 @@ def of_activations(answer: Activations, file: Path) -> RenderableType:
                 " × ".join(map(str, activation.values.shape)) or "1",
                 activation.values.dtype.name,
             )
-    return made
+    return captioned(made, of_model_summary(answer.model))
 
 
 def _positions(positions: Sequence[int]) -> str:
@@ -186,7 +182,7 @@ def _positions(positions: Sequence[int]) -> str:
 
 def of_model(answer: LoadedModel) -> RenderableType:
     """What is loaded, its hook points, its limits."""
-    about = table(of_model_summary(answer.model), "")
+    about = table(of_model_summary(answer.model))
     for name in ("architecture", "n_layers", "d_model", "d_mlp", "n_positions", "vocab_size"):
         about.add_row(name, str(getattr(answer, name)))
     about.add_row("weights", answer.model.weights_digest)
@@ -195,12 +191,12 @@ def of_model(answer: LoadedModel) -> RenderableType:
     worst = f", worst relative error {number(found.worst_relative_error, '.1e')}"
     about.add_row("self-check", Text.assemble(verdict(found.verdict), worst))
     names = ["hook point", "module", "side", "width", "TransformerLens"]
-    points = table("hook points", "", names, [name for name in names if name != "width"])
+    points = table("hook points", names, [name for name in names if name != "width"])
     for point in answer.hook_points:
         points.add_row(
             point.name, point.module, point.side, str(point.width), point.transformer_lens or "–"
         )
-    limits = table("what one request may bring", "")
+    limits = table("what one request may bring")
     for name, value in answer.limits:
         limits.add_row(name, f"{value:,}")
     return Group(about, points, limits)
