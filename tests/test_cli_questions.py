@@ -197,6 +197,7 @@ def test_key() -> None:
         ("trajectory", *PAIR, "--spans", "0-3"),
         ("model", "--url", "http://127.0.0.1:1", "--model", "bundled"),
         ("capture", "a"),
+        ("capture", "a", "--out", "/no/such/folder/a.safetensors"),
     ],
 )
 def test_not_understood(arguments: tuple[str, ...]) -> None:
@@ -212,10 +213,11 @@ def test_no_answer(tiny_service: Served) -> None:
     assert refused.stderr.startswith("deltaw: layer_out_of_range: ")
     assert "48" in refused.stderr
     url = f"http://127.0.0.1:{free_port()}"
-    absent = deltaw("model", "--url", url, "--deadline", "0.2")
-    assert absent.exit_code == 3
-    assert absent.stderr.startswith("deltaw: ")
-    assert refused.stdout == absent.stdout == ""
+    for nowhere in (url, "localhost", "http://[::1"):
+        absent = deltaw("model", "--url", nowhere, "--deadline", "0.2")
+        assert absent.exit_code == 3
+        assert absent.stderr.startswith("deltaw: ")
+        assert refused.stdout == absent.stdout == ""
 
 
 def test_lists() -> None:

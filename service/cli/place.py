@@ -118,7 +118,7 @@ def asks(command: Callable[..., Question]) -> Callable[..., None]:
         question = command(**values)
         try:
             code = asyncio.run(_asked(question, place))
-        except (DeltawError, NoModel) as error:
+        except (DeltawError, NoModel, httpx.InvalidURL) as error:
             typer.echo(f"deltaw: {error}", err=True)
             raise typer.Exit(NO_ANSWER) from error
         raise typer.Exit(code)

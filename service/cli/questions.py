@@ -124,6 +124,8 @@ def capture(
     reduce: Annotated[str, typer.Option(help="`none`, `norm` or `mean`")] = "none",
 ) -> Question:
     """Write activations to a safetensors file; `--json` prints what it says of them."""
+    if not out.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {out.parent}")
     fields: dict[str, Any] = {
         "layers": listed(layers),
         "hook_points": words(hook_points),

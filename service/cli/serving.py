@@ -45,7 +45,7 @@ def healthcheck(
         url = resolved({}).url
     try:
         answer = httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         typer.echo(f"deltaw: {type(error).__name__}", err=True)
         raise typer.Exit(1) from error
     typer.echo(answer.text)
