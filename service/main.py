@@ -19,6 +19,7 @@ from service.api import (
     equivalence_checks,
     model,
     operations,
+    page,
     probes,
     problems,
     tokenize,
@@ -98,6 +99,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(probes.router, tags=["operation"])
     app.include_router(documents.router, tags=["operation"])
     documents.serve_assets(app)
+    app.include_router(page.router)
+    page.serve_parts(app)
     operations.describe(app)
     problems.install(app)
     if chosen.cors_origins:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import fastapi_offline
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 
 from schemas.common import Answer
@@ -45,12 +45,6 @@ async def problem(code: str) -> ProblemMeaning:
         meaning=kind.meaning,
         retryable=kind.retryable,
     )
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """The way to the documentation."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/docs", include_in_schema=False)
