@@ -1,13 +1,13 @@
 /** What charts share: row heights, layer labels, heat grids, a colour key. */
 
 import { s, widthOf } from "./dom.js";
-import { plain } from "./numbers.js";
+import { formulaSvg, plain } from "./numbers.js";
 import { heat, inkOn } from "./palette.js";
 
 /** @typedef {import("./tooltip.js").Mark} Mark */
 
+/** Pixels below which a chart is drawn for a phone. */
 export const NARROW = 560;
-/** Pixels up to which a chart is drawn for a phone. */
 
 /**
  * A chart's root: a picture to screen readers, with arrow keys that go through its marks.
@@ -105,7 +105,7 @@ export function colourKey({ x, y, width, max, min = 0, label }) {
   return s("g", {}, ...strip,
     s("text", { ...under, x }, plain(min, 2)),
     s("text", { ...under, x: x + width, "text-anchor": "end" }, plain(max, 2)),
-    s("text", { x: x + width + 10, y: y + 4, dy: "0.34em", class: "soft", "font-size": 12 }, label));
+    s("text", { x: x + width + 10, y: y + 4, dy: "0.34em", class: "soft", "font-size": 12 }, ...formulaSvg(label)));
 }
 
 /**

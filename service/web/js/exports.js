@@ -2,14 +2,34 @@
 
 const KEPT = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "paint-order", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
 const MARGIN = 16;
+const FONTS = [
+  ["Source Sans 3", "200 900", "source-sans-3-latin-wght-normal.woff2", ""],
+  ["Source Sans 3", "200 900", "source-sans-3-greek-wght-normal.woff2", "unicode-range:U+0370-03FF;"],
+  ["IBM Plex Mono", "400", "ibm-plex-mono-latin-400-normal.woff2", ""],
+];
+
+/** The page's fonts as a style sheet that needs no other file; empty where they cannot be read. */
+async function fonts() {
+  const rules = await Promise.all(FONTS.map(async ([family, weight, file, range]) => {
+    const bytes = await (await fetch(new URL(`../vendor/fonts/${file}`, import.meta.url))).blob();
+    const url = await new Promise((resolve, reject) => {
+      const reader = new FileReader();
+      reader.onload = () => resolve(reader.result);
+      reader.onerror = () => reject(reader.error);
+      reader.readAsDataURL(bytes);
+    });
+    return `@font-face{font-family:"${family}";font-weight:${weight};${range}src:url(${url}) format("woff2")}`;
+  }));
+  return rules.join("");
+}
 
 /**
  * A copy in which every style is an attribute, on the page's ground.
  * @param {SVGSVGElement} svg as it is shown
  * @param {string} title
- * @returns {{text: string, width: number, height: number}}
+ * @returns {Promise<{text: string, width: number, height: number}>}
  */
-function standalone(svg, title) {
+async function standalone(svg, title) {
   const copy = /** @type {SVGSVGElement} */ (svg.cloneNode(true));
   const [shown, copied] = [svg, copy].map((root) => [root, ...root.querySelectorAll("*")]);
   shown.forEach((element, i) => {
@@ -29,8 +49,8 @@ function standalone(svg, title) {
   copy.setAttribute("viewBox", `${-MARGIN} ${-MARGIN} ${width} ${height}`);
   copy.setAttribute("width", String(width));
   copy.setAttribute("height", String(height));
-  const ground = getComputedStyle(document.documentElement).getPropertyValue("color-scheme") && getComputedStyle(svg.closest(".figure")).backgroundColor;
-  copy.prepend(make("title", {}, title), make("rect", { x: -MARGIN, y: -MARGIN, width, height, fill: ground }));
+  const ground = getComputedStyle(svg.closest(".figure")).backgroundColor;
+  copy.prepend(make("title", {}, title), make("style", {}, await fonts()), make("rect", { x: -MARGIN, y: -MARGIN, width, height, fill: ground }));
   return { text: new XMLSerializer().serializeToString(copy), width, height };
 }
 
@@ -53,8 +73,8 @@ export function save(content, name) {
  * @param {string} name without suffix
  * @param {string} title
  */
-export function saveSvg(svg, name, title) {
-  save(new Blob([standalone(svg, title).text], { type: "image/svg+xml" }), `${name}.svg`);
+export async function saveSvg(svg, name, title) {
+  save(new Blob([(await standalone(svg, title)).text], { type: "image/svg+xml" }), `${name}.svg`);
 }
 
 /**
@@ -63,7 +83,7 @@ export function saveSvg(svg, name, title) {
  * @param {string} title
  */
 export async function savePng(svg, name, title) {
-  const { text, width, height } = standalone(svg, title);
+  const { text, width, height } = await standalone(svg, title);
   const url = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
   const image = new Image();
   image.src = url;

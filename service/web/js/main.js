@@ -65,6 +65,9 @@ function startForm() {
   start({ ...typed, position: same ? asked.position : null }, { afresh: true, step: true });
 }
 
+/** @param {number} answers */
+const counted = (answers) => `${answers} answer${answers === 1 ? "" : "s"}`;
+
 /**
  * Tell how far a question is.
  * @param {import("./run.js").Progress} progress
@@ -74,17 +77,19 @@ function progressed({ done, all, loading, ended, problems, seconds }) {
   bar.max = all;
   bar.value = done;
   byId("cancel").hidden = ended;
-  const failed = problems.length ? `, ${problems.length} refused` : "";
+  byId("results").setAttribute("aria-busy", String(!ended));
+  const failed = problems.length ? `, ${problems.length} refused,` : "";
   byId("said").textContent = loading ? "The model is still being loaded …"
-    : ended ? `${all} answers in ${seconds.toFixed(2)} s${failed}` : `${done} of ${all} answers …`;
-  const shared = ended && problems.length === all && new Set(problems.map(({ said }) => said.code)).size === 1;
+    : ended ? `${counted(all - problems.length)}${failed} in ${seconds.toFixed(2)} s` : `${done} of ${all} answers …`;
+  const shared = ended && problems.length > 1 && new Set(problems.map(({ said }) => said.code + said.detail)).size === 1;
   const box = byId("problem");
-  byId("figures").hidden = shared;
+  for (const { element } of figures) element.hidden = shared && element.dataset.state === "failed";
   box.hidden = !shared;
   if (!shared) return;
   const locked = problems[0].said.status === 401 || problems[0].said.status === 403;
   const retry = h("button", { type: "button", on: { click: locked ? askForKey : () => start(asked, { afresh: true }) } }, locked ? "Enter a key" : "Try again");
   box.replaceChildren(...alertOf(problems[0]), retry);
+  box.scrollIntoView({ block: "nearest" });
 }
 
 /** Say which model is resident. */
@@ -111,6 +116,7 @@ byId("run-again").addEventListener("click", startForm);
 byId("cancel").addEventListener("click", () => {
   run.cancel();
   byId("cancel").hidden = true;
+  byId("results").setAttribute("aria-busy", "false");
   byId("said").textContent = "Cancelled.";
 });
 byId("share").addEventListener("click", async () => {

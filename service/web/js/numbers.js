@@ -68,6 +68,27 @@ export function powerOfTen(exponent) {
 }
 
 /**
+ * A formula with its indices lowered, as HTML nodes: `‖ΔW‖_F`, `n_C`.
+ * @param {string} text
+ * @returns {Array<Node | string>}
+ */
+export function formula(text) {
+  return text.split(/(_[A-Z])(?![A-Za-z])/).map((part) => /^_[A-Z]$/.test(part) ? h("sub", {}, part[1]) : part);
+}
+
+/**
+ * The same as parts of an SVG text.
+ * @param {string} text
+ * @returns {Array<Node>}
+ */
+export function formulaSvg(text) {
+  return text.split(/(_[A-Z])(?![A-Za-z])/).flatMap((part, i) => {
+    if (/^_[A-Z]$/.test(part)) return [s("tspan", { dy: "0.25em", "font-size": "75%" }, part[1])];
+    return part ? [s("tspan", i ? { dy: "-0.19em" } : {}, part)] : [];
+  });
+}
+
+/**
  * Every digit that there is.
  * @param {unknown} value
  * @returns {string}

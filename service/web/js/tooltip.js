@@ -1,7 +1,7 @@
 /** What lies under the pointer, or under the arrow keys, with every digit. */
 
 import { byId, h, s } from "./dom.js";
-import { exact } from "./numbers.js";
+import { exact, formula } from "./numbers.js";
 
 /**
  * @typedef {object} Mark
@@ -21,8 +21,8 @@ import { exact } from "./numbers.js";
  */
 function show(mark, x, y) {
   const tip = byId("tip");
-  const rows = mark.rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, typeof value === "string" ? value : exact(value))]);
-  tip.replaceChildren(h("strong", {}, mark.title), h("dl", {}, ...rows));
+  const rows = mark.rows.flatMap(([name, value]) => [h("dt", {}, ...formula(name)), h("dd", {}, typeof value === "string" ? value : exact(value))]);
+  tip.replaceChildren(h("strong", {}, ...formula(mark.title)), h("dl", {}, ...rows));
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
   const left = Math.min(Math.max(8, x + 14), innerWidth - width - 8);

@@ -12,12 +12,12 @@ const HIGHEST = 10;
 
 /** Controls by their name: what they are, and their glyph. */
 const CONTROLS = {
-  without_bias: ["ΔW without Δh", d3.symbolTriangle],
-  without_weight: ["Δh without ΔW", d3.symbolSquare],
-  random_update: ["random ΔW of equal norm", d3.symbolWye],
-  shuffled_context: ["update of the shuffled context", d3.symbolDiamond],
+  without_bias: ["ΔW without Δh", d3.symbolTriangle2],
+  without_weight: ["Δh without ΔW", d3.symbolSquare2],
+  random_update: ["random ΔW of equal norm", d3.symbolTimes],
+  shuffled_context: ["update of the shuffled context", d3.symbolDiamond2],
   bias_only_at_attention: ["Δh at attention, no ΔW: exact too", d3.symbolCircle],
-  free_stream_patches: ["all free-stream patches at once", d3.symbolStar],
+  free_stream_patches: ["all free-stream patches at once", d3.symbolAsterisk],
 };
 const EXACT = "bias_only_at_attention";
 
@@ -61,7 +61,7 @@ function legend(names, width, y) {
 
 /** @param {string} name of a control */
 function glyph(name) {
-  return s("path", { d: d3.symbol(CONTROLS[name]?.[1] ?? d3.symbolCross, name === EXACT ? 90 : 46)(), class: name === EXACT ? "control exact" : "control" });
+  return s("path", { d: d3.symbol(CONTROLS[name]?.[1] ?? d3.symbolPlus, name === EXACT ? 62 : 42)(), class: name === EXACT ? "control exact" : "control" });
 }
 
 /** @type {import("../figure.js").View} */
@@ -93,6 +93,7 @@ export const equivalence = {
     const lowest = Math.min(epsilon, ...checks.flatMap(shown).filter((value) => value > 0));
     const [left, right, top] = [narrow ? 30 : 62, 10, 30];
     const height = rowHeight(checks.length, 38);
+    const lane = height > 18 ? height * 0.36 : 0; // controls lie below the line, so that no mark covers another
     const bottom = top + checks.length * height;
     const domain = [10 ** Math.floor(Math.log10(lowest) - 0.15), Math.max(HIGHEST, ...checks.flatMap(shown).map((value) => 10 ** Math.ceil(Math.log10(value || 1))))];
     const scale = d3.scaleLog(domain, [left, width - right]).clamp(true);
@@ -113,27 +114,28 @@ export const equivalence = {
     const marks = [];
     const rows = s("g", {});
     checks.forEach((check, i) => {
-      const y = top + (i + 0.5) * height;
+      const y = top + (i + 0.5) * height - lane / 2;
       const say = (node, name, value, row) => marks.push({ node, title: `layer ${check.layer}: ${name}`, rows: [["relative error", value], ...(row ?? [])], row: i, col: at(value) });
       const line = s("rect", { class: "hit", x: left, y: top + i * height, width: width - left - right, height, fill: "transparent" });
       rows.append(line);
       marks.push({ node: line, title: `layer ${check.layer}: ${check.verdict}`, rows: facts(check), row: i, col: 0 });
       if (check.relative_error !== null && check.unpatched_relative_error !== null) {
-        rows.append(s("path", { class: "span", "pointer-events": "none", d: `M${at(check.relative_error)} ${y}H${at(check.unpatched_relative_error)}` }));
-        const middle = (at(check.tolerance) + at(Math.min(check.unpatched_relative_error, ...names.filter((name) => name !== EXACT).map((name) => check.controls[name]).filter((value) => value !== null)))) / 2;
+        const [from, to] = [at(check.relative_error), at(check.unpatched_relative_error)];
         const said = narrow || height < 20 ? timesShort(check.improvement) : times(check.improvement);
-        if (widthOf(said, "sans", 13) < at(check.unpatched_relative_error) - at(check.tolerance) - 40) {
-          rows.append(s("text", { x: middle, y, dy: "0.34em", "text-anchor": "middle", class: "halo", "font-size": narrow ? 12 : 13, "pointer-events": "none" }, said));
-        }
+        const middle = (at(check.tolerance) + to) / 2;
+        const half = widthOf(said, "sans", 13) / 2 + 8;
+        const fits = middle + half < to - 12 && middle - half > at(check.tolerance) + 4;
+        rows.append(s("path", { class: "span", "pointer-events": "none", d: fits ? `M${from} ${y}H${middle - half}M${middle + half} ${y}H${to}` : `M${from} ${y}H${to}` }));
+        if (fits) rows.append(s("text", { x: middle, y, dy: "0.34em", "text-anchor": "middle", "font-size": 13, "pointer-events": "none" }, said));
       }
-      const place = (node, name, value, row) => {
+      const place = (node, name, value, row, down = 0) => {
         if (value === null || value === undefined) return;
-        node.setAttribute("transform", `translate(${at(value)} ${y})`);
+        node.setAttribute("transform", `translate(${at(value)} ${y + down})`);
         rows.append(node);
         say(node, value === 0 ? `${name} (0, drawn at the edge)` : name, value, row);
       };
-      place(s("path", { d: `M0${-height * 0.32}V${height * 0.32}`, class: "tolerance" }), "tolerance", check.tolerance);
-      for (const name of names) place(glyph(name), CONTROLS[name]?.[0] ?? name, check.controls[name]);
+      place(s("path", { d: `M0${1 - height / 2 + lane / 2}V${height / 2 - 1 + lane / 2}`, class: "tolerance" }), "tolerance", check.tolerance);
+      for (const name of names) place(glyph(name), CONTROLS[name]?.[0] ?? name, check.controls[name], [], lane);
       place(s("circle", { r: height < 20 ? 4 : 5.5, class: "unpatched" }), "unpatched", check.unpatched_relative_error);
       place(s("circle", { r: height < 20 ? 4 : 6, class: check.holds ? "dot" : "dot fails" }), "patched", check.relative_error, [["unpatched / patched", check.improvement]]);
     });

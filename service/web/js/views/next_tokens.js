@@ -34,7 +34,7 @@ export const nextTokens = {
     const marks = [];
     const groups = RUNS.map(([name, title, kind], col) => {
       const x = col * (column + gap);
-      const group = s("g", {}, s("text", { x, y: 13, class: name === "patched" ? "strong accent" : "strong", "font-size": narrow ? 12 : 14 }, clipped(title, column, "strong", narrow ? 12 : 14)));
+      const group = s("g", {}, s("text", { x, y: 13, class: name === "patched" ? "strong accent" : "strong", "font-size": narrow ? 12 : 14 }, narrow ? title.split(",")[0] : title));
       top_tokens[name].slice(0, count).forEach((token, row) => {
         const y = 30 + row * height;
         const said = percent(token.probability);

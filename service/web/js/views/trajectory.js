@@ -2,7 +2,7 @@
 
 import { NARROW, apart, chart, colourKey, heatGrid, layerLabels, layerName, rowHeight } from "../charts.js";
 import { clipped, h, s, widthOf } from "../dom.js";
-import { plain } from "../numbers.js";
+import { formula, formulaSvg, plain } from "../numbers.js";
 import { layerColour } from "../palette.js";
 import { deviation, read, relativeTo } from "../questions.js";
 import { CHOICES } from "../state.js";
@@ -31,7 +31,7 @@ export const trajectory = {
   },
   caption(answer, state) {
     const worst = Math.max(...answer.layers.map(({ telescoping_error }) => telescoping_error ?? 0));
-    return [`Lines: ‖ΔW‖_F after each step, from nothing read to all of it. Colour: the step’s own norm ‖ΔW after − ΔW before‖_F. The steps sum to the whole update to ${plain(worst, 2)} of its norm; ${relativeTo(answer)}.${deviation(state, answer)}`];
+    return formula(`Lines: ‖ΔW‖_F after each step, from nothing read to all of it. Colour: the step’s own norm ‖ΔW after − ΔW before‖_F. The steps sum to the whole update to ${plain(worst, 2)} of its norm; ${relativeTo(answer)}.${deviation(state, answer)}`);
   },
   controls(_answer, state, act) {
     return h("div", { class: "choices", role: "group", "aria-label": "Steps" }, ...Object.entries(CHOICES.steps).map(([value, label]) =>
@@ -43,7 +43,7 @@ export const trajectory = {
     const spans = layers[0].steps.map(({ span }) => span);
     const chosen = Math.min(state.layer ?? Infinity, layers.at(-1).layer);
     const [left, right, top] = [narrow ? 34 : 62, narrow ? 30 : 58, 12];
-    const cell = Math.max(15, (width - left - right) / spans.length);
+    const cell = Math.max(narrow ? 10.5 : 14, (width - left - right) / spans.length);
     const across = cell * spans.length;
     const [tall, height] = [narrow ? 170 : 230, rowHeight(layers.length, 16) - (layers.length > 26 ? 5 : 0)];
     const most = Math.max(...layers.flatMap(({ steps }) => steps.map(({ norm }) => norm)));
@@ -75,8 +75,8 @@ export const trajectory = {
       rows: [["‖step‖", step.step_norm], ["‖ΔW‖ after it", step.norm], ["‖gradient‖", step.gradient_norm], ["cosine to the whole", step.cosine_to_final], ["loss before", step.loss_before], ["loss after", step.loss_after]],
     }))) });
     const stripBottom = stripTop + layers.length * height;
-    const upright = spans.every((span) => widthOf(named(answer, span), "mono", 12) < cell - 4);
-    const labels = spans.map((span) => clipped(named(answer, span), upright ? cell : 112, "mono", 12));
+    const upright = cell > 90 || spans.every((span) => widthOf(named(answer, span), "mono", 12) < cell - 4);
+    const labels = spans.map((span) => clipped(named(answer, span), upright ? cell - 4 : 112, "mono", 12));
     const words = s("g", {}, ...labels.map((text, i) => upright
       ? s("text", { x: x(i + 0.5), y: stripBottom + 16, "text-anchor": "middle", class: "token" }, text)
       : s("text", { transform: `translate(${x(i + 0.5) + 4} ${stripBottom + 10}) rotate(-52)`, "text-anchor": "end", class: "token" }, text)));
@@ -85,7 +85,7 @@ export const trajectory = {
     const label = `Norm of the update after each of ${spans.length} steps. At the end: ${layers.map(({ layer, steps }) => `layer ${layer} ${plain(steps.at(-1).norm)}`).join(", ")}.`;
     const svg = chart(Math.max(width, left + across + right), stripBottom + room + 36, label, ground,
       layerLabels(layers.map(({ layer }) => layer), { x: left - 10, y: stripTop, height, narrow, chosen }), lines, grid.element, words, key,
-      ...(narrow ? [] : [s("text", { x: left + 6, y: top + 6, class: "soft small" }, "‖ΔW‖_F")]));
+      ...(narrow ? [] : [s("text", { x: left + 6, y: top + 6, class: "soft small" }, ...formulaSvg("‖ΔW‖_F"))]));
     return { element: svg, svg, marks: [...marks, ...grid.marks] };
   },
   table: (answer) => ({

@@ -2,7 +2,7 @@
 
 import { NARROW, chart, colourKey, heatGrid, layerLabels, rowHeight } from "../charts.js";
 import { clipped, s, widthOf } from "../dom.js";
-import { plain } from "../numbers.js";
+import { formula, formulaSvg, plain } from "../numbers.js";
 import { pair, relativeTo } from "../questions.js";
 import { quoted, visible } from "../tokens_text.js";
 
@@ -16,7 +16,7 @@ const d3 = globalThis.d3;
 function bars({ x, y, width, height, title, domain, kind, entries }, col) {
   const scale = d3.scaleLinear(domain, [x, x + width - 40]).clamp(true);
   const marks = [];
-  const group = s("g", {}, s("text", { x: x, y: y - 12, class: "strong", "font-size": 13 }, title), s("path", { class: "axis", d: `M${scale(0)} ${y}v${entries.length * height}` }));
+  const group = s("g", {}, s("text", { x: x, y: y - 12, class: "strong", "font-size": 13 }, ...formulaSvg(title)), s("path", { class: "axis", d: `M${scale(0)} ${y}v${entries.length * height}` }));
   entries.forEach(({ layer, value, rows }, row) => {
     const middle = y + (row + 0.5) * height;
     const node = s("rect", { x, y: y + row * height, width, height, fill: "transparent" });
@@ -39,9 +39,9 @@ export const updates = {
   title: "The update, layer by layer",
   path: "v1/weight-updates",
   request: (state) => ({ ...pair(state), positions: "all", include: ["next_tokens"] }),
-  caption: (answer) => [
+  caption: (answer) => formula(
     `Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weight, a rank-1 update for each token of the query. Beside it, at the chosen token: the cosine of mlp_in with and without the context, and ‖Δh‖ / ‖h‖ of the stream before it; ${relativeTo(answer)}.`,
-  ],
+  ),
   draw(answer, state, width, act) {
     const narrow = width < NARROW;
     const count = answer.tokens.query.length;
