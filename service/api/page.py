@@ -30,7 +30,7 @@ MEDIA_TYPES = {
 
 
 class Parts(StaticFiles):
-    """Files with an ETag that browsers ask for again each time, so that an upgrade shows at once."""
+    """Files that a browser asks for again each time, by their ETag: an upgrade shows at once."""
 
     def file_response(
         self,

@@ -59,6 +59,22 @@ function legend(names, width, y) {
   return { element: group, height: (line + 1) * 20 };
 }
 
+/**
+ * Which controls could not be formed, and why.
+ * @param {any[]} checks
+ * @returns {string[]}
+ */
+function unformed(checks) {
+  const layers = new Map();
+  for (const { layer, control_reasons } of checks) {
+    for (const [name, reason] of Object.entries(control_reasons ?? {})) {
+      const said = `${CONTROLS[name]?.[0] ?? name}: ${reason}`;
+      layers.set(said, [...(layers.get(said) ?? []), layer]);
+    }
+  }
+  return [...layers].map(([said, where]) => `Not formed at ${where.length === checks.length ? "any layer" : `layer ${where.join(", ")}`} – ${said}.`);
+}
+
 /** @param {string} name of a control */
 function glyph(name) {
   return s("path", { d: d3.symbol(CONTROLS[name]?.[1] ?? d3.symbolPlus, name === EXACT ? 62 : 42)(), class: name === EXACT ? "control exact" : "control" });
@@ -146,10 +162,10 @@ export const equivalence = {
       s("text", { x: scale(epsilon) - 5, y: top - 10, "text-anchor": "end", class: "soft small" }, narrow ? "ε" : `ε of ${answer.precision}`));
     const title = s("text", { x: width - right, y: bottom + 38, "text-anchor": "end", class: "soft small" }, narrow ? "relative error" : "relative error of the block’s output, ‖actual − expected‖ / ‖expected‖");
     const names_ = legend(names, width, bottom + (narrow ? 62 : 58));
-    const missing = checks.flatMap((check) => Object.entries(check.control_reasons ?? {}).map(([name, reason]) => `${CONTROLS[name]?.[0] ?? name}, layer ${check.layer}: ${reason}`));
+    const notes = [...unformed(checks), ...(checks.flatMap(shown).includes(0) ? ["An error of 0 is drawn at the left edge."] : [])];
     const label = `Relative errors of ${checks.length} layers on a logarithmic axis. ${checks.map((check) => `Layer ${check.layer}: patched ${plain(check.relative_error, 2)}, tolerance ${plain(check.tolerance, 2)}, unpatched ${plain(check.unpatched_relative_error, 2)}.`).join(" ")}`;
     const svg = chart(width, bottom + 52 + names_.height, label, ground, ulp, rows, axis, head, title, names_.element, layerLabels(checks.map(({ layer }) => layer), { x: left - 10, y: top, height, narrow }));
-    const element = h("div", {}, svg, ...(missing.length ? [h("p", { class: "note" }, "Not formed: ", missing.join("; "), ".")] : []));
+    const element = h("div", {}, svg, ...notes.map((note) => h("p", { class: "note" }, note)));
     return { element, svg, marks };
   },
   table({ checks }) {
