@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 LONG = {
-    "context": " ".join(f"The capital of country {i} is city {i}." for i in range(12)),
-    "query": " The capital of Germany is Berlin, and that of Sweden is Stockholm; what then?",
+    "context": " ".join(f"The capital of country {i} is city {i}." for i in range(5)),
+    "query": " The capital of Germany is Berlin; what then?",
 }
 
 

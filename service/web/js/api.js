@@ -34,7 +34,15 @@ async function problemOf(response) {
     return new Problem(await response.json(), after);
   }
   const title = `${response.status} ${response.statusText}`.trim();
-  return new Problem({ title, detail: "The answer is not one of the service’s own.", code: "foreign", status: response.status }, after);
+  return new Problem(
+    {
+      title,
+      detail: "The answer is not one of the service’s own.",
+      code: "foreign",
+      status: response.status,
+    },
+    after,
+  );
 }
 
 /**
@@ -63,13 +71,22 @@ function pause(seconds, signal) {
 export async function ask(path, body = null, signal, waiting = () => {}) {
   for (;;) {
     const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-    const post = { method: "POST", body: JSON.stringify(body), headers: { ...headers, "Content-Type": "application/json" } };
+    const post = {
+      method: "POST",
+      body: JSON.stringify(body),
+      headers: { ...headers, "Content-Type": "application/json" },
+    };
     let response;
     try {
       response = await fetch(address(path), { ...(body ? post : { headers }), signal, cache: "no-store" });
     } catch (error) {
       if (signal?.aborted) throw error;
-      throw new Problem({ title: "No answer", detail: "The service cannot be reached.", code: "unreachable", retryable: true });
+      throw new Problem({
+        title: "No answer",
+        detail: "The service cannot be reached.",
+        code: "unreachable",
+        retryable: true,
+      });
     }
     if (response.ok) return response.json();
     const problem = await problemOf(response);

@@ -18,7 +18,21 @@ export const NARROW = 560;
  * @returns {SVGSVGElement}
  */
 export function chart(width, height, label, ...children) {
-  return /** @type {SVGSVGElement} */ (s("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${label} Arrow keys go through the values.` }, ...children));
+  const tall = Math.ceil(height);
+  return /** @type {SVGSVGElement} */ (
+    s(
+      "svg",
+      {
+        width,
+        height: tall,
+        viewBox: `0 0 ${width} ${tall}`,
+        role: "img",
+        tabindex: 0,
+        "aria-label": `${label} Arrow keys go through the values.`,
+      },
+      ...children,
+    )
+  );
 }
 
 /**
@@ -47,7 +61,24 @@ export function layerName(layer, narrow) {
  * @param {{x: number, y: number, height: number, narrow: boolean, chosen?: number}} place `x` is where they end
  */
 export function layerLabels(layers, { x, y, height, narrow, chosen }) {
-  return s("g", {}, ...layers.map((layer, i) => s("text", { x, y: y + (i + 0.5) * height, dy: "0.34em", "text-anchor": "end", class: layer === chosen ? "strong" : "soft", "font-size": height < 18 ? 11 : 13 }, layerName(layer, narrow))));
+  return s(
+    "g",
+    {},
+    ...layers.map((layer, i) =>
+      s(
+        "text",
+        {
+          x,
+          y: y + (i + 0.5) * height,
+          dy: "0.34em",
+          "text-anchor": "end",
+          class: layer === chosen ? "strong" : "soft",
+          "font-size": height < 18 ? 11 : 13,
+        },
+        layerName(layer, narrow),
+      ),
+    ),
+  );
 }
 
 /**
@@ -65,23 +96,42 @@ export function heatGrid({ x, y, cell, height, cells, max }) {
   const marks = [];
   const gap = cell > 8 ? 1.5 : 0;
   const element = s("g", { class: cells[0]?.[0]?.pick ? "picks" : "" });
-  cells.forEach((line, row) => line.forEach(({ value, text, noise, title, rows, pick }, col) => {
-    const [left, top] = [x + col * cell, y + row * height];
-    const colour = value === null ? null : heat(max ? value / max : 0);
-    const node = s("rect", { x: left + gap / 2, y: top + gap / 2, width: Math.max(1, cell - gap), height: height - gap, rx: Math.min(3, cell / 6) });
-    if (colour === null || noise) {
-      node.setAttribute("class", "track");
-      node.setAttribute("stroke-dasharray", "2 2");
-    } else node.setAttribute("fill", colour);
-    element.append(node);
-    const said = noise ? "noise" : text;
-    if (said && height >= 16 && widthOf(said, "sans", 12) < cell - 6) {
-      const ink = s("text", { x: left + cell / 2, y: top + height / 2, dy: "0.34em", "text-anchor": "middle", "font-size": 12, "pointer-events": "none" }, said);
-      if (colour !== null && !noise) ink.style.fill = inkOn(colour);
-      element.append(ink);
-    }
-    marks.push({ node, title, rows, row, col, pick });
-  }));
+  cells.forEach((line, row) =>
+    line.forEach(({ value, text, noise, title, rows, pick }, col) => {
+      const [left, top] = [x + col * cell, y + row * height];
+      const colour = value === null ? null : heat(max ? value / max : 0);
+      const node = s("rect", {
+        x: left + gap / 2,
+        y: top + gap / 2,
+        width: Math.max(1, cell - gap),
+        height: height - gap,
+        rx: Math.min(3, cell / 6),
+      });
+      if (colour === null || noise) {
+        node.setAttribute("class", "track");
+        node.setAttribute("stroke-dasharray", "2 2");
+      } else node.setAttribute("fill", colour);
+      element.append(node);
+      const said = noise ? "noise" : text;
+      if (said && height >= 16 && widthOf(said, "sans", 12) < cell - 6) {
+        const ink = s(
+          "text",
+          {
+            x: left + cell / 2,
+            y: top + height / 2,
+            dy: "0.34em",
+            "text-anchor": "middle",
+            "font-size": 12,
+            "pointer-events": "none",
+          },
+          said,
+        );
+        if (colour !== null && !noise) ink.style.fill = inkOn(colour);
+        element.append(ink);
+      }
+      marks.push({ node, title, rows, row, col, pick });
+    }),
+  );
   return { element, marks };
 }
 
@@ -99,13 +149,27 @@ export function colourKey({ x, y, width, max, min = 0, label }) {
   const steps = 32;
   const strip = Array.from({ length: steps }, (_, i) => {
     const value = min + ((i + 0.5) / steps) * (max - min);
-    return s("rect", { x: x + (i * width) / steps, y, width: width / steps + 0.5, height: 8, fill: heat(max ? value / max : 0) });
+    return s("rect", {
+      x: x + (i * width) / steps,
+      y,
+      width: width / steps + 0.5,
+      height: 8,
+      fill: heat(max ? value / max : 0),
+    });
   });
   const under = { y: y + 22, class: "soft", "font-size": 12 };
-  return s("g", {}, ...strip,
+  return s(
+    "g",
+    {},
+    ...strip,
     s("text", { ...under, x }, plain(min, 2)),
     s("text", { ...under, x: x + width, "text-anchor": "end" }, plain(max, 2)),
-    s("text", { x: x + width + 10, y: y + 4, dy: "0.34em", class: "soft", "font-size": 12 }, ...formulaSvg(label)));
+    s(
+      "text",
+      { x: x + width + 10, y: y + 4, dy: "0.34em", class: "soft", "font-size": 12 },
+      ...formulaSvg(label),
+    ),
+  );
 }
 
 /**

@@ -18,7 +18,12 @@ function fill(element, attributes, children) {
       element.setAttribute(name, value === true ? "" : String(value));
     }
   }
-  element.append(...children.flat().filter((child) => child || child === 0).map((child) => child instanceof Node ? child : String(child)));
+  element.append(
+    ...children
+      .flat()
+      .filter((child) => child || child === 0)
+      .map((child) => (child instanceof Node ? child : String(child))),
+  );
   return element;
 }
 

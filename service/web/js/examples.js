@@ -11,7 +11,19 @@ export const EXAMPLES = [
     context: "The capital of Bortu is Kelas. The capital of Vimor is Tandel. The capital of Zaru is Pilon.",
     query: " The capital of Vimor is",
   },
-  { name: "A list, asked again", context: "stone -> red\nriver -> blue\ncloud -> green\nhouse -> white\n", query: "river ->" },
-  { name: "Names", context: "The whale was named Ahab. The sailor was named Starbuck. The ship was named Pequod.", query: " The sailor was named" },
-  { name: "Counting", context: "one two three four five six seven eight one two three four five", query: " six seven" },
+  {
+    name: "A list, asked again",
+    context: "stone -> red\nriver -> blue\ncloud -> green\nhouse -> white\n",
+    query: "river ->",
+  },
+  {
+    name: "Names",
+    context: "The whale was named Ahab. The sailor was named Starbuck. The ship was named Pequod.",
+    query: " The sailor was named",
+  },
+  {
+    name: "Counting",
+    context: "one two three four five six seven eight one two three four five",
+    query: " six seven",
+  },
 ];

@@ -1,6 +1,18 @@
 /** A chart as a file: SVG that stands by itself, PNG, and the numbers as CSV. */
 
-const KEPT = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "paint-order", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
+const KEPT = [
+  "fill",
+  "stroke",
+  "stroke-width",
+  "stroke-dasharray",
+  "stroke-linejoin",
+  "paint-order",
+  "opacity",
+  "font-family",
+  "font-size",
+  "font-weight",
+  "text-anchor",
+];
 const MARGIN = 16;
 const FONTS = [
   ["Source Sans 3", "200 900", "source-sans-3-latin-wght-normal.woff2", ""],
@@ -10,16 +22,18 @@ const FONTS = [
 
 /** The page's fonts as a style sheet that needs no other file; empty where they cannot be read. */
 async function fonts() {
-  const rules = await Promise.all(FONTS.map(async ([family, weight, file, range]) => {
-    const bytes = await (await fetch(new URL(`../vendor/fonts/${file}`, import.meta.url))).blob();
-    const url = await new Promise((resolve, reject) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(reader.result);
-      reader.onerror = () => reject(reader.error);
-      reader.readAsDataURL(bytes);
-    });
-    return `@font-face{font-family:"${family}";font-weight:${weight};${range}src:url(${url}) format("woff2")}`;
-  }));
+  const rules = await Promise.all(
+    FONTS.map(async ([family, weight, file, range]) => {
+      const bytes = await (await fetch(new URL(`../vendor/fonts/${file}`, import.meta.url))).blob();
+      const url = await new Promise((resolve, reject) => {
+        const reader = new FileReader();
+        reader.onload = () => resolve(reader.result);
+        reader.onerror = () => reject(reader.error);
+        reader.readAsDataURL(bytes);
+      });
+      return `@font-face{font-family:"${family}";font-weight:${weight};${range}src:url(${url}) format("woff2")}`;
+    }),
+  );
   return rules.join("");
 }
 
@@ -35,7 +49,8 @@ async function standalone(svg, title) {
   shown.forEach((element, i) => {
     const style = getComputedStyle(element);
     for (const name of KEPT) copied[i].setAttribute(name, style.getPropertyValue(name));
-    for (const name of ["class", "data-mark", "tabindex", "role", "aria-label", "aria-describedby"]) copied[i].removeAttribute(name);
+    for (const name of ["class", "data-mark", "tabindex", "role", "aria-label", "aria-describedby"])
+      copied[i].removeAttribute(name);
   });
   const [width, height] = [svg.width.baseVal.value + 2 * MARGIN, svg.height.baseVal.value + 2 * MARGIN];
   const make = (tag, attributes, text = "") => {
@@ -50,7 +65,11 @@ async function standalone(svg, title) {
   copy.setAttribute("width", String(width));
   copy.setAttribute("height", String(height));
   const ground = getComputedStyle(svg.closest(".figure")).backgroundColor;
-  copy.prepend(make("title", {}, title), make("style", {}, await fonts()), make("rect", { x: -MARGIN, y: -MARGIN, width, height, fill: ground }));
+  copy.prepend(
+    make("title", {}, title),
+    make("style", {}, await fonts()),
+    make("rect", { x: -MARGIN, y: -MARGIN, width, height, fill: ground }),
+  );
   return { text: new XMLSerializer().serializeToString(copy), width, height };
 }
 

@@ -62,11 +62,35 @@ export class Figure {
     this.caption = h("p", { class: "caption" });
     this.controls = h("div", { class: "controls", hidden: true });
     this.plot = h("div", { class: "plot" });
-    this.drawers = { numbers: h("div", { class: "drawer", hidden: true, tabindex: 0, role: "region", "aria-label": `${view.title}: numbers`, id: `${view.id}-numbers` }),
-      curl: h("div", { class: "drawer", hidden: true, tabindex: 0, role: "region", "aria-label": `${view.title}: curl`, id: `${view.id}-curl` }) };
+    this.drawers = {
+      numbers: h("div", {
+        class: "drawer",
+        hidden: true,
+        tabindex: 0,
+        role: "region",
+        "aria-label": `${view.title}: numbers`,
+        id: `${view.id}-numbers`,
+      }),
+      curl: h("div", {
+        class: "drawer",
+        hidden: true,
+        tabindex: 0,
+        role: "region",
+        "aria-label": `${view.title}: curl`,
+        id: `${view.id}-curl`,
+      }),
+    };
     this.actions = h("div", { class: "actions", hidden: true });
-    this.element = h("section", { class: "figure", id: view.id, "aria-labelledby": `${view.id}-title`, "data-state": "empty" },
-      h("header", {}, this.title, this.badge), this.caption, this.controls, this.plot, this.actions, ...Object.values(this.drawers));
+    this.element = h(
+      "section",
+      { class: "figure", id: view.id, "aria-labelledby": `${view.id}-title`, "data-state": "empty" },
+      h("header", {}, this.title, this.badge),
+      this.caption,
+      this.controls,
+      this.plot,
+      this.actions,
+      ...Object.values(this.drawers),
+    );
     this.#makeActions();
     this.width = 0;
     new ResizeObserver(() => {
@@ -75,23 +99,40 @@ export class Figure {
   }
 
   #makeActions() {
-    const act = (label, what, attributes = {}) => h("button", { type: "button", class: "plain", on: { click: what }, ...attributes }, label);
+    const act = (label, what, attributes = {}) =>
+      h("button", { type: "button", class: "plain", on: { click: what }, ...attributes }, label);
     const drawer = (label, name) => {
-      const button = act(label, () => {
-        const open = this.drawers[name].hidden;
-        this.drawers[name].hidden = !open;
-        button.setAttribute("aria-expanded", String(open));
-        if (open) this.#fillDrawers();
-      }, { "aria-expanded": "false", "aria-controls": `${this.view.id}-${name}` });
+      const button = act(
+        label,
+        () => {
+          const open = this.drawers[name].hidden;
+          this.drawers[name].hidden = !open;
+          button.setAttribute("aria-expanded", String(open));
+          if (open) this.#fillDrawers();
+        },
+        { "aria-expanded": "false", "aria-controls": `${this.view.id}-${name}` },
+      );
       return button;
     };
     const name = `deltaw-${this.view.id}`;
     this.files = [
-      act("SVG", () => saveSvg(this.drawn.svg, name, this.view.title), { "aria-label": `${this.view.title}: save as SVG` }),
-      act("PNG", () => savePng(this.drawn.svg, name, this.view.title), { "aria-label": `${this.view.title}: save as PNG` }),
+      act("SVG", () => saveSvg(this.drawn.svg, name, this.view.title), {
+        "aria-label": `${this.view.title}: save as SVG`,
+      }),
+      act("PNG", () => savePng(this.drawn.svg, name, this.view.title), {
+        "aria-label": `${this.view.title}: save as PNG`,
+      }),
     ];
-    const data = act("CSV", () => save(new Blob([csv(this.#table())], { type: "text/csv" }), `${name}.csv`), { "aria-label": `${this.view.title}: save the data as CSV` });
-    this.actions.append(drawer("Numbers", "numbers"), drawer("curl", "curl"), h("span", { class: "gap" }), ...this.files, data);
+    const data = act("CSV", () => save(new Blob([csv(this.#table())], { type: "text/csv" }), `${name}.csv`), {
+      "aria-label": `${this.view.title}: save the data as CSV`,
+    });
+    this.actions.append(
+      drawer("Numbers", "numbers"),
+      drawer("curl", "curl"),
+      h("span", { class: "gap" }),
+      ...this.files,
+      data,
+    );
   }
 
   /** @returns {Table} */
@@ -103,17 +144,48 @@ export class Figure {
     if (!this.drawers.numbers.hidden) {
       const { columns, rows } = this.#table();
       const texts = columns.map((_, i) => typeof rows[0]?.[i] === "string");
-      const cells = (tag, values) => h("tr", {}, ...values.map((value, i) => h(tag, { class: texts[i] ? "text" : null, scope: tag === "th" ? "col" : null }, exact(value))));
-      const left = rows.length > ROWS_SHOWN ? h("p", { class: "note" }, `The first ${ROWS_SHOWN} of ${rows.length} rows; the CSV has all.`) : null;
-      this.drawers.numbers.replaceChildren(h("table", {}, h("thead", {}, cells("th", columns)), h("tbody", {}, ...rows.slice(0, ROWS_SHOWN).map((row) => cells("td", row)))), ...(left ? [left] : []));
+      const cells = (tag, values) =>
+        h(
+          "tr",
+          {},
+          ...values.map((value, i) =>
+            h(tag, { class: texts[i] ? "text" : null, scope: tag === "th" ? "col" : null }, exact(value)),
+          ),
+        );
+      const left =
+        rows.length > ROWS_SHOWN
+          ? h("p", { class: "note" }, `The first ${ROWS_SHOWN} of ${rows.length} rows; the CSV has all.`)
+          : null;
+      this.drawers.numbers.replaceChildren(
+        h(
+          "table",
+          {},
+          h("thead", {}, cells("th", columns)),
+          h("tbody", {}, ...rows.slice(0, ROWS_SHOWN).map((row) => cells("td", row))),
+        ),
+        ...(left ? [left] : []),
+      );
     }
     if (!this.drawers.curl.hidden) {
       const command = curl(this.view.path, JSON.parse(this.shows));
-      const copy = h("button", { type: "button", class: "plain", on: { click: async () => {
-        await navigator.clipboard?.writeText(command);
-        byId("spoken").textContent = copy.textContent = "Copied";
-      } } }, "Copy");
-      this.drawers.curl.replaceChildren(h("div", { class: "copy" }, copy), h("pre", {}, h("code", {}, command)));
+      const copy = h(
+        "button",
+        {
+          type: "button",
+          class: "plain",
+          on: {
+            click: async () => {
+              await navigator.clipboard?.writeText(command);
+              byId("spoken").textContent = copy.textContent = "Copied";
+            },
+          },
+        },
+        "Copy",
+      );
+      this.drawers.curl.replaceChildren(
+        h("div", { class: "copy" }, copy),
+        h("pre", {}, h("code", {}, command)),
+      );
     }
   }
 
@@ -167,8 +239,13 @@ export class Figure {
     this.badge.textContent = "";
     this.title.replaceChildren(this.view.title);
     this.caption.replaceChildren();
-    this.actions.hidden = this.controls.hidden = this.drawers.numbers.hidden = this.drawers.curl.hidden = true;
-    for (const button of this.actions.querySelectorAll("[aria-expanded]")) button.setAttribute("aria-expanded", "false");
+    this.actions.hidden =
+      this.controls.hidden =
+      this.drawers.numbers.hidden =
+      this.drawers.curl.hidden =
+        true;
+    for (const button of this.actions.querySelectorAll("[aria-expanded]"))
+      button.setAttribute("aria-expanded", "false");
     this.plot.replaceChildren(h("div", { class: "alert" }, ...alertOf(problem)));
   }
 
@@ -190,7 +267,11 @@ export class Figure {
     this.plot.replaceChildren(this.drawn.element);
     this.plot.scrollLeft = scrolled;
     const wide = this.plot.scrollWidth > this.plot.clientWidth + 1;
-    for (const [name, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", `${this.view.title}: chart, scrolls sideways`]]) {
+    for (const [name, value] of [
+      ["tabindex", "0"],
+      ["role", "region"],
+      ["aria-label", `${this.view.title}: chart, scrolls sideways`],
+    ]) {
       if (wide) this.plot.setAttribute(name, value);
       else this.plot.removeAttribute(name);
     }

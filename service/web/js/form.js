@@ -57,11 +57,28 @@ export function write(state) {
  */
 export function listen({ changed, run, example }) {
   for (const [name, labels] of Object.entries(LABELS)) {
-    byId(name).append(...Object.entries(labels).map(([value, label]) =>
-      h("label", { for: `${name}-${value}` }, h("input", { type: "radio", name, value, id: `${name}-${value}`, "aria-describedby": `${name}-note` }), label)));
+    byId(name).append(
+      ...Object.entries(labels).map(([value, label]) =>
+        h(
+          "label",
+          { for: `${name}-${value}` },
+          h("input", {
+            type: "radio",
+            name,
+            value,
+            id: `${name}-${value}`,
+            "aria-describedby": `${name}-note`,
+          }),
+          label,
+        ),
+      ),
+    );
   }
-  byId("examples").append(...EXAMPLES.map(({ name, context, query }) =>
-    h("button", { type: "button", on: { click: () => example({ context, query }) } }, name)));
+  byId("examples").append(
+    ...EXAMPLES.map(({ name, context, query }) =>
+      h("button", { type: "button", on: { click: () => example({ context, query }) } }, name),
+    ),
+  );
   const form = byId("question");
   form.addEventListener("input", () => {
     explain();

@@ -30,7 +30,9 @@ const act = {
   },
   walk: (steps) => start({ ...asked, steps }),
 };
-const figures = [equivalence, nextTokens, tokens, updates, trajectory, attribution].map((view) => new Figure(view, act));
+const figures = [equivalence, nextTokens, tokens, updates, trajectory, attribution].map(
+  (view) => new Figure(view, act),
+);
 const run = new Run(figures, progressed);
 
 /** Write what is asked into the address, without a step of history. */
@@ -79,15 +81,23 @@ function progressed({ done, all, loading, ended, problems, seconds }) {
   byId("cancel").hidden = ended;
   byId("results").setAttribute("aria-busy", String(!ended));
   const failed = problems.length ? `, ${problems.length} refused,` : "";
-  byId("said").textContent = loading ? "The model is still being loaded …"
-    : ended ? `${counted(all - problems.length)}${failed} in ${seconds.toFixed(2)} s` : `${done} of ${all} answers …`;
-  const shared = ended && problems.length > 1 && new Set(problems.map(({ said }) => said.code + said.detail)).size === 1;
+  byId("said").textContent = loading
+    ? "The model is still being loaded …"
+    : ended
+      ? `${counted(all - problems.length)}${failed} in ${seconds.toFixed(2)} s`
+      : `${done} of ${all} answers …`;
+  const shared =
+    ended && problems.length > 1 && new Set(problems.map(({ said }) => said.code + said.detail)).size === 1;
   const box = byId("problem");
   for (const { element } of figures) element.hidden = shared && element.dataset.state === "failed";
   box.hidden = !shared;
   if (!shared) return;
   const locked = problems[0].said.status === 401 || problems[0].said.status === 403;
-  const retry = h("button", { type: "button", on: { click: locked ? askForKey : () => start(asked, { afresh: true }) } }, locked ? "Enter a key" : "Try again");
+  const retry = h(
+    "button",
+    { type: "button", on: { click: locked ? askForKey : () => start(asked, { afresh: true }) } },
+    locked ? "Enter a key" : "Try again",
+  );
   box.replaceChildren(...alertOf(problems[0]), retry);
   box.scrollIntoView({ block: "nearest" });
 }
@@ -96,7 +106,8 @@ function progressed({ done, all, loading, ended, problems, seconds }) {
 async function introduce() {
   try {
     const { model, n_layers, d_model, self_check } = await ask("v1/model");
-    byId("resident").textContent = `${model.id}: ${n_layers} layers, ${d_model} wide, ${model.dtype} on ${model.device}; self-check ${self_check.verdict}`;
+    byId("resident").textContent =
+      `${model.id}: ${n_layers} layers, ${d_model} wide, ${model.dtype} on ${model.device}; self-check ${self_check.verdict}`;
   } catch {
     byId("resident").textContent = "";
   }

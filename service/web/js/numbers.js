@@ -73,7 +73,9 @@ export function powerOfTen(exponent) {
  * @returns {Array<Node | string>}
  */
 export function formula(text) {
-  return text.split(/(_[A-Z])(?![A-Za-z])/).map((part) => /^_[A-Z]$/.test(part) ? h("sub", {}, part[1]) : part);
+  return text
+    .split(/(_[A-Z])(?![A-Za-z])/)
+    .map((part) => (/^_[A-Z]$/.test(part) ? h("sub", {}, part[1]) : part));
 }
 
 /**

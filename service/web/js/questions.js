@@ -34,7 +34,13 @@ export function placed(state) {
  */
 export function read(state) {
   const chosen = state.baseline === "anchored" ? "anchored" : "matched";
-  return { context: state.context, query: state.query, baseline: chosen, stream: "free", positions: at(state) };
+  return {
+    context: state.context,
+    query: state.query,
+    baseline: chosen,
+    stream: "free",
+    positions: at(state),
+  };
 }
 
 /**
@@ -55,7 +61,8 @@ export function relativeTo(answer) {
  * @returns {string}
  */
 export function deviation(state, answer) {
-  const other = state.baseline === "matched" || state.baseline === "anchored" ? "" : `baseline ${answer.baseline}`;
+  const other =
+    state.baseline === "matched" || state.baseline === "anchored" ? "" : `baseline ${answer.baseline}`;
   const stream = state.stream === answer.stream ? "" : `the ${answer.stream} stream`;
   const both = [other, stream].filter(Boolean).join(" and ");
   return both && ` This view exists with ${both}.`;

@@ -46,7 +46,14 @@ export class Run {
     this.controller?.abort();
     const controller = (this.controller = new AbortController());
     const current = () => this.controller === controller;
-    const progress = { done: 0, all: this.figures.length, loading: false, ended: false, problems: [], seconds: 0 };
+    const progress = {
+      done: 0,
+      all: this.figures.length,
+      loading: false,
+      ended: false,
+      problems: [],
+      seconds: 0,
+    };
     const start = performance.now();
     const told = () => {
       progress.seconds = (performance.now() - start) / 1000;
@@ -74,21 +81,23 @@ export class Run {
       return answer;
     };
     told();
-    await Promise.all(this.figures.map(async (figure) => {
-      answers[figure.view.id] = one(figure);
-      try {
-        await answers[figure.view.id];
-      } catch (error) {
+    await Promise.all(
+      this.figures.map(async (figure) => {
+        answers[figure.view.id] = one(figure);
+        try {
+          await answers[figure.view.id];
+        } catch (error) {
+          if (!current()) return;
+          if (!(error instanceof Problem)) throw error;
+          figure.fail(error);
+          progress.problems.push(error);
+        }
         if (!current()) return;
-        if (!(error instanceof Problem)) throw error;
-        figure.fail(error);
-        progress.problems.push(error);
-      }
-      if (!current()) return;
-      progress.loading = false;
-      progress.done += 1;
-      progress.ended = progress.done === progress.all;
-      told();
-    }));
+        progress.loading = false;
+        progress.done += 1;
+        progress.ended = progress.done === progress.all;
+        told();
+      }),
+    );
   }
 }

@@ -37,7 +37,17 @@ export const CHOICES = {
 /** @returns {State} The seed's question. */
 export function initial() {
   const { context, query } = EXAMPLES[0];
-  return { context, query, baseline: "matched", other: "", stream: "free", precision: "model", position: null, layer: null, steps: "tokens" };
+  return {
+    context,
+    query,
+    baseline: "matched",
+    other: "",
+    stream: "free",
+    precision: "model",
+    position: null,
+    layer: null,
+    steps: "tokens",
+  };
 }
 
 /**
@@ -67,7 +77,9 @@ export function fromFragment(fragment) {
  */
 export function toFragment(state) {
   const standard = initial();
-  const kept = Object.entries(state).filter(([name, value]) => name === "context" || name === "query" || value !== standard[name]);
+  const kept = Object.entries(state).filter(
+    ([name, value]) => name === "context" || name === "query" || value !== standard[name],
+  );
   return new URLSearchParams(kept.map(([name, value]) => [name, String(value)])).toString();
 }
 
@@ -80,5 +92,8 @@ export const ASKED = ["context", "query", "baseline", "other", "stream", "precis
  * @param {State} two
  */
 export function sameQuestion(one, two) {
-  return ASKED.every((name) => one[name] === two[name] || (name === "other" && one.baseline !== "other" && two.baseline !== "other"));
+  return ASKED.every(
+    (name) =>
+      one[name] === two[name] || (name === "other" && one.baseline !== "other" && two.baseline !== "other"),
+  );
 }

@@ -8,7 +8,9 @@
  * @returns {string}
  */
 export function spelled(tokens) {
-  const pieces = tokens.map(({ text, bytes }) => bytes ? Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0)) : new TextEncoder().encode(text));
+  const pieces = tokens.map(({ text, bytes }) =>
+    bytes ? Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0)) : new TextEncoder().encode(text),
+  );
   const all = new Uint8Array(pieces.reduce((sum, piece) => sum + piece.length, 0));
   pieces.reduce((at, piece) => (all.set(piece, at), at + piece.length), 0);
   return new TextDecoder().decode(all);

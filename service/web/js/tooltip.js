@@ -21,7 +21,10 @@ import { exact, formula } from "./numbers.js";
  */
 function show(mark, x, y) {
   const tip = byId("tip");
-  const rows = mark.rows.flatMap(([name, value]) => [h("dt", {}, ...formula(name)), h("dd", {}, typeof value === "string" ? value : exact(value))]);
+  const rows = mark.rows.flatMap(([name, value]) => [
+    h("dt", {}, ...formula(name)),
+    h("dd", {}, typeof value === "string" ? value : exact(value)),
+  ]);
   tip.replaceChildren(h("strong", {}, ...formula(mark.title)), h("dl", {}, ...rows));
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
@@ -47,9 +50,10 @@ function next(marks, from, key) {
   if (key === "End") return marks.at(-1);
   const along = key === "ArrowLeft" || key === "ArrowRight";
   const sign = key === "ArrowRight" || key === "ArrowDown" ? 1 : -1;
-  const distance = (mark) => along ? sign * (mark.col - from.col) : sign * (mark.row - from.row);
-  const aside = (mark) => along ? Math.abs(mark.row - from.row) : Math.abs(mark.col - from.col);
-  return marks.filter((mark) => distance(mark) > 0 && (!along || aside(mark) === 0))
+  const distance = (mark) => (along ? sign * (mark.col - from.col) : sign * (mark.row - from.row));
+  const aside = (mark) => (along ? Math.abs(mark.row - from.row) : Math.abs(mark.col - from.col));
+  return marks
+    .filter((mark) => distance(mark) > 0 && (!along || aside(mark) === 0))
     .sort((a, b) => distance(a) - distance(b) || aside(a) - aside(b))[0];
 }
 
@@ -78,14 +82,20 @@ export function tells(svg, marks) {
   const go = (mark) => {
     here = marks.indexOf(mark);
     const box = /** @type {SVGGraphicsElement} */ (mark.node).getBBox();
-    for (const [name, value] of [["x", box.x - 3], ["y", box.y - 3], ["width", box.width + 6], ["height", box.height + 6]]) {
+    for (const [name, value] of [
+      ["x", box.x - 3],
+      ["y", box.y - 3],
+      ["width", box.width + 6],
+      ["height", box.height + 6],
+    ]) {
       cursor.setAttribute(name, String(value));
     }
     svg.append(cursor);
     cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
     const at = mark.node.getBoundingClientRect();
     show(mark, at.right, at.bottom - 10);
-    byId("spoken").textContent = `${mark.title}: ${mark.rows.map(([name, value]) => `${name} ${typeof value === "string" ? value : exact(value)}`).join(", ")}`;
+    byId("spoken").textContent =
+      `${mark.title}: ${mark.rows.map(([name, value]) => `${name} ${typeof value === "string" ? value : exact(value)}`).join(", ")}`;
   };
   svg.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
