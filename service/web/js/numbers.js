@@ -107,8 +107,8 @@ export function exact(value) {
 export function percent(value) {
   if (value === null) return "none";
   const hundred = 100 * value;
-  if (value !== 0 && Math.abs(hundred) < 0.1) return value > 0 ? "<0.1 %" : "−<0.1 %";
-  return `${(Math.abs(hundred) >= 99.95 || Math.abs(hundred) < 10 ? hundred.toFixed(1) : hundred.toFixed(0)).replace("-", "−").replace(".0", "")} %`;
+  if (value !== 0 && Math.abs(hundred) < 0.1) return value > 0 ? "<0.1 %" : ">−0.1 %";
+  return `${(Math.abs(hundred) < 9.95 ? hundred.toFixed(1) : hundred.toFixed(0)).replace("-", "−").replace(".0", "")} %`;
 }
 
 const SCALES = [
