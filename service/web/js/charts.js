@@ -56,29 +56,18 @@ export function layerName(layer, narrow) {
 }
 
 /**
- * Labels left of the rows.
+ * Labels left of the rows; of rows that are lower than a line of text every second.
  * @param {number[]} layers
  * @param {{x: number, y: number, height: number, narrow: boolean, chosen?: number}} place `x` is where they end
  */
 export function layerLabels(layers, { x, y, height, narrow, chosen }) {
-  return s(
-    "g",
-    {},
-    ...layers.map((layer, i) =>
-      s(
-        "text",
-        {
-          x,
-          y: y + (i + 0.5) * height,
-          dy: "0.34em",
-          "text-anchor": "end",
-          class: layer === chosen ? "strong" : "soft",
-          "font-size": height < 18 ? 11 : 13,
-        },
-        layerName(layer, narrow),
-      ),
-    ),
-  );
+  const size = height < 18 ? 11 : 13;
+  const label = (layer, i) => {
+    const place = { x, y: y + (i + 0.5) * height, dy: "0.34em", "text-anchor": "end", "font-size": size };
+    return s("text", { ...place, class: layer === chosen ? "strong" : "soft" }, layerName(layer, narrow));
+  };
+  const every = height < size ? 2 : 1;
+  return s("g", {}, ...layers.map((layer, i) => i % every === 0 && label(layer, i)));
 }
 
 /**

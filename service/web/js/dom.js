@@ -58,6 +58,20 @@ export function byId(id) {
   return /** @type {HTMLElement} */ (document.getElementById(id));
 }
 
+/**
+ * Put a text on the clipboard, which browsers allow on https and on this machine alone.
+ * @param {string} text
+ * @returns {Promise<boolean>} whether it is there
+ */
+export async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 const canvas = document.createElement("canvas").getContext("2d");
 
 /**

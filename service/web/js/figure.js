@@ -1,9 +1,9 @@
 /** A figure: heading, caption, plot, and what can be done with it (numbers, curl, files). */
 
 import { curl } from "./api.js";
-import { byId, h } from "./dom.js";
+import { h } from "./dom.js";
+import { commandOf, numbersOf } from "./drawers.js";
 import { csv, save, savePng, saveSvg } from "./exports.js";
-import { exact } from "./numbers.js";
 import { alertOf } from "./problem.js";
 import { tells } from "./tooltip.js";
 
@@ -42,8 +42,6 @@ import { tells } from "./tooltip.js";
  * @property {(steps: State["steps"]) => void} walk the trajectory in other steps
  */
 
-const ROWS_SHOWN = 400;
-
 /** One figure on the page. */
 export class Figure {
   /**
@@ -55,6 +53,8 @@ export class Figure {
     this.act = act;
     /** The body whose answer is shown, as JSON; empty while none is. */
     this.shows = "";
+    /** @type {object} */
+    this.body = {};
     this.answer = null;
     this.drawn = /** @type {Drawn | null} */ (null);
     this.badge = h("span", { class: "badge" });
@@ -141,52 +141,9 @@ export class Figure {
   }
 
   #fillDrawers() {
-    if (!this.drawers.numbers.hidden) {
-      const { columns, rows } = this.#table();
-      const texts = columns.map((_, i) => typeof rows[0]?.[i] === "string");
-      const cells = (tag, values) =>
-        h(
-          "tr",
-          {},
-          ...values.map((value, i) =>
-            h(tag, { class: texts[i] ? "text" : null, scope: tag === "th" ? "col" : null }, exact(value)),
-          ),
-        );
-      const left =
-        rows.length > ROWS_SHOWN
-          ? h("p", { class: "note" }, `The first ${ROWS_SHOWN} of ${rows.length} rows; the CSV has all.`)
-          : null;
-      this.drawers.numbers.replaceChildren(
-        h(
-          "table",
-          {},
-          h("thead", {}, cells("th", columns)),
-          h("tbody", {}, ...rows.slice(0, ROWS_SHOWN).map((row) => cells("td", row))),
-        ),
-        ...(left ? [left] : []),
-      );
-    }
-    if (!this.drawers.curl.hidden) {
-      const command = curl(this.view.path, JSON.parse(this.shows));
-      const copy = h(
-        "button",
-        {
-          type: "button",
-          class: "plain",
-          on: {
-            click: async () => {
-              await navigator.clipboard?.writeText(command);
-              byId("spoken").textContent = copy.textContent = "Copied";
-            },
-          },
-        },
-        "Copy",
-      );
-      this.drawers.curl.replaceChildren(
-        h("div", { class: "copy" }, copy),
-        h("pre", {}, h("code", {}, command)),
-      );
-    }
+    const { numbers, curl: command } = this.drawers;
+    if (!numbers.hidden) numbers.replaceChildren(...numbersOf(this.#table()));
+    if (!command.hidden) command.replaceChildren(...commandOf(curl(this.view.path, this.body)));
   }
 
   /** Say that an answer is on its way; what is still shown is dimmed. */
@@ -215,6 +172,7 @@ export class Figure {
    */
   show(body, answer, state) {
     this.shows = JSON.stringify(body);
+    this.body = body;
     this.answer = answer;
     this.state = state;
     this.element.dataset.state = "done";

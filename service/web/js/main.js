@@ -1,7 +1,7 @@
 /** The page: form, figures and address, wired. */
 
 import { ask } from "./api.js";
-import { byId, h } from "./dom.js";
+import { byId, copied, h } from "./dom.js";
 import { Figure } from "./figure.js";
 import * as form from "./form.js";
 import { askForKey, keyDialog } from "./keys.js";
@@ -131,8 +131,10 @@ byId("cancel").addEventListener("click", () => {
   byId("said").textContent = "Cancelled.";
 });
 byId("share").addEventListener("click", async () => {
-  await navigator.clipboard?.writeText(location.href);
-  byId("said").textContent = "The link is copied; it shows what is asked now.";
+  const done = await copied(location.href);
+  byId("said").textContent = done
+    ? "The link is copied; it shows what is asked now."
+    : "Not copied: the address bar has the link.";
 });
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -213,15 +213,15 @@ function layerRow(check, { at, left, right, top, height, narrow, row }) {
  * @param {boolean} narrow
  */
 function headings({ checks: [first], precision }, at, narrow) {
-  const over = (value, text, kind, anchor) =>
-    value === null
-      ? []
-      : [s("text", { x: at(value), y: TOP - 10, "text-anchor": anchor, class: kind, "font-size": 13 }, text)];
+  const over = (value, text, kind, anchor, dx = 0) => {
+    const place = { x: at(value ?? 1) + dx, y: TOP - 10, "text-anchor": anchor, "font-size": 13 };
+    return value === null ? [] : [s("text", { ...place, class: kind }, text)];
+  };
   return [
     ...over(first.relative_error, "patched", "accent strong", narrow ? "middle" : "start"),
     ...over(first.tolerance, "tolerance", "", "start"),
     ...over(first.unpatched_relative_error, "unpatched", "strong", "end"),
-    ...(narrow ? [] : over(EPSILON[precision], `ε of ${precision} `, "soft small", "end")),
+    ...(narrow ? [] : over(EPSILON[precision], `ε of ${precision}`, "soft small", "end", -5)),
   ];
 }
 

@@ -40,8 +40,11 @@ function lines(layers, { left, cell, tall, narrow, chosen }, act) {
         plain(tick),
       ),
     ]);
-  const ends = layers.map(({ steps }) => y(steps.at(-1).norm));
-  const named = apart(ends, narrow ? 11 : 14, TOP + 4, TOP + tall);
+  const gap = narrow ? 11 : 14;
+  const every = Math.ceil((layers.length * gap) / tall);
+  const labelled = layers.filter(({ layer }, i) => layer === chosen || i % every === 0);
+  const ends = labelled.map(({ steps }) => y(steps.at(-1).norm));
+  const named = apart(ends, gap, TOP + 4, TOP + tall);
   const marks = [];
   const drawn = layers.map(({ layer, steps }, i) => {
     const points = [[left, y(0)], ...steps.map(({ norm }, k) => [left + (k + 1) * cell, y(norm)])];
@@ -51,7 +54,7 @@ function lines(layers, { left, cell, tall, narrow, chosen }, act) {
     marks.push({ node, title: `layer ${layer}`, rows, row: -1, col: i, pick: () => act.look(layer) });
     return node;
   });
-  const labels = layers.map(({ layer }, i) => {
+  const labels = labelled.map(({ layer }, i) => {
     const place = { x: left + across + 8, y: named[i], dy: "0.34em", "font-size": narrow ? 11 : 12.5 };
     return s("text", { ...place, class: layer === chosen ? "strong" : "soft" }, layerName(layer, narrow));
   });
