@@ -19,6 +19,7 @@ from service.api import (
     equivalence_checks,
     model,
     operations,
+    page,
     probes,
     problems,
     tokenize,
@@ -99,6 +100,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(probes.router, tags=["operation"])
     app.include_router(documents.router, tags=["operation"])
     documents.serve_assets(app)
+    app.include_router(page.router)
+    page.serve_parts(app)
     operations.describe(app, locked=bool(state.keys))
     problems.install(app)
     if chosen.cors_origins:

@@ -10,7 +10,7 @@ import fastapi_offline
 from fastapi import APIRouter, FastAPI, Response
 from fastapi import Path as PathParameter
 from fastapi.openapi.docs import swagger_ui_default_parameters
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
@@ -73,12 +73,6 @@ async def problem(
         meaning=kind.meaning,
         retryable=kind.retryable,
     )
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """The way to the documentation."""
-    return RedirectResponse("/docs")
 
 
 @router.get("/docs", include_in_schema=False)

@@ -13,7 +13,8 @@ EVERYWHERE: Mapping[str, str] = {
 """On whatever is answered."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
 )
 """What a page of ours may do: load and ask this service, run nothing inline, be framed nowhere."""
 

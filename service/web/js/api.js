@@ -1,0 +1,109 @@
+/** The service: requests that can be dropped, problems as they come, and the same as a curl command. */
+
+import { key } from "./keys.js";
+
+/** What the service, or the way to it, answered instead. */
+export class Problem extends Error {
+  /**
+   * @param {{title: string, detail: string, code: string, status?: number, errors?: Array<{pointer: string, message: string}>,
+   *   request_id?: string, retryable?: boolean}} said RFC 9457, as the service sends it
+   * @param {number} [after] seconds after which the service says that it may be asked again
+   */
+  constructor(said, after = 0) {
+    super(`${said.title}: ${said.detail}`);
+    this.said = said;
+    this.after = after;
+  }
+}
+
+/**
+ * The address of a resource, relative to the page, so that a prefix in front of the service is kept.
+ * @param {string} path such as `v1/model`
+ */
+export function address(path) {
+  return new URL(path, document.baseURI.split("#")[0]).href;
+}
+
+/**
+ * @param {Response} response that is no success
+ * @returns {Promise<Problem>}
+ */
+async function problemOf(response) {
+  const after = Number(response.headers.get("Retry-After")) || 0;
+  if (response.headers.get("Content-Type")?.startsWith("application/problem+json")) {
+    return new Problem(await response.json(), after);
+  }
+  const title = `${response.status} ${response.statusText}`.trim();
+  return new Problem(
+    {
+      title,
+      detail: "The answer is not one of the service’s own.",
+      code: "foreign",
+      status: response.status,
+    },
+    after,
+  );
+}
+
+/**
+ * @param {number} seconds
+ * @param {AbortSignal} [signal]
+ */
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, 1000 * seconds);
+    signal?.addEventListener("abort", () => {
+      clearTimeout(timer);
+      reject(signal.reason);
+    });
+  });
+}
+
+/**
+ * Ask the service; while it is still loading its model, ask again when it says.
+ * @param {string} path such as `v1/model`
+ * @param {object | null} [body] of a POST; null is a GET
+ * @param {AbortSignal} [signal]
+ * @param {(problem: Problem) => void} [waiting] told whenever the model is still being loaded
+ * @returns {Promise<any>}
+ * @throws {Problem}
+ */
+export async function ask(path, body = null, signal, waiting = () => {}) {
+  for (;;) {
+    const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
+    const post = {
+      method: "POST",
+      body: JSON.stringify(body),
+      headers: { ...headers, "Content-Type": "application/json" },
+    };
+    let response;
+    try {
+      response = await fetch(address(path), { ...(body ? post : { headers }), signal, cache: "no-store" });
+    } catch (error) {
+      if (signal?.aborted) throw error;
+      throw new Problem({
+        title: "No answer",
+        detail: "The service cannot be reached.",
+        code: "unreachable",
+        retryable: true,
+      });
+    }
+    if (response.ok) return response.json();
+    const problem = await problemOf(response);
+    if (problem.said.code !== "loading") throw problem;
+    waiting(problem);
+    await pause(Math.min(problem.after || 1, 5), signal);
+  }
+}
+
+/**
+ * The command that asks the same. It names the key's environment variable, never the key.
+ * @param {string} path
+ * @param {object} body
+ * @returns {string}
+ */
+export function curl(path, body) {
+  const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
+  const authorization = key() ? ' \\\n  -H "Authorization: Bearer $DELTAW_API_KEY"' : "";
+  return `curl -s ${address(path)}${authorization} \\\n  -H 'Content-Type: application/json' -d '${quoted}'`;
+}

@@ -1,0 +1,240 @@
+/** A figure: heading, caption, plot, and what can be done with it (numbers, curl, files). */
+
+import { curl } from "./api.js";
+import { h } from "./dom.js";
+import { commandOf, numbersOf } from "./drawers.js";
+import { csv, save, savePng, saveSvg } from "./exports.js";
+import { alertOf } from "./problem.js";
+import { tells } from "./tooltip.js";
+
+/** @typedef {import("./state.js").State} State */
+
+/**
+ * @typedef {object} Drawn
+ * @property {Element} element
+ * @property {SVGSVGElement} [svg] the chart, where there is one to export
+ * @property {import("./tooltip.js").Mark[]} [marks]
+ */
+
+/**
+ * @typedef {object} Table
+ * @property {string[]} columns
+ * @property {unknown[][]} rows
+ */
+
+/**
+ * @typedef {object} View
+ * @property {string} id
+ * @property {string} title
+ * @property {string} path of its resource
+ * @property {(state: State, answerOf: (id: string) => Promise<any>) => object | Promise<object>} request its body
+ * @property {(answer: any, state: State) => Array<Node | string>} caption what the numbers are relative to
+ * @property {(answer: any, state: State, width: number, act: Act) => Drawn} draw
+ * @property {(answer: any, state: State) => Table} table every number, exactly
+ * @property {(answer: any, state: State, act: Act) => Element | null} [controls]
+ * @property {(answer: any) => Element} [heading] in the title's place
+ */
+
+/**
+ * @typedef {object} Act
+ * @property {(position: number) => void} place look at another position of the query
+ * @property {(layer: number) => void} look look at another layer
+ * @property {(steps: State["steps"]) => void} walk the trajectory in other steps
+ */
+
+/** One figure on the page. */
+export class Figure {
+  /**
+   * @param {View} view
+   * @param {Act} act
+   */
+  constructor(view, act) {
+    this.view = view;
+    this.act = act;
+    /** The body whose answer is shown, as JSON; empty while none is. */
+    this.shows = "";
+    /** @type {object} */
+    this.body = {};
+    this.answer = null;
+    this.drawn = /** @type {Drawn | null} */ (null);
+    this.badge = h("span", { class: "badge" });
+    this.title = h("h2", { id: `${view.id}-title` }, view.title);
+    this.caption = h("p", { class: "caption" });
+    this.controls = h("div", { class: "controls", hidden: true });
+    this.plot = h("div", { class: "plot" });
+    this.drawers = {
+      numbers: h("div", {
+        class: "drawer",
+        hidden: true,
+        tabindex: 0,
+        role: "region",
+        "aria-label": `${view.title}: numbers`,
+        id: `${view.id}-numbers`,
+      }),
+      curl: h("div", {
+        class: "drawer",
+        hidden: true,
+        tabindex: 0,
+        role: "region",
+        "aria-label": `${view.title}: curl`,
+        id: `${view.id}-curl`,
+      }),
+    };
+    this.actions = h("div", { class: "actions", hidden: true });
+    this.element = h(
+      "section",
+      { class: "figure", id: view.id, "aria-labelledby": `${view.id}-title`, "data-state": "empty" },
+      h("header", {}, this.title, this.badge),
+      this.caption,
+      this.controls,
+      this.plot,
+      this.actions,
+      ...Object.values(this.drawers),
+    );
+    this.#makeActions();
+    this.width = 0;
+    new ResizeObserver(() => {
+      if (Math.abs(this.plot.clientWidth - this.width) > 1) this.redraw();
+    }).observe(this.plot);
+  }
+
+  #makeActions() {
+    const act = (label, what, attributes = {}) =>
+      h("button", { type: "button", class: "plain", on: { click: what }, ...attributes }, label);
+    const drawer = (label, name) => {
+      const button = act(
+        label,
+        () => {
+          const open = this.drawers[name].hidden;
+          this.drawers[name].hidden = !open;
+          button.setAttribute("aria-expanded", String(open));
+          if (open) this.#fillDrawers();
+        },
+        { "aria-expanded": "false", "aria-controls": `${this.view.id}-${name}` },
+      );
+      return button;
+    };
+    const name = `deltaw-${this.view.id}`;
+    this.files = [
+      act("SVG", () => saveSvg(this.drawn.svg, name, this.view.title), {
+        "aria-label": `${this.view.title}: save as SVG`,
+      }),
+      act("PNG", () => savePng(this.drawn.svg, name, this.view.title), {
+        "aria-label": `${this.view.title}: save as PNG`,
+      }),
+    ];
+    const data = act("CSV", () => save(new Blob([csv(this.#table())], { type: "text/csv" }), `${name}.csv`), {
+      "aria-label": `${this.view.title}: save the data as CSV`,
+    });
+    this.actions.append(
+      drawer("Numbers", "numbers"),
+      drawer("curl", "curl"),
+      h("span", { class: "gap" }),
+      ...this.files,
+      data,
+    );
+  }
+
+  /** @returns {Table} */
+  #table() {
+    return this.view.table(this.answer, this.state);
+  }
+
+  #fillDrawers() {
+    const { numbers, curl: command } = this.drawers;
+    if (!numbers.hidden) numbers.replaceChildren(...numbersOf(this.#table()));
+    if (!command.hidden) command.replaceChildren(...commandOf(curl(this.view.path, this.body)));
+  }
+
+  /** Say that an answer is on its way; what is still shown is dimmed. */
+  busy() {
+    this.element.dataset.state = this.answer ? "busy" : "empty";
+    this.element.setAttribute("aria-busy", "true");
+    this.badge.textContent = "computing … ";
+  }
+
+  /** Leave everything as it is: the request was dropped. */
+  dropped() {
+    this.element.removeAttribute("aria-busy");
+    this.badge.textContent = "";
+    if (this.answer) {
+      this.shows = "";
+      this.element.dataset.state = "busy";
+      this.badge.textContent = "not computed ";
+    }
+  }
+
+  /**
+   * Show an answer.
+   * @param {object} body that was asked
+   * @param {any} answer
+   * @param {State} state
+   */
+  show(body, answer, state) {
+    this.shows = JSON.stringify(body);
+    this.body = body;
+    this.answer = answer;
+    this.state = state;
+    this.element.dataset.state = "done";
+    this.element.removeAttribute("aria-busy");
+    this.badge.textContent = "";
+    this.actions.hidden = false;
+    if (this.view.heading) this.title.replaceChildren(this.view.heading(answer));
+    this.caption.replaceChildren(...this.view.caption(answer, state));
+    this.redraw();
+  }
+
+  /**
+   * Show that there is no answer.
+   * @param {import("./api.js").Problem} problem
+   */
+  fail(problem) {
+    this.shows = "";
+    this.answer = null;
+    this.drawn = null;
+    this.element.dataset.state = "failed";
+    this.element.removeAttribute("aria-busy");
+    this.badge.textContent = "";
+    this.title.replaceChildren(this.view.title);
+    this.caption.replaceChildren();
+    this.actions.hidden =
+      this.controls.hidden =
+      this.drawers.numbers.hidden =
+      this.drawers.curl.hidden =
+        true;
+    for (const button of this.actions.querySelectorAll("[aria-expanded]"))
+      button.setAttribute("aria-expanded", "false");
+    this.plot.replaceChildren(h("div", { class: "alert" }, ...alertOf(problem)));
+  }
+
+  /**
+   * Draw again: another width, another theme, another layer.
+   * @param {State} [state]
+   */
+  redraw(state = this.state) {
+    this.width = this.plot.clientWidth;
+    if (!this.answer || !this.width) return;
+    this.state = state;
+    const focused = this.controls.contains(document.activeElement) && document.activeElement.id;
+    const control = this.view.controls?.(this.answer, state, this.act);
+    this.controls.replaceChildren(...(control ? [control] : []));
+    this.controls.hidden = !control;
+    if (focused) document.getElementById(focused)?.focus();
+    const scrolled = this.plot.scrollLeft;
+    this.drawn = this.view.draw(this.answer, state, this.width, this.act);
+    this.plot.replaceChildren(this.drawn.element);
+    this.plot.scrollLeft = scrolled;
+    const wide = this.plot.scrollWidth > this.plot.clientWidth + 1;
+    for (const [name, value] of [
+      ["tabindex", "0"],
+      ["role", "region"],
+      ["aria-label", `${this.view.title}: chart, scrolls sideways`],
+    ]) {
+      if (wide) this.plot.setAttribute(name, value);
+      else this.plot.removeAttribute(name);
+    }
+    for (const button of this.files) button.hidden = !this.drawn.svg;
+    if (this.drawn.svg) tells(this.drawn.svg, this.drawn.marks ?? []);
+    this.#fillDrawers();
+  }
+}

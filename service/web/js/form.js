@@ -1,0 +1,97 @@
+/** The form: what is typed and chosen, to and from a state. */
+
+import { byId, h } from "./dom.js";
+import { EXAMPLES } from "./examples.js";
+import { CHOICES } from "./state.js";
+
+/** @typedef {import("./state.js").State} State */
+
+const LABELS = {
+  baseline: { matched: "matched", alone: "alone", anchored: "anchored", other: "other" },
+  stream: { free: "free", sequential: "sequential" },
+  precision: { model: "model", float64: "float64" },
+};
+const TEXTS = ["context", "query", "other"];
+
+/** @param {string} name */
+const text = (name) => /** @type {HTMLInputElement} */ (byId(name));
+
+/** Say what the choices mean, and which example it is. */
+function explain() {
+  const chosen = read();
+  for (const name of Object.keys(LABELS)) byId(`${name}-note`).textContent = CHOICES[name][chosen[name]];
+  byId("other-field").hidden = chosen.baseline !== "other";
+  [...byId("examples").children].forEach((button, i) => {
+    const { context, query } = EXAMPLES[i];
+    button.setAttribute("aria-pressed", String(context === chosen.context && query === chosen.query));
+  });
+}
+
+/**
+ * What the form asks.
+ * @returns {Pick<State, "context" | "query" | "other" | "baseline" | "stream" | "precision">}
+ */
+export function read() {
+  const form = new FormData(/** @type {HTMLFormElement} */ (byId("question")));
+  const state = {};
+  for (const name of Object.keys(LABELS)) state[name] = form.get(name);
+  for (const name of TEXTS) state[name] = text(name).value;
+  return /** @type {any} */ (state);
+}
+
+/**
+ * Write a state into the form.
+ * @param {State} state
+ */
+export function write(state) {
+  for (const name of TEXTS) text(name).value = state[name];
+  for (const name of Object.keys(LABELS)) {
+    /** @type {HTMLInputElement} */ (byId(`${name}-${state[name]}`)).checked = true;
+  }
+  explain();
+}
+
+/**
+ * Build the form's choices and listen.
+ * @param {{changed: () => void, run: () => void, example: (question: {context: string, query: string}) => void}} hear
+ */
+export function listen({ changed, run, example }) {
+  for (const [name, labels] of Object.entries(LABELS)) {
+    byId(name).append(
+      ...Object.entries(labels).map(([value, label]) =>
+        h(
+          "label",
+          { for: `${name}-${value}` },
+          h("input", {
+            type: "radio",
+            name,
+            value,
+            id: `${name}-${value}`,
+            "aria-describedby": `${name}-note`,
+          }),
+          label,
+        ),
+      ),
+    );
+  }
+  byId("examples").append(
+    ...EXAMPLES.map(({ name, context, query }) =>
+      h("button", { type: "button", on: { click: () => example({ context, query }) } }, name),
+    ),
+  );
+  const form = byId("question");
+  form.addEventListener("input", () => {
+    explain();
+    changed();
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+  form.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      run();
+    }
+  });
+}

@@ -1,0 +1,155 @@
+/** The page: form, figures and address, wired. */
+
+import { ask } from "./api.js";
+import { byId, copied, h } from "./dom.js";
+import { Figure } from "./figure.js";
+import * as form from "./form.js";
+import { askForKey, keyDialog } from "./keys.js";
+import { alertOf } from "./problem.js";
+import { Run } from "./run.js";
+import { fromFragment, sameQuestion, toFragment } from "./state.js";
+import { themeButton } from "./theme.js";
+import { attribution } from "./views/attribution.js";
+import { equivalence } from "./views/equivalence.js";
+import { nextTokens } from "./views/next_tokens.js";
+import { tokens } from "./views/tokens.js";
+import { trajectory } from "./views/trajectory.js";
+import { updates } from "./views/updates.js";
+
+/** @typedef {import("./state.js").State} State */
+
+/** The state whose results are shown or on their way. @type {State} */
+let asked = fromFragment(location.hash);
+
+const act = {
+  place: (position) => start({ ...asked, position }),
+  look: (layer) => {
+    asked = { ...asked, layer };
+    remember();
+    for (const figure of figures) figure.redraw(asked);
+  },
+  walk: (steps) => start({ ...asked, steps }),
+};
+const figures = [equivalence, nextTokens, tokens, updates, trajectory, attribution].map(
+  (view) => new Figure(view, act),
+);
+const run = new Run(figures, progressed);
+
+/** Write what is asked into the address, without a step of history. */
+function remember() {
+  history.replaceState(null, "", `#${toFragment(asked)}`);
+}
+
+/** Say whether the results still belong to what the form holds. */
+function compare() {
+  const stale = !sameQuestion({ ...asked, ...form.read() }, asked);
+  byId("stale").hidden = !stale;
+  byId("results").classList.toggle("stale-results", stale);
+}
+
+/**
+ * Ask a state's question.
+ * @param {State} state
+ * @param {{afresh?: boolean, step?: boolean}} [how] `step` makes a step of history
+ */
+function start(state, { afresh = false, step = false } = {}) {
+  asked = state;
+  if (step && `#${toFragment(state)}` !== location.hash) history.pushState(null, "", `#${toFragment(state)}`);
+  else remember();
+  compare();
+  run.ask(state, { afresh });
+}
+
+/** Ask what the form holds. */
+function startForm() {
+  const typed = { ...asked, ...form.read() };
+  const same = typed.query === asked.query;
+  start({ ...typed, position: same ? asked.position : null }, { afresh: true, step: true });
+}
+
+/** @param {number} answers */
+const counted = (answers) => `${answers} answer${answers === 1 ? "" : "s"}`;
+
+/**
+ * Tell how far a question is.
+ * @param {import("./run.js").Progress} progress
+ */
+function progressed({ done, all, loading, ended, problems, seconds }) {
+  const bar = /** @type {HTMLProgressElement} */ (byId("progress"));
+  bar.max = all;
+  bar.value = done;
+  byId("cancel").hidden = ended;
+  byId("results").setAttribute("aria-busy", String(!ended));
+  const failed = problems.length ? `, ${problems.length} refused,` : "";
+  byId("said").textContent = loading
+    ? "The model is still being loaded …"
+    : ended
+      ? `${counted(all - problems.length)}${failed} in ${seconds.toFixed(2)} s`
+      : `${done} of ${all} answers …`;
+  const shared =
+    ended && problems.length > 1 && new Set(problems.map(({ said }) => said.code + said.detail)).size === 1;
+  const box = byId("problem");
+  for (const { element } of figures) element.hidden = shared && element.dataset.state === "failed";
+  box.hidden = !shared;
+  if (!shared) return;
+  const locked = problems[0].said.status === 401 || problems[0].said.status === 403;
+  const retry = h(
+    "button",
+    { type: "button", on: { click: locked ? askForKey : () => start(asked, { afresh: true }) } },
+    locked ? "Enter a key" : "Try again",
+  );
+  box.replaceChildren(...alertOf(problems[0]), retry);
+  box.scrollIntoView({ block: "nearest" });
+}
+
+/** Say which model is resident. */
+async function introduce() {
+  try {
+    const { model, n_layers, d_model, self_check } = await ask("v1/model");
+    byId("resident").textContent =
+      `${model.id}: ${n_layers} layers, ${d_model} wide, ${model.dtype} on ${model.device}; self-check ${self_check.verdict}`;
+  } catch {
+    byId("resident").textContent = "";
+  }
+}
+
+byId("figures").append(...figures.map(({ element }) => element));
+form.listen({
+  changed: compare,
+  run: startForm,
+  example: (question) => {
+    form.write({ ...asked, ...form.read(), ...question });
+    start({ ...asked, ...form.read(), position: null, layer: null }, { afresh: true, step: true });
+  },
+});
+form.write(asked);
+byId("run-again").addEventListener("click", startForm);
+byId("cancel").addEventListener("click", () => {
+  run.cancel();
+  byId("cancel").hidden = true;
+  byId("results").setAttribute("aria-busy", "false");
+  byId("said").textContent = "Cancelled.";
+});
+byId("share").addEventListener("click", async () => {
+  const done = await copied(location.href);
+  byId("said").textContent = done
+    ? "The link is copied; it shows what is asked now."
+    : "Not copied: the address bar has the link.";
+});
+byId("skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  byId("results").focus();
+});
+keyDialog(() => {
+  introduce();
+  start(asked, { afresh: true });
+});
+themeButton(byId("theme"), byId("theme-name"), () => figures.forEach((figure) => figure.redraw()));
+window.addEventListener("popstate", () => {
+  asked = fromFragment(location.hash);
+  form.write(asked);
+  start(asked);
+});
+document.fonts?.ready.then(() => figures.forEach((figure) => figure.redraw()));
+introduce();
+start(asked);

@@ -1,0 +1,69 @@
+/** A state to request bodies, field by field as the API has them. */
+
+/** @typedef {import("./state.js").State} State */
+
+/** @param {State} state */
+function baseline(state) {
+  return state.baseline === "other" ? { context: state.other } : state.baseline;
+}
+
+/** @param {State} state */
+function at(state) {
+  return state.position === null ? "last" : [state.position];
+}
+
+/**
+ * What every comparison of two runs has.
+ * @param {State} state
+ */
+export function pair(state) {
+  return { context: state.context, query: state.query, baseline: baseline(state), stream: state.stream };
+}
+
+/**
+ * At the position that is looked at.
+ * @param {State} state
+ */
+export function placed(state) {
+  return { ...pair(state), positions: at(state) };
+}
+
+/**
+ * Trajectories and attributions have the free stream, and the baselines `matched` and `anchored`.
+ * @param {State} state
+ */
+export function read(state) {
+  const chosen = state.baseline === "anchored" ? "anchored" : "matched";
+  return {
+    context: state.context,
+    query: state.query,
+    baseline: chosen,
+    stream: "free",
+    positions: at(state),
+  };
+}
+
+/**
+ * What an answer's numbers are relative to, in words.
+ * @param {{baseline: unknown, stream: string, model: {dtype: string}, precision?: string, position_shift: number}} answer
+ * @returns {string}
+ */
+export function relativeTo(answer) {
+  const name = typeof answer.baseline === "string" ? answer.baseline : "the other context";
+  const shift = answer.position_shift ? `, position shift ${answer.position_shift}` : "";
+  return `baseline ${name}, stream ${answer.stream}, ${answer.precision ?? answer.model.dtype}${shift}`;
+}
+
+/**
+ * Why a view has another baseline or stream than the one chosen; empty where it has not.
+ * @param {State} state
+ * @param {{baseline: unknown, stream: string}} answer
+ * @returns {string}
+ */
+export function deviation(state, answer) {
+  const other =
+    state.baseline === "matched" || state.baseline === "anchored" ? "" : `baseline ${answer.baseline}`;
+  const stream = state.stream === answer.stream ? "" : `the ${answer.stream} stream`;
+  const both = [other, stream].filter(Boolean).join(" and ");
+  return both && ` This view exists with ${both}.`;
+}

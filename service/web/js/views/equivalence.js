@@ -1,0 +1,89 @@
+/** The verdict: each block's error with its patch, beside what must fail. */
+
+import { h } from "../dom.js";
+import { raised, times } from "../numbers.js";
+import { placed, relativeTo } from "../questions.js";
+import { quoted } from "../tokens_text.js";
+import { drawChecks } from "./equivalence_chart.js";
+
+const PLAIN = [
+  "layer",
+  "position",
+  "verdict",
+  "relative_error",
+  "tolerance",
+  "unpatched_relative_error",
+  "improvement",
+  "magnitude",
+  "error",
+  "max_abs_error",
+];
+
+/**
+ * The check whose error is nearest to its tolerance, or farthest above it.
+ * @param {any} answer
+ */
+function worst({ checks }) {
+  const share = ({ relative_error, tolerance }) => (relative_error ?? 0) / tolerance;
+  return checks.reduce((one, other) => (share(other) > share(one) ? other : one));
+}
+
+/**
+ * The sentence behind the verdict's word.
+ * @param {any} answer
+ * @returns {Array<Node | string>}
+ */
+function claim(answer) {
+  const check = worst(answer);
+  const error = h("b", {}, ...raised(check.relative_error));
+  const known = answer.checks.map(({ improvement }) => improvement).filter((value) => value !== null);
+  switch (answer.verdict) {
+    case "holds":
+      return ["error ", error, ", ", h("b", {}, times(Math.min(...known))), " below the unpatched"];
+    case "fails":
+      return ["error ", error, ` at layer ${check.layer}, above the tolerance `, ...raised(check.tolerance)];
+    default:
+      return [
+        "the context changes too little to tell: unpatched error ",
+        ...raised(check.unpatched_relative_error),
+        ", tolerance ",
+        ...raised(check.tolerance),
+      ];
+  }
+}
+
+/** @type {import("../figure.js").View} */
+export const equivalence = {
+  id: "equivalence",
+  title: "Does the patch replace the context?",
+  path: "v1/equivalence-checks",
+  request: (state) => ({ ...placed(state), scope: "block", precision: state.precision, controls: true }),
+  heading(answer) {
+    const { verdict } = answer;
+    const word = verdict[0].toUpperCase() + verdict.slice(1);
+    return h(
+      "span",
+      { class: "verdict" },
+      h("span", { class: "word", "data-verdict": verdict }, word),
+      " ",
+      h("span", { class: "claim" }, ...claim(answer)),
+    );
+  },
+  caption(answer) {
+    const { layer, position } = worst(answer);
+    return [
+      "Each block with ΔW and Δh in place against the block with the context: ‖actual − expected‖ / ‖expected‖ ",
+      `of its output, worst at layer ${layer}, after ${quoted(answer.tokens.query[position])}; `,
+      `${relativeTo(answer)}. Controls must be far worse, but for the one that is exact too.`,
+    ];
+  },
+  draw: (answer, _state, width) => drawChecks(answer, width),
+  table({ checks }) {
+    const names = [...new Set(checks.flatMap(({ controls }) => Object.keys(controls ?? {})))];
+    const row = (check) => [
+      ...PLAIN.map((name) => check[name]),
+      ...names.map((name) => check.controls[name] ?? null),
+    ];
+    return { columns: [...PLAIN, ...names], rows: checks.map(row) };
+  },
+};

@@ -1,0 +1,41 @@
+/** The update of every layer at every query position, and what it is made from at the chosen one. */
+
+import { formula } from "../numbers.js";
+import { pair, relativeTo } from "../questions.js";
+import { drawUpdates } from "./updates_chart.js";
+
+/** The table's columns, and where each is in an update. */
+const COLUMNS = {
+  layer: ({ layer }) => layer,
+  position: ({ position }) => position,
+  relative_norm: ({ relative_norm }) => relative_norm,
+  norm: ({ norm }) => norm,
+  spectral_share: ({ spectral_share }) => spectral_share,
+  below_noise: ({ below_noise }) => below_noise,
+  mlp_in_cosine: ({ mlp_in }) => mlp_in.cosine,
+  mlp_in_norm_difference: ({ mlp_in }) => mlp_in.norm_difference,
+  mlp_in_norm_with_context: ({ mlp_in }) => mlp_in.norm_with_context,
+  mlp_in_norm_baseline: ({ mlp_in }) => mlp_in.norm_baseline,
+  resid_mid_norm_difference: ({ resid_mid }) => resid_mid.norm_difference,
+  resid_mid_norm_with_context: ({ resid_mid }) => resid_mid.norm_with_context,
+  resid_mid_norm_baseline: ({ resid_mid }) => resid_mid.norm_baseline,
+};
+
+/** @type {import("../figure.js").View} */
+export const updates = {
+  id: "updates",
+  title: "The update, layer by layer",
+  path: "v1/weight-updates",
+  request: (state) => ({ ...pair(state), positions: "all", include: ["next_tokens"] }),
+  caption: (answer) =>
+    formula(
+      "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weight, a rank-1 update for each token of the query. Beside " +
+        "it, at the chosen token: the cosine of mlp_in with the context and in the baseline, and ‖Δh‖ / ‖h‖ of " +
+        `the stream before it; ${relativeTo(answer)}.`,
+    ),
+  draw: (answer, state, width, act) => drawUpdates(answer, state, width, act),
+  table: ({ updates: list }) => ({
+    columns: Object.keys(COLUMNS),
+    rows: list.map((update) => Object.values(COLUMNS).map((read) => read(update))),
+  }),
+};

@@ -1,0 +1,224 @@
+/** Updates as a heat map of layer × query token, with the cosine and Δh of the chosen token beside it. */
+
+import { NARROW, chart, colourKey, heatGrid, layerLabels, rowHeight } from "../charts.js";
+import { clipped, s, widthOf } from "../dom.js";
+import { formulaSvg, plain } from "../numbers.js";
+import { quoted, visible } from "../tokens_text.js";
+
+const d3 = globalThis.d3;
+const SIDE = 150;
+
+/**
+ * @typedef {object} Bars
+ * @property {string} title
+ * @property {string} kind class of the dots
+ * @property {[number, number]} domain
+ * @property {Array<{layer: number, value: number | null, rows: Array<[string, unknown]>}>} entries
+ */
+
+/**
+ * A column of bars beside the rows, one a layer.
+ * @param {Bars} column
+ * @param {{x: number, y: number, width: number, height: number, col: number}} place `col` is among the marks
+ */
+function bars({ title, kind, domain, entries }, { x, y, width, height, col }) {
+  const scale = d3.scaleLinear(domain, [x, x + width - 40]).clamp(true);
+  const still = { "pointer-events": "none" };
+  const marks = [];
+  const group = s(
+    "g",
+    {},
+    s("text", { x, y: y - 12, class: "strong", "font-size": 13 }, ...formulaSvg(title)),
+    s("path", { class: "axis", d: `M${scale(0)} ${y}v${entries.length * height}` }),
+  );
+  entries.forEach(({ layer, value, rows }, row) => {
+    const middle = y + (row + 0.5) * height;
+    const node = s("rect", { x, y: y + row * height, width, height, fill: "transparent" });
+    const end = scale(value ?? 0);
+    group.append(node);
+    if (value !== null) {
+      const radius = height < 18 ? 3 : 4.5;
+      group.append(
+        s("path", { d: `M${scale(0)} ${middle}H${end}`, class: "span", ...still }),
+        s("circle", { cx: end, cy: middle, r: radius, class: kind, ...still }),
+      );
+    }
+    const beside = { x: Math.max(end, scale(0)) + 9, y: middle, dy: "0.34em", class: "soft small" };
+    group.append(s("text", { ...beside, ...still }, plain(value, 2)));
+    marks.push({ node, title: `layer ${layer}: ${title}`, rows, row, col });
+  });
+  return { element: group, marks };
+}
+
+/**
+ * How alike mlp_in is in both runs.
+ * @param {any[]} updates of one position, a layer each
+ * @returns {Bars}
+ */
+function cosines(updates) {
+  const entries = updates.map(({ layer, mlp_in }) => ({
+    layer,
+    value: mlp_in.cosine,
+    rows: [
+      ["cosine", mlp_in.cosine],
+      ["‖n_C‖", mlp_in.norm_with_context],
+      ["‖n‖", mlp_in.norm_baseline],
+      ["‖Δn‖", mlp_in.norm_difference],
+    ],
+  }));
+  const least = Math.min(0, ...entries.map(({ value }) => value ?? 0));
+  return { title: "cos(n_C, n)", kind: "dot", domain: [least, 1], entries };
+}
+
+/**
+ * How far the stream is shifted.
+ * @param {any[]} updates of one position, a layer each
+ * @returns {Bars}
+ */
+function shifts(updates) {
+  const entries = updates.map(({ layer, resid_mid }) => {
+    const { norm_difference, norm_baseline, norm_with_context, cosine } = resid_mid;
+    const value = norm_baseline ? norm_difference / norm_baseline : null;
+    return {
+      layer,
+      value,
+      rows: [
+        ["‖Δh‖ / ‖h‖", value],
+        ["‖Δh‖", norm_difference],
+        ["‖h_C‖", norm_with_context],
+        ["‖h‖", norm_baseline],
+        ["cos(h_C, h)", cosine],
+      ],
+    };
+  });
+  const most = Math.max(...entries.map(({ value }) => value ?? 0)) || 1;
+  return { title: "‖Δh‖ / ‖h‖", kind: "unpatched", domain: [0, most], entries };
+}
+
+/**
+ * One cell of the heat map.
+ * @param {any} update
+ * @param {import("../tokens_text.js").Token} token
+ * @param {() => void} pick
+ */
+function cellOf(
+  { layer, relative_norm, norm, spectral_share, below_noise, mlp_in, resid_mid, weight },
+  token,
+  pick,
+) {
+  return {
+    value: relative_norm,
+    text: plain(relative_norm, 2),
+    noise: below_noise,
+    title: `layer ${layer}, ${quoted(token)}`,
+    pick,
+    rows: [
+      ["‖ΔW‖_F / ‖W‖_F", relative_norm],
+      ["‖ΔW‖", norm],
+      ["‖ΔW‖₂ / ‖W‖₂", spectral_share],
+      ["cos(n_C, n)", mlp_in.cosine],
+      ["‖Δh‖", resid_mid.norm_difference],
+      ["below noise", String(below_noise)],
+      ["weight", weight],
+    ],
+  };
+}
+
+/**
+ * The query's tokens above their columns, slanted where there is little room.
+ * @param {any[]} tokens
+ * @param {{left: number, top: number, cell: number, slanted: boolean, chosen: number}} place
+ */
+function heads(tokens, { left, top, cell, slanted, chosen }) {
+  return tokens.map((token, position) => {
+    const [x, y] = [left + (position + 0.5) * cell, top - 12];
+    const place = slanted
+      ? { transform: `translate(${x + 2} ${y}) rotate(-46)` }
+      : { x, y, "text-anchor": "middle" };
+    const kind = position === chosen ? "token accent strong" : "token";
+    return s("text", { ...place, class: kind }, clipped(visible(token), slanted ? 104 : cell, "mono", 12));
+  });
+}
+
+/**
+ * What comes next after each token of the query, and how far it is from the baseline's.
+ * @param {any[]} nextTokens
+ * @param {{left: number, y: number, cell: number}} place
+ */
+function nextRows(nextTokens, { left, y, cell }) {
+  const lines = [
+    ["next", ({ with_context: [best] }) => clipped(visible(best), cell - 8, "mono", 12), "token"],
+    ["KL", ({ kl_divergence }) => plain(kl_divergence, 2), "soft small"],
+  ];
+  return lines.flatMap(([name, text, kind], line) => {
+    const at = { y: y + line * 20, class: kind };
+    const entry = (next) =>
+      s("text", { ...at, x: left + (next.position + 0.5) * cell, "text-anchor": "middle" }, text(next));
+    const label = s("text", { ...at, x: left - 10, "text-anchor": "end", class: "soft small" }, name);
+    return [label, ...nextTokens.map(entry)];
+  });
+}
+
+/**
+ * The chart of an answer's updates.
+ * @param {any} answer
+ * @param {import("../state.js").State} state
+ * @param {number} width
+ * @param {import("../figure.js").Act} act
+ * @returns {import("../figure.js").Drawn}
+ */
+export function drawUpdates(answer, state, width, act) {
+  const narrow = width < NARROW;
+  const tokens = answer.tokens.query;
+  const count = tokens.length;
+  const layers = [...new Set(answer.updates.map(({ layer }) => layer))];
+  const chosen = Math.min(state.position ?? count - 1, count - 1);
+  const found = new Map(answer.updates.map((update) => [`${update.layer},${update.position}`, update]));
+  const of = (layer, position) => found.get(`${layer},${position}`);
+
+  const [left, gap] = [narrow ? 30 : 62, narrow ? 18 : 34];
+  const beside = narrow ? 0 : 2 * (SIDE + gap);
+  const cell = Math.max(17, Math.min(narrow ? 64 : 92, (width - left - beside) / count));
+  const height = rowHeight(layers.length);
+  const tall = layers.length * height;
+  const longest = Math.max(...tokens.map((token) => widthOf(visible(token), "mono", 12)));
+  const slanted = longest > cell - 4;
+  const top = slanted ? Math.min(110, 30 + longest * 0.72) : 40;
+  const max = Math.max(...answer.updates.map(({ relative_norm }) => relative_norm ?? 0));
+  const cells = layers.map((layer) =>
+    tokens.map((token, position) => cellOf(of(layer, position), token, () => act.place(position))),
+  );
+  const grid = heatGrid({ x: left, y: top, cell, height, max, cells });
+  const column = { x: left + chosen * cell - 0.5, y: top - 1, width: cell + 1, height: tall + 2, rx: 4 };
+
+  const hasNext = count > 1 && cell >= 44;
+  const keyTop = top + tall + (hasNext ? 56 : 16);
+  const key = colourKey({ x: left, y: keyTop, width: narrow ? 90 : 130, max, label: "‖ΔW‖_F / ‖W‖_F" });
+
+  const sideTop = narrow ? keyTop + 74 : top;
+  const sideLeft = narrow ? left : left + count * cell + gap;
+  const room = (width - sideLeft - gap) / 2;
+  const sideWidth = narrow ? room : Math.max(SIDE, Math.min(320, room));
+  const here = layers.map((layer) => of(layer, chosen));
+  const place = { y: sideTop, width: sideWidth, height };
+  const cosine = bars(cosines(here), { ...place, x: sideLeft, col: count });
+  const shift = bars(shifts(here), { ...place, x: sideLeft + sideWidth + gap, col: count + 1 });
+
+  const names = { x: left - 10, height, narrow };
+  const read = here.map(({ layer, relative_norm }) => `layer ${layer} ${plain(relative_norm, 2)}`);
+  const svg = chart(
+    Math.max(narrow ? width : sideLeft + 2 * sideWidth + gap, left + count * cell + 4),
+    narrow ? sideTop + tall + 6 : keyTop + 28,
+    `Relative norm of the update by layer and query token. At ${quoted(tokens[chosen])}: ${read.join(", ")}.`,
+    layerLabels(layers, { ...names, y: top }),
+    grid.element,
+    ...heads(tokens, { left, top, cell, slanted, chosen }),
+    ...(count > 1 ? [s("rect", { class: "frame", ...column })] : []),
+    ...(hasNext ? nextRows(answer.next_tokens, { left, y: top + tall + 18, cell }) : []),
+    key,
+    ...(narrow ? [layerLabels(layers, { ...names, y: sideTop })] : []),
+    cosine.element,
+    shift.element,
+  );
+  return { element: svg, svg, marks: [...grid.marks, ...cosine.marks, ...shift.marks] };
+}

@@ -1,0 +1,1 @@
+"""The explorer page: as it is served, and in a real browser."""

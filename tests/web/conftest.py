@@ -1,0 +1,55 @@
+"""Fixtures of the browser tests; they are passed over where there is no browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.service_process import Served, served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.web.browser import Explorer
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A real Chromium. A module at a time: Playwright occupies the thread's event loop."""
+    pytest.importorskip("playwright", reason="needs Playwright, see requirements-dev.lock")
+    from tests.web.browser import chromium, launched
+
+    executable = chromium()
+    if executable is None:
+        pytest.skip("needs a Chromium: install Debian's `chromium`, or set DELTAW_CHROMIUM")
+    with launched(executable) as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def explored() -> Iterator[Served]:
+    """The bundled GPT-2 on one thread, behind real HTTP."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with served(model="bundled", threads=1) as running:
+            yield running
+
+
+@pytest.fixture
+def api(explored: Served) -> Iterator[httpx.Client]:
+    """A client of the service that the page asks."""
+    with httpx.Client(base_url=explored.url, timeout=60.0) as client:
+        yield client
+
+
+@pytest.fixture
+def tab(browser: Browser, explored: Served) -> Iterator[Explorer]:
+    """The page at desktop width in the light theme; in the end nothing may have gone wrong."""
+    from tests.web.browser import explorer
+
+    with explorer(browser, explored.url) as opened:
+        yield opened
+        assert opened.complaints == []

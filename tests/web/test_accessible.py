@@ -1,0 +1,72 @@
+"""The explorer for everybody: axe finds nothing serious, and no width makes it scroll sideways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.service_process import Served
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+    from tests.web.browser import Explorer
+
+pytestmark = pytest.mark.slow
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+LONG = {
+    "context": " ".join(f"The capital of country {i} is city {i}." for i in range(5)),
+    "query": " The capital of Germany is Berlin; what then?",
+}
+
+
+def violations(tab: Explorer) -> list[tuple[str, list[str]]]:
+    """What axe finds that is serious or critical, and where."""
+    tab.page.evaluate(AXE.read_text())
+    found: dict[str, Any] = tab.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+    assert len(found["passes"]) > 20
+    return [
+        (rule["id"], [node["html"] for node in rule["nodes"]])
+        for rule in found["violations"]
+        if rule["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("size", ["phone", "tablet", "desktop"])
+def test_axe_finds_nothing_serious(
+    browser: Browser, explored: Served, size: str, theme: str
+) -> None:
+    """With results, with every drawer open, with stale ones, with a problem, with the dialog."""
+    from tests.web.browser import VIEWS, explorer
+
+    with explorer(browser, explored.url, size, theme) as tab:
+        tab.open(**LONG)
+        assert violations(tab) == []
+        for view in VIEWS:
+            for action in ("Numbers", "curl"):
+                tab.press(view, action)
+        tab.fill("Query", " Paris")
+        assert violations(tab) == []
+        tab.fill("Context", "")
+        tab.run()
+        assert violations(tab) == []
+        tab.page.get_by_role("button", name="API key").click()
+        assert violations(tab) == []
+
+
+@pytest.mark.parametrize("size", ["phone", "tablet", "desktop"])
+def test_page_never_scrolls_sideways(browser: Browser, explored: Served, size: str) -> None:
+    """At every width the page fits; only a chart with many tokens scrolls, within itself."""
+    from tests.web.browser import explorer
+
+    with explorer(browser, explored.url, size) as tab:
+        for state in ({}, LONG):
+            tab.open(**state)
+            assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        if size == "phone":
+            plot = tab.view("trajectory").locator(".plot")
+            assert plot.evaluate("e => e.scrollWidth > e.clientWidth")
+            assert plot.get_attribute("tabindex") == "0"
