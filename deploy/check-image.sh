@@ -10,7 +10,12 @@ cd "$(dirname "$0")/.."
 image=${IMAGE:-deltaw}
 engine=${ENGINE:-$(docker info >/dev/null 2>&1 && echo docker || echo podman)}
 flags=(${BUILD_FLAGS:-})
-[ "$engine" = podman ] && flags+=(--format docker)
+hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges)
+if [ "$engine" = podman ]; then
+    flags+=(--format docker)
+    # As with docker, /tmp is then read-only too.
+    hardened+=(--read-only-tmpfs=false)
+fi
 containers=()
 trap 'for c in "${containers[@]}"; do "$engine" rm --force "$c" >/dev/null; done' EXIT
 
@@ -18,7 +23,7 @@ fail() { echo "check-image: $*" >&2; exit 1; }
 say() { printf '%-34s %s\n' "$1" "$2"; }
 
 start() {
-    container=$("$engine" run --detach --read-only --cap-drop ALL --security-opt no-new-privileges \
+    container=$("$engine" run --detach "${hardened[@]}" \
         --env DELTAW_INSECURE=true --env HF_HUB_OFFLINE=1 --publish 127.0.0.1::8000 "$image")
     containers+=("$container")
 }
@@ -48,8 +53,10 @@ healthy || fail "not healthy in two minutes: $("$engine" logs "$container" 2>&1)
 say "health check" "first fails, then healthy"
 
 [ "$("$engine" exec "$container" id -u)" = 10001 ] || fail "not user 10001"
-"$engine" exec "$container" touch /app/x 2>/dev/null && fail "the root file system can be written"
-say "user 10001, read-only root" "yes"
+for place in /app /tmp; do
+    "$engine" exec "$container" touch $place/x 2>/dev/null && fail "$place can be written"
+done
+say "user 10001, read-only root" "yes, /tmp too"
 
 url=http://$("$engine" port "$container" 8000/tcp | head -1)
 asked='{"context": "The capital of Germany is", "query": " Berlin", "layers": [5]}'

@@ -263,7 +263,7 @@ def test_prefixes_under_pressure(tiny_folder: Path) -> None:
     """Where known contexts do not fit, by far, answers are those of a service that keeps none, and
     what is kept stays within its budget."""
     budget = 100_000
-    contexts = [body(i, tokens=17 + 16 * (i % 3)) for i in range(25)]
+    contexts = [body(i, tokens=17 + 16 * (i % 3)) for i in range(12)]
     asked = [{**contexts[i // 8], "query": [1 + i % 250]} for i in range(8 * len(contexts))]
     with (
         served(model=tiny_folder, prefix_cache_bytes=budget) as kept,
