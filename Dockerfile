@@ -5,10 +5,10 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 
-# The code as a wheel, so that neither its sources nor what a build leaves behind are in the image.
+# The code, installed beside: neither its sources nor what a build leaves behind are in the image.
 FROM base AS code
 COPY . /src
-RUN python -m pip wheel --no-deps --wheel-dir /wheels /src
+RUN python -m pip install --no-deps --root /installed /src
 
 FROM base
 # A CPU image stays small with the default; for a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
@@ -23,9 +23,8 @@ RUN python -m pip install \
     && cd "$(python -c 'import torch; print(torch.__path__[0])')" \
     && rm -rf test include bin/*[Tt]est*
 
-RUN --mount=type=bind,from=code,source=/wheels,target=/wheels \
-    python -m pip install --no-deps /wheels/*.whl \
-    && groupadd --system --gid 10001 deltaw \
+COPY --from=code /installed /
+RUN groupadd --system --gid 10001 deltaw \
     && useradd --system --uid 10001 --gid deltaw --home-dir /nonexistent deltaw \
     && install -d -o deltaw -g deltaw /var/cache/deltaw
 

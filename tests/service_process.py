@@ -16,7 +16,7 @@ from typing import IO
 
 import httpx
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
