@@ -19,7 +19,7 @@ from benchmarks.timing import in_turn
 from service.analysis.pairs import resolve_pair
 from service.analysis.updates import Norms, Update, weight_updates
 from service.engine import Model
-from service.engine.prefixes import CHUNK, Prefixes
+from service.engine.prefixes import Prefixes
 
 BARS = {128: Bar(">=", 12.0), 512: Bar(">=", 40.0), 1000: Bar(">=", 70.0)}
 BUDGET = 256 * 1024 * 1024
@@ -71,7 +71,7 @@ def agree(model: Model, context: Sequence[int], queries: Sequence[int], prefixes
     for query in queries:
         known, cold = last(model, context, query, prefixes), last(model, context, query)
         compare(f"the last layer behind {len(context)} tokens", known, cold)
-    if prefixes.hits < (len(queries) - 1) * (len(context) - CHUNK + 1):
+    if prefixes.hits < (len(queries) - 1) * len(context):
         raise Disagreement(f"of {len(context)} rows only {prefixes.hits} were known")
 
 
@@ -98,4 +98,4 @@ def cancellation(norms: Norms) -> float:
 
 
 def _prefixes(model: Model) -> Prefixes:
-    return Prefixes(BUDGET, model.n_layers, model.dtype)
+    return Prefixes(BUDGET, model.dtype)

@@ -42,7 +42,7 @@ def rows(bench: Bench) -> Iterator[Row]:
             if answer.get("holds") is False:
                 raise Disagreement("a check under load does not hold")
         peak, after = service.peak, service.resident
-        kept = known_bytes(service)
+        kept = known_bytes(service.another())
     yield Row(
         "W8",
         f"{CLIENTS} requests at once, {bench.name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import socket
 import sys
@@ -48,6 +49,15 @@ class Server(uvicorn.Server):
         engine = self._state.engine
         if engine.fatal is not None:
             return True
+        if engine.stuck_for > self._state.settings.stuck_seconds:
+            # Its thread can be neither ended nor waited for, and what it holds is lost.
+            print(
+                f"deltaw: the computation has been stuck for {engine.stuck_for:.0f} s; the process "
+                "ends",
+                file=sys.stderr,
+                flush=True,
+            )
+            os._exit(1)
         if self._drained_by is not None:
             left = self._drained_by - time.monotonic()
             if engine.idle or left <= 0:

@@ -47,13 +47,13 @@ class Settings(BaseSettings):
     ] = 0
     row_budget: Annotated[
         int, Field(ge=1, description="rows of one forward; longer work is cut into several")
-    ] = 2048
+    ] = 512
     batching: Annotated[
         bool, Field(description="whether runs of different requests share a forward")
     ] = True
     prefix_cache_bytes: Annotated[
         int, Field(ge=0, description="what keys and values of known contexts may take; 0: none")
-    ] = 256 * MiB
+    ] = 128 * MiB
     max_body_bytes: Annotated[int, Field(ge=1, description="of a request's body")] = MiB
     max_response_bytes: Annotated[
         int, Field(ge=1, description="of an answer, predicted before any work")
@@ -70,6 +70,14 @@ class Settings(BaseSettings):
         float,
         Field(ge=0, allow_inf_nan=False, description="after SIGTERM, for work already accepted"),
     ] = 30.0
+    stuck_seconds: Annotated[
+        float,
+        Field(
+            gt=0,
+            allow_inf_nan=False,
+            description="without a sign of life from the computation, after which the process ends",
+        ),
+    ] = 120.0
     api_keys: Annotated[
         tuple[SecretStr, ...],
         NoDecode,

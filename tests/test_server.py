@@ -94,7 +94,7 @@ def test_idle_stop(tiny_folder: Path) -> None:
         log = log_of(running)
         assert client.get("/livez").status_code == 200
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(3.0) == 0
+        assert running.process.wait(10.0) == 0
         assert "Traceback" not in log.end()
 
 
@@ -132,7 +132,48 @@ def test_stop_while_loading(tmp_path: Path) -> None:
         log_of(running)
         listening(running)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(5.0) == 0
+        assert running.process.wait(10.0) == 0
+
+
+STUCK = """
+import asyncio, sys, threading
+from service import server
+from service.settings import Settings
+
+def never():
+    threading.Event().wait()
+    yield ()
+
+def keep(state):
+    while not state.engine.checked:
+        threading.Event().wait(0.05)
+    asyncio.run(state.engine.ask(never(), 600.0))
+
+made = server.create_app
+def create_app(settings):
+    app = made(settings)
+    threading.Thread(target=keep, args=[app.state.deltaw], daemon=True).start()
+    return app
+
+server.create_app = create_app
+sys.exit(server.serve(Settings(model=sys.argv[1], port=0, threads=1, stuck_seconds=0.5)))
+"""
+"""A service whose computation never returns from a question."""
+
+
+def test_a_stuck_computation_ends_the_process(tiny_folder: Path) -> None:
+    """The process of a computation that gives no sign of life ends with 1, so that it is started
+    again, and its last line says why."""
+    ended = subprocess.run(
+        [sys.executable, "-c", STUCK, str(tiny_folder)],
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+        check=False,
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "stuck for" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -49,7 +49,7 @@ async def activations(
         entry_bytes=256 + 8 * max(map(len, positions)),
     )
     question = capture(ask.model, prompts, positions, layers, points, body.reduce)
-    captured = await ask.ask(question, sum(map(len, prompts)))
+    captured = await ask.ask(question, sum(map(len, prompts)), layers)
     return await ask.answer({"prompts": captured})
 
 

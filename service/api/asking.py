@@ -8,18 +8,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import torch
 from fastapi import Request, Response
 
 from service.api.state import State, state_of
 from service.api.tensors import JSON, SAFETENSORS, Encoding, negotiate, serialize, tensor_bytes
-from service.engine import Model, Question
+from service.engine import Model, Question, Work
 from service.errors import NeverFits, TooManyItems
 
 T = TypeVar("T")
 TOKEN_BYTES = 256
 """More than a token takes where it is echoed, but for the longest."""
-SMALL = 1 << 13
-"""Bytes of a text or an answer up to which the event loop does the work itself."""
+SMALL_TEXT, SMALL_ANSWER = 1 << 13, 1 << 18
+"""Bytes up to which the event loop does the work itself: another thread is woken in more time."""
+
+
+FLOAT32_BYTES = 4
 
 
 class ClientLeft(Exception):
@@ -59,37 +63,52 @@ class Asking:
     async def tokenized(self, work: Callable[..., T], *args: Any) -> T:
         """Do what needs the tokenizer."""
         size = self.request.scope.get("deltaw.body_bytes", 0)
-        return await self.timed("tokenize", size, work, *args)
+        return await self.timed("tokenize", size <= SMALL_TEXT, work, *args)
 
-    async def timed(self, name: str, size: int, work: Callable[..., T], *args: Any) -> T:
-        """Do some work and note its time; on another thread where its size makes it long."""
+    async def timed(self, name: str, small: bool, work: Callable[..., T], *args: Any) -> T:
+        """Do some work and note its time; on another thread where it is not small."""
         start = time.perf_counter()
-        done = work(*args) if size <= SMALL else await asyncio.to_thread(work, *args)
+        done = work(*args) if small else await asyncio.to_thread(work, *args)
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
         return done
 
-    async def ask(self, question: Question[T], rows: int) -> T:
+    async def ask(
+        self,
+        question: Question[T],
+        rows: int,
+        layers: Sequence[int],
+        dtype: torch.dtype | None = None,
+    ) -> T:
         """The engine's answer.
 
         Args:
             question: A generator that has not been started.
             rows: Rows of all its runs, before any is shared.
+            layers: Those that are read; the deepest says how far the rows go.
+            dtype: What it is computed in; None: the model's.
 
         Raises:
-            NeverFits: It asks for more rows than any request is granted.
+            NeverFits: It asks for more rows, or more rows × layers × bytes, than any request is
+                granted.
             ClientLeft: The client is gone; the work was dropped.
         """
         state = self.state
-        limit = state.settings.max_tokens_per_request
-        if rows > limit:
-            raise NeverFits(
-                "the request asks for more rows than any is granted: ask for fewer at a time",
-                limit=limit,
-                actual=rows,
-            )
+        work = Work(rows, 1 + max(layers), (dtype or self.model.dtype).itemsize)
+        granted = state.settings.max_tokens_per_request
+        bounds = {
+            "rows": (granted, rows),
+            "rows × layers × bytes": (granted * self.model.n_layers * FLOAT32_BYTES, work.size),
+        }
+        for what, (limit, actual) in bounds.items():
+            if actual > limit:
+                raise NeverFits(
+                    f"the request asks for more {what} than any is granted: ask for less at a time",
+                    limit=limit,
+                    actual=actual,
+                )
         state.metrics.input_tokens.observe(rows)
         asked = asyncio.ensure_future(
-            state.engine.ask(question, state.settings.deadline_seconds, rows)
+            state.engine.ask(question, state.settings.deadline_seconds, work)
         )
         gone = asyncio.ensure_future(_gone(self.request))
         try:
@@ -165,7 +184,12 @@ class Asking:
         """The response: what is said beside the model."""
         content = {"model": model_summary(self.model), **content}
         body = await self.timed(
-            "serialize", self.size, serialize, content, self.media, self.encoding
+            "serialize",
+            self.size <= SMALL_ANSWER,
+            serialize,
+            content,
+            self.media,
+            self.encoding,
         )
         self.state.metrics.response_bytes.observe(len(body))
         self.request.scope["deltaw.timings"] = self.timings

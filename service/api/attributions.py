@@ -46,5 +46,5 @@ async def shares(
         entry_bytes=256,
     )
     question = attributions(ask.model, pair, layers, spans)
-    found = await ask.ask(question, attribution_rows(pair, spans))
+    found = await ask.ask(question, attribution_rows(pair, spans), layers)
     return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

@@ -53,8 +53,9 @@ async def checks(
         procedure = Procedure(
             dtype=dtype, tolerance=body.tolerance, apply=body.apply, controls=body.controls
         )
+        every = range(ask.model.n_layers)
         question = model_equivalence(ask.model, pair, layers, procedure)
-        found, logits = await ask.ask(question, rows(pair, body, stream))
+        found, logits = await ask.ask(question, rows(pair, body, stream), every, dtype)
         content["logits"] = logits
         verdicts = [check.verdict for check in found] + [check.verdict for check in logits]
     else:
@@ -62,7 +63,10 @@ async def checks(
             body.scope, dtype, stream, body.tolerance, body.apply, body.controls, body.joint
         )
         found = await ask.ask(
-            equivalence_checks(ask.model, pair, layers, procedure), rows(pair, body, stream)
+            equivalence_checks(ask.model, pair, layers, procedure),
+            rows(pair, body, stream),
+            layers,
+            dtype,
         )
         verdicts = [check.verdict for check in found]
     count(ask.state.metrics, found)

@@ -42,5 +42,5 @@ async def ways(
         entry_bytes=256,
     )
     question = trajectories(ask.model, pair, layers, spans)
-    found = await ask.ask(question, trajectory_rows(pair, spans))
+    found = await ask.ask(question, trajectory_rows(pair, spans), layers)
     return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})

@@ -49,6 +49,7 @@ async def updates(
     )
     matched = len(pair.query) if "split" in body.include else 0
     rows = pair_rows(pair, body.stream) + matched + sum(probe.rows for probe in probes)
+    reached = range(ask.model.n_layers) if "next_tokens" in body.include else layers
     content: dict[str, Any]
     if body.joint:
         found, likely = await ask.ask(
@@ -57,13 +58,14 @@ async def updates(
                 next_tokens(ask.model, pair, "next_tokens" in body.include),
             ),
             rows,
+            reached,
         )
         content = {"updates": found}
     else:
         question = weight_updates(
             ask.model, pair, layers, frozenset(body.include), body.stream, probes
         )
-        summary = await ask.ask(question, rows)
+        summary = await ask.ask(question, rows, reached)
         content, likely = {"updates": summary.updates}, summary.next_tokens
     if likely is not None:
         content["next_tokens"] = likely

@@ -7,6 +7,7 @@ from service.engine.patch import patched_block, patched_mlp_pre
 from service.engine.run import Activations, Apply, Fixed, Follow, HookPoint, Run, Site
 from service.engine.scheduler import Question, Timings, drive
 from service.engine.text import Token
+from service.engine.work import Work
 
 __all__ = [
     "DTYPES",
@@ -23,6 +24,7 @@ __all__ = [
     "Site",
     "Timings",
     "Token",
+    "Work",
     "drive",
     "load",
     "patched_block",

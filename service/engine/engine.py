@@ -18,14 +18,19 @@ from typing import Any
 
 import torch
 
+from service.engine.allocator import give_back_free_memory, give_back_large_blocks
 from service.engine.checkpoint import Model
 from service.engine.cores import available_cores
 from service.engine.prefixes import Prefixes
 from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
+from service.engine.work import Work
 from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
 
 ACTIVE = 16
 """Questions under way at once; the others wait."""
+FEW_ROWS = 256
+"""Of a question that does not wait for those with more."""
+NO_WORK = Work()
 
 
 class Engine:
@@ -48,7 +53,7 @@ class Engine:
         check: Callable[[Model], bool],
         *,
         queue_size: int = 64,
-        row_budget: int = 2048,
+        row_budget: int = 512,
         batching: bool = True,
         prefix_cache_bytes: int = 0,
         threads: int = 0,
@@ -67,6 +72,8 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
         self._running = 0
+        self._cost = 0
+        self._beat = time.monotonic()
         self._pace = 0.0
         self._since_end = 0.0
         self._closing = False
@@ -123,8 +130,19 @@ class Engine:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._running
 
+    @property
+    def stuck_for(self) -> float:
+        """Seconds since the compute thread last began something while it has questions to answer:
+        a forward, a block, a question's own computation. 0 while it loads or has nothing to do."""
+        return time.monotonic() - self._beat if self._running else 0.0
+
+    @property
+    def outstanding_seconds(self) -> float:
+        """How long what waits and runs will take, at the pace of what ended last."""
+        return self._pace * self._cost
+
     async def ask(
-        self, question: Question[Answer], seconds: float, rows: int = 0
+        self, question: Question[Answer], seconds: float, work: Work = NO_WORK
     ) -> tuple[Answer, Timings]:
         """The answer to a question, and where its time went.
 
@@ -133,11 +151,12 @@ class Engine:
         Args:
             question: A generator that has not been started.
             seconds: After which it expires.
-            rows: About how many rows its runs have; one with few has slots of its own.
+            work: What it will take; one of few rows has slots of its own.
 
         Raises:
             Draining: No new work is taken.
-            QueueFull: As many questions wait as may wait.
+            QueueFull: As many questions wait as may wait, or what is before it will take longer
+                than it may wait.
             DeadlineExceeded: It expired.
         """
         loop = asyncio.get_running_loop()
@@ -148,44 +167,58 @@ class Engine:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
 
-        ticket = Ticket(question, time.monotonic() + seconds, settle, rows)
+        ticket = Ticket(question, time.monotonic() + seconds, settle, work)
         with self._changed:
-            if self.draining:
-                raise Draining("the service is shutting down", retry_after=5.0)
-            behind = len(self._waiting) + self._running
-            if behind >= self._queue_size + self._active:
-                retry_after = float(max(1, math.ceil(self._pace * behind)))
-                raise QueueFull("as many questions wait as may wait", retry_after=retry_after)
-            self._waiting.append(ticket)
-            self._changed.notify_all()
+            self._admit(ticket, seconds)
         try:
             return await future, ticket.timings
         finally:
             ticket.cancelled = True
             with self._changed, suppress(ValueError):
                 self._waiting.remove(ticket)
+                self._cost -= work.cost
+
+    def _admit(self, ticket: Ticket, seconds: float) -> None:
+        """Let a question wait, or refuse it."""
+        if self.draining:
+            raise Draining("the service is shutting down", retry_after=5.0)
+        before = self.outstanding_seconds
+        if len(self._waiting) + self._running >= self._queue_size + self._active:
+            retry_after = float(max(1, math.ceil(before)))
+            raise QueueFull("as many questions wait as may wait", retry_after=retry_after)
+        if before > seconds:
+            raise QueueFull(
+                "what waits will take longer than a request may wait",
+                retry_after=float(math.ceil(before - seconds)),
+            )
+        self._waiting.append(ticket)
+        self._cost += ticket.work.cost
+        self._changed.notify_all()
 
     def _main(self) -> None:
         try:
+            give_back_large_blocks()
             torch.set_num_threads(self._threads)
             torch.backends.cuda.matmul.allow_tf32 = False
             with torch.inference_mode():
                 self._model = self._load()
+                give_back_free_memory()
                 self._sound = self._check(self._model)
-                self.prefixes = Prefixes(
-                    self._prefix_cache_bytes, self._model.n_layers, self._model.dtype
-                )
+                self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.dtype)
                 scheduler = self._scheduler = Scheduler(
                     self._model,
                     row_budget=self._row_budget,
                     batching=self._batching,
                     prefixes=self.prefixes,
                     observe=self._observe,
+                    beats=self._beats,
                 )
                 while self._take(scheduler):
-                    start, before = time.monotonic(), len(scheduler.active)
+                    start, before = time.monotonic(), tuple(scheduler.active)
                     scheduler.turn()
-                    self._note_pace(time.monotonic() - start, before - len(scheduler.active))
+                    left = set(scheduler.active)
+                    ended = sum(ticket.work.cost for ticket in before if ticket not in left)
+                    self._note_pace(time.monotonic() - start, ended)
         except BaseException as error:
             self.fatal = error
         finally:
@@ -202,31 +235,40 @@ class Engine:
             for ticket in tuple(self._waiting):
                 if not ticket.wanted:
                     self._waiting.remove(ticket)
+                    self._cost -= ticket.work.cost
                     ticket.settle(None, expiry(ticket))
                 elif len(scheduler.active) < self._slots(ticket):
                     self._waiting.remove(ticket)
                     scheduler.admit(ticket)
             self._running = len(scheduler.active)
+            self._beats()
         return True
 
     def _slots(self, ticket: Ticket) -> int:
         """Among how many a question may run: few rows do not wait for many."""
-        few = self._batching and ticket.rows <= self._row_budget // 8
+        few = self._batching and ticket.work.rows <= FEW_ROWS
         return 2 * self._active if few else self._active
 
     def _note_pace(self, seconds: float, ended: int) -> None:
-        """Seconds of the thread for each question that ended, over the last ten or so."""
+        """Seconds of the thread for a unit of the cost that ended, over the last ten or so times
+        that some did."""
         self._since_end += seconds
         if ended > 0:
             share = self._since_end / ended
             self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
             self._since_end = 0.0
+            with self._changed:
+                self._cost -= ended
+
+    def _beats(self) -> None:
+        """The thread goes on to something else."""
+        self._beat = time.monotonic()
 
     def _refuse_all(self) -> None:
         refusal = Draining("the service is shutting down", retry_after=5.0)
         with self._changed:
             self.draining = True
-            self._running = 0
+            self._running = self._cost = 0
             if self._scheduler is not None:
                 self._scheduler.abort(refusal)
             for ticket in self._waiting:

@@ -1,7 +1,10 @@
 """Model families: where a block's tensors are, and how it is walked.
 
-A family is a row of the table; unknown ones are refused at load with the reason. Tensors are taken
-as they lie in the checkpoint's modules: nothing is copied, nothing resident is ever written.
+A family is a row of the table; unknown ones are refused at load with the reason. On a GPU and in
+half precision matrices are taken as they lie in the checkpoint's modules. In float32 on a CPU
+oneDNN multiplies by matrices that lie in its own blocks up to twice as fast, so they are kept like
+that; what else is kept is a copy, as a view would keep the whole file in memory. Nothing resident
+is ever written.
 """
 
 from __future__ import annotations
@@ -15,6 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Activation = Callable[[Tensor], Tensor]
+
+BLOCKS = (
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    and all(hasattr(torch.ops.mkldnn, op) for op in ("_linear_pointwise", "_reorder_linear_weight"))
+)
+"""Whether torch has what its own compiler freezes linear layers with, for this processor."""
+FEWEST_ROWS = 4
+"""Of a product with blocks: one of fewer rows takes longer than one of these."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +48,39 @@ class Norm:
 
 @dataclass(frozen=True)
 class Affine:
-    """`x·W + b` with W stored (d_in, d_out), as in transformers' Conv1D."""
+    """`x·W + b` with W (d_in, d_out), as in transformers' Conv1D.
 
-    weight: Tensor
+    Args:
+        matrix: W, or Wᵀ in oneDNN's blocks.
+        bias: b, (d_out).
+        dense: W beside its blocks, where much is computed from it; else it is made when asked for.
+    """
+
+    matrix: Tensor
     bias: Tensor
+    dense: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """W, (d_in, d_out)."""
+        if self.dense is not None:
+            return self.dense
+        return self.matrix.to_dense().T if self.matrix.is_mkldnn else self.matrix
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rows of (rows, d_in) to (rows, d_out)."""
-        return torch.addmm(self.bias, x, self.weight)
-
-    def columns(self, start: int, stop: int | None) -> Affine:
-        """The part that gives the outputs from `start` to `stop`; a view."""
-        return Affine(self.weight[:, start:stop], self.bias[start:stop])
+        if not self.matrix.is_mkldnn:
+            return torch.addmm(self.bias, x, self.matrix)
+        padded = F.pad(x, (0, 0, 0, max(0, FEWEST_ROWS - len(x))))
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            padded, self.matrix, self.bias, "none", [], ""
+        )
+        return product[: len(x)]
 
     def to(self, dtype: torch.dtype) -> Affine:
         """The same in another dtype; itself where it is that one already."""
+        if self.bias.dtype == dtype:
+            return self
         return Affine(self.weight.to(dtype), self.bias.to(dtype))
 
 
@@ -60,7 +90,8 @@ class Block:
 
     Args:
         ln_1: Before attention.
-        qkv: Queries, keys and values side by side, (d_model, 3·d_model).
+        queries: Attention's queries, (d_model, d_model).
+        keys_values: Its keys and values side by side, (d_model, 2·d_model).
         attn_out: Attention's output projection, (d_model, d_model).
         ln_2: Before the MLP.
         w_in: The MLP's first layer, (d_model, d_mlp): the weight that is updated.
@@ -71,7 +102,8 @@ class Block:
     """
 
     ln_1: Norm
-    qkv: Affine
+    queries: Affine
+    keys_values: Affine
     attn_out: Affine
     ln_2: Norm
     w_in: Affine
@@ -86,7 +118,8 @@ class Block:
             return self
         return Block(
             ln_1=self.ln_1.to(dtype),
-            qkv=self.qkv.to(dtype),
+            queries=self.queries.to(dtype),
+            keys_values=self.keys_values.to(dtype),
             attn_out=self.attn_out.to(dtype),
             ln_2=self.ln_2.to(dtype),
             w_in=self.w_in.to(dtype),
@@ -127,14 +160,16 @@ def _refuse_gpt2(config: Any) -> str | None:
 
 
 def _gpt2_blocks(model: Any) -> tuple[Block, ...]:
+    width = model.config.n_embd
     return tuple(
         Block(
             ln_1=_norm(block.ln_1),
-            qkv=_affine(block.attn.c_attn),
-            attn_out=_affine(block.attn.c_proj),
+            queries=affine(*_columns(block.attn.c_attn, slice(width))),
+            keys_values=affine(*_columns(block.attn.c_attn, slice(width, None))),
+            attn_out=affine(*_columns(block.attn.c_proj)),
             ln_2=_norm(block.ln_2),
-            w_in=_affine(block.mlp.c_fc),
-            w_out=_affine(block.mlp.c_proj),
+            w_in=affine(*_columns(block.mlp.c_fc), keep=True),
+            w_out=affine(*_columns(block.mlp.c_proj)),
             act=_activation(model.config.activation_function, block.mlp.act),
             n_heads=block.attn.num_heads,
             scaling=block.attn.scaling,
@@ -144,11 +179,25 @@ def _gpt2_blocks(model: Any) -> tuple[Block, ...]:
 
 
 def _norm(module: nn.LayerNorm) -> Norm:
-    return Norm(module.weight, module.bias, module.eps)
+    return Norm(module.weight.clone(), module.bias.clone(), module.eps)
 
 
-def _affine(module: Any) -> Affine:
-    return Affine(module.weight, module.bias)
+def _columns(module: Any, chosen: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    return module.weight[:, chosen], module.bias[chosen]
+
+
+def affine(weight: Tensor, bias: Tensor, *, keep: bool = False) -> Affine:
+    """`x·W + b`, in oneDNN's blocks where it gains from them.
+
+    Args:
+        weight: W, (d_in, d_out).
+        bias: b, (d_out).
+        keep: Whether W stays beside its blocks.
+    """
+    if not BLOCKS or weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return Affine(weight, bias)
+    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.T)
+    return Affine(blocks, bias.clone(), weight.clone() if keep else None)
 
 
 def _activation(name: str, module: Activation) -> Activation:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.prefixes import CHUNK, Chunk, Find, nothing_known
+from service.engine.prefixes import Find, Known, Stretch, nothing_known
 from service.engine.run import STAGE, Fixed, Follow, Run, Site
 
 Index = NDArray[np.int64]
@@ -27,17 +28,17 @@ class Trie:
     positions: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    known: dict[Chunk, int] = field(default_factory=dict)
-    roots: list[Sequence[Chunk]] = field(default_factory=list)
-    root_of: dict[Chunk, int] = field(default_factory=dict)
+    known: dict[Stretch, int] = field(default_factory=dict)
+    roots: list[Sequence[Known]] = field(default_factory=list)
+    root_of: dict[Known, int] = field(default_factory=dict)
 
-    def add(self, run: Run, known: Sequence[Chunk] = ()) -> Index:
+    def add(self, run: Run, known: Sequence[Known] = ()) -> Index:
         """The rows of a run, outermost first, -1 for known ones; what is not there yet is added.
 
         A patched run shares no row with any other: its rows hang from a root of its own. So do
         those behind a known beginning, except with runs that have the same.
         """
-        start = CHUNK * len(known)
+        start = sum(part.rows for part in known)
         path = np.full(len(run.tokens), -1, np.int64)
         parent = self._root(run, known)
         rest = zip(run.tokens[start:], run.positions[start:], strict=True)
@@ -50,11 +51,11 @@ class Trie:
             path[i] = parent = row
         return path
 
-    def _root(self, run: Run, known: Sequence[Chunk]) -> int:
+    def _root(self, run: Run, known: Sequence[Known]) -> int:
         """What a run's first row hangs from: -1, or a negative number for a root of its own."""
         if known:
-            for chunk in known:
-                self.known.setdefault(chunk, len(self.known))
+            for stretch, rows in known:
+                self.known[stretch] = max(rows, self.known.get(stretch, 0))
             root = self.root_of.setdefault(known[-1], len(self.roots))
             if root == len(self.roots):
                 self.roots.append(known)
@@ -69,15 +70,16 @@ class Trie:
 
     def sight(self) -> NDArray[np.bool_]:
         """Which row sees which: ancestors, known ones first, and itself, (rows, known + rows)."""
-        ahead = CHUNK * len(self.known)
+        ends = dict(zip(self.known, accumulate(self.known.values()), strict=True))
+        ahead = sum(self.known.values())
         sees = np.zeros((len(self), ahead + len(self)), np.bool_)
         for row, parent in enumerate(self.parents):
             if parent >= 0:
                 sees[row] = sees[parent]
             elif parent < -1:
-                for chunk in self.roots[-2 - parent]:
-                    column = CHUNK * self.known[chunk]
-                    sees[row, column : column + CHUNK] = True
+                for stretch, rows in self.roots[-2 - parent]:
+                    column = ends[stretch] - self.known[stretch]
+                    sees[row, column : column + rows] = True
             sees[row, ahead + row] = True
         return sees
 
@@ -107,7 +109,7 @@ class Pack:
         tokens: (rows,).
         positions: (rows,).
         sees: A bool mask, (rows, known + rows).
-        known: The chunks of known rows that the first columns of the mask stand for.
+        known: The known rows that the first columns of the mask stand for.
         begins: Each run's known beginning.
         paths: Each run's rows, -1 for known ones.
         depth: The last layer that each row is needed in, (rows,).
@@ -119,8 +121,8 @@ class Pack:
     tokens: Index
     positions: Index
     sees: NDArray[np.bool_]
-    known: tuple[Chunk, ...]
-    begins: tuple[Sequence[Chunk], ...]
+    known: tuple[Known, ...]
+    begins: tuple[Sequence[Known], ...]
     paths: tuple[Index, ...]
     depth: Index
     reads: dict[Site, list[tuple[int, Index]]]
@@ -178,7 +180,7 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
         tokens=np.asarray(trie.tokens, np.int64),
         positions=np.asarray(trie.positions, np.int64),
         sees=trie.sight(),
-        known=tuple(trie.known),
+        known=tuple(Known(*part) for part in trie.known.items()),
         begins=tuple(begins),
         paths=tuple(paths),
         depth=depth,

@@ -20,9 +20,10 @@ import torch
 
 from service.engine.checkpoint import Model
 from service.engine.pack import fill
-from service.engine.prefixes import CHUNK, Prefixes, nothing_known
+from service.engine.prefixes import Prefixes, nothing_known
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
+from service.engine.work import Work
 from service.errors import DeadlineExceeded, DeltawError, OutOfMemory
 
 OWN_SECONDS = 0.02
@@ -58,13 +59,13 @@ class Ticket:
         question: The generator.
         deadline: When it expires, on the monotonic clock.
         settle: Called once, with the answer or with the error.
-        rows: About how many rows its runs have.
+        work: What it will take.
     """
 
     question: Question[Any]
     deadline: float
     settle: Callable[[Any, BaseException | None], None]
-    rows: int = 0
+    work: Work = field(default_factory=Work)
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
     outstanding: list[Run] = field(default_factory=list)
@@ -91,6 +92,7 @@ class Scheduler:
         batching: Whether runs of different questions may share a pack.
         prefixes: Known beginnings.
         observe: Called after each forward with its seconds and its runs.
+        beats: Called before each block and each step of a question, as a sign of life.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Scheduler:
         batching: bool,
         prefixes: Prefixes | None = None,
         observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
+        beats: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._row_budget = row_budget
@@ -108,6 +111,7 @@ class Scheduler:
         self._prefixes = prefixes
         self._find = nothing_known if prefixes is None else prefixes.find
         self._observe = observe
+        self._beats = beats
         self.active: deque[Ticket] = deque()
 
     def admit(self, ticket: Ticket) -> None:
@@ -139,6 +143,7 @@ class Scheduler:
 
     def _advance(self, ticket: Ticket) -> None:
         """One step of the generator: to its next runs, to none, its answer or its error."""
+        self._beats()
         received, ticket.received = ticket.received, []
         start = time.monotonic()
         failure: Exception | None = None
@@ -182,10 +187,11 @@ class Scheduler:
         owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
 
         def proceed() -> None:
+            self._beats()
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
-        known = [CHUNK * len(self._find(run)) for _, run in sharing]
+        known = [sum(part.rows for part in self._find(run)) for _, run in sharing]
         start = time.monotonic()
         failure: Exception | None = None
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from service.engine.checkpoint import Model
 from service.engine.families import Block
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
-from service.engine.prefixes import CHUNK, Chunk, Prefixes, nothing_known, stacked
+from service.engine.prefixes import Known, Prefixes, nothing_known, stacked
 from service.engine.run import STAGE, Activations, HookPoint, Run, Site
 from service.errors import NonFiniteActivation
 
@@ -56,7 +57,7 @@ def forward(
     _walk(model, reading, dtype, proceed)
     if kept is not None:
         for run, known, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
-            kept.keep(run, known, partial(reading.chunk, path))
+            kept.keep(run, known, partial(reading.stretch, path))
     return reading.activations
 
 
@@ -77,8 +78,8 @@ class _Reading:
         if self._keeps:
             self._computed.append((rows, keys.clone(), values.clone()))
 
-    def chunk(self, path: Index, start: int, stop: int) -> Tensor | None:
-        """Keys and values of a run's rows, as a chunk holds them; None where there are none."""
+    def stretch(self, path: Index, start: int, stop: int) -> Tensor | None:
+        """Keys and values of a run's rows, as a stretch holds them; None where there are none."""
         wanted, layers, places = path[start:stop], [], []
         for rows, keys, values in self._computed:
             place = rows.searchsorted(wanted).clip(max=len(rows) - 1)
@@ -117,7 +118,7 @@ def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable
         stay = laid_out.depth[rows] >= layer
         if not stay.all():
             rows, x, sees = _keep(stay, rows, x, sees)
-        if any(chunk.depth <= layer for chunk in known):
+        if any(stretch.depth <= layer for stretch, _ in known):
             known, sees = _keep_known(layer, known, sees)
         x, rows, sees = _block(model.blocks[layer].to(dtype), layer, x, rows, sees, known, reading)
 
@@ -133,13 +134,14 @@ def _keep(
 
 
 def _keep_known(
-    layer: int, known: Sequence[Chunk], sees: Tensor
-) -> tuple[tuple[Chunk, ...], Tensor]:
-    """The known chunks that reach a layer, and the mask without the others' columns."""
-    reach = torch.tensor([chunk.depth > layer for chunk in known], device=sees.device)
-    own = torch.ones(sees.shape[1] - CHUNK * len(known), dtype=torch.bool, device=sees.device)
-    columns = torch.cat([reach.repeat_interleave(CHUNK), own])
-    return tuple(chunk for chunk in known if chunk.depth > layer), sees[:, columns]
+    layer: int, known: Sequence[Known], sees: Tensor
+) -> tuple[tuple[Known, ...], Tensor]:
+    """The known rows that reach a layer, and the mask without the others' columns."""
+    reach = [part.stretch.depth > layer for part in known]
+    own = sees.shape[1] - sum(part.rows for part in known)
+    counts = torch.tensor([*(part.rows for part in known), own], device=sees.device)
+    columns = torch.tensor([*reach, True], device=sees.device).repeat_interleave(counts)
+    return tuple(compress(known, reach)), sees[:, columns]
 
 
 def _block(
@@ -148,7 +150,7 @@ def _block(
     x: Tensor,
     rows: Index,
     sees: Tensor,
-    known: Sequence[Chunk],
+    known: Sequence[Known],
     reading: _Reading,
 ) -> tuple[Tensor, Index, Tensor]:
     """One block: the stream behind it, the pack's rows that are left in it, and their mask."""
@@ -162,10 +164,14 @@ def _block(
     note("ln_1_out", normed)
     asked = stage[rows] >= STAGE["attn_out"]
     if not asked.any():
-        return x[:0], rows[:0], sees[:0, : CHUNK * len(known)]
+        return x[:0], rows[:0], sees[:0, : sum(part.rows for part in known)]
     every = None if asked.all() else torch.from_numpy(np.flatnonzero(asked)).to(x.device)
     attended, keys, values = attention(
-        block, normed, sees, every, [chunk.layers[layer] for chunk in known]
+        block,
+        normed,
+        sees,
+        every,
+        [part.stretch.layers[layer, :, :, : part.rows] for part in known],
     )
     reading.computed(rows, keys, values)
     if every is not None:
@@ -213,11 +219,9 @@ def attention(
         known: Keys and values of rows that were computed before, (2, heads, rows, d_head) each.
     """
     width = normed.shape[1]
-    if queries is None:
-        q, k, v = torch.split(block.qkv(normed), width, dim=1)
-    else:
-        q = block.qkv.columns(0, width)(normed[queries])
-        k, v = torch.split(block.qkv.columns(width, None)(normed), width, dim=1)
+    k, v = torch.split(block.keys_values(normed), width, dim=1)
+    q = block.queries(normed if queries is None else normed[queries])
+    if queries is not None:
         sees = sees[queries]
     q, k, v = (part.view(len(part), block.n_heads, -1).transpose(0, 1) for part in (q, k, v))
     keys = torch.cat([*(kept[0] for kept in known), k], 1)

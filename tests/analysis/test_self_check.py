@@ -13,7 +13,7 @@ from torch import Tensor
 
 from service.analysis.self_check import self_check
 from service.engine import Model, drive, load
-from service.engine.families import Block
+from service.engine.families import Affine, Block
 from tests.analysis.subjects import Subject
 from tests.engine.made import with_nan
 
@@ -67,11 +67,7 @@ def unsteady(block: Block) -> Block:
 
 def deaf(block: Block) -> Block:
     """A block whose attention adds nothing: the context cannot matter."""
-    silent = replace(
-        block.attn_out,
-        weight=torch.zeros_like(block.attn_out.weight),
-        bias=torch.zeros_like(block.attn_out.bias),
-    )
+    silent = Affine(torch.zeros_like(block.attn_out.weight), torch.zeros_like(block.attn_out.bias))
     return replace(block, attn_out=silent)
 
 

@@ -255,6 +255,18 @@ def test_never_fits(
         assert said.actual == actual
 
 
+def test_never_fits_in_double_precision(narrow: Heard) -> None:
+    """Rows that fit in float32 through all layers do not in float64: what is bounded is rows ×
+    layers × bytes, and in half of the layers it fits."""
+    sent = {"context": [1] * 8, "query": [2] * 3, "precision": "float64", "baseline": "alone"}
+    said = problem(narrow.client.post(PATHS["checks"], json=sent), "never_fits", sent)
+    layers = narrow.client.get("/v1/model").json()["n_layers"]
+    assert said.limit == NARROW["max_tokens_per_request"] * layers * 4
+    assert said.actual == (11 + 3 + 11) * layers * 8
+    assert narrow.client.post(PATHS["checks"], json=sent | {"layers": [0]}).status_code == 200
+    assert narrow.client.post(PATHS["checks"], json=sent | {"precision": "float32"}).is_success
+
+
 def test_no_anchor_token(narrow: Heard) -> None:
     """`anchored` needs a tokenizer with <|endoftext|>, and says so where there is none."""
     sent = {"context": "abc", "query": "cd", "baseline": "anchored"}

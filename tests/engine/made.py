@@ -101,7 +101,7 @@ def resident(model: Model) -> dict[str, Tensor]:
         for part in ("ln_1", "ln_2"):
             norm = getattr(block, part)
             named |= {f"{layer}.{part}.gain": norm.gain, f"{layer}.{part}.bias": norm.bias}
-        for part in ("qkv", "attn_out", "w_in", "w_out"):
+        for part in ("queries", "keys_values", "attn_out", "w_in", "w_out"):
             affine = getattr(block, part)
             named |= {f"{layer}.{part}.weight": affine.weight, f"{layer}.{part}.bias": affine.bias}
     return {name: tensor.detach().clone() for name, tensor in named.items()}

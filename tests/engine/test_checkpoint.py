@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from service.engine import Model, load
+from service.engine.families import Block
 from service.engine.walk import forward
 from service.errors import CannotLoad
 from tests.checkpoints import save_tiny
@@ -34,6 +35,11 @@ def same(tensor: Tensor, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]
     return bool(np.array_equal(tensor.double().numpy(), array))
 
 
+def _beside(block: Block, part: str) -> Tensor:
+    """Queries, keys and values side by side, as the file has them."""
+    return torch.cat([getattr(block.queries, part), getattr(block.keys_values, part)], -1)
+
+
 def oracles_weights(model: Model, oracle: GPT2) -> bool:
     """Whether every weight is the one that the oracle's own parser read from the file."""
     pairs = [
@@ -46,8 +52,8 @@ def oracles_weights(model: Model, oracle: GPT2) -> bool:
         pairs += [
             (block.ln_1.gain, theirs.ln_1_gain),
             (block.ln_1.bias, theirs.ln_1_bias),
-            (block.qkv.weight, theirs.c_attn),
-            (block.qkv.bias, theirs.c_attn_bias),
+            (_beside(block, "weight"), theirs.c_attn),
+            (_beside(block, "bias"), theirs.c_attn_bias),
             (block.attn_out.weight, theirs.attn_c_proj),
             (block.ln_2.gain, theirs.ln_2_gain),
             (block.w_in.weight, theirs.c_fc),

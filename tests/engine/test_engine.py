@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine import Activations, Engine, Model, Question, Run, Site, drive
+from service.engine import Activations, Engine, Model, Question, Run, Site, Work, drive
 from service.engine.engine import ACTIVE
 from service.errors import (
     CannotLoad,
@@ -139,6 +139,53 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(tiny: Model) -> None:
             for i, task in zip((1, 2), waiting, strict=True):
                 assert torch.equal((await task)[0], drive(tiny, reading(i)))
             await engine.ask(reading(3), SECONDS)
+
+    in_loop(main())
+
+
+def test_what_cannot_be_answered_in_time_is_refused_at_once(tiny: Model) -> None:
+    """At the measured pace the work before it takes longer than it may wait: refused with the
+    seconds after which it will not, while a more patient question is taken; its leaving counts."""
+
+    async def main() -> None:
+        with running(sound(tiny, batching=False)) as engine:
+            await engine.ask(reading(1), SECONDS, Work(rows=1))
+            held, release = await occupied(engine)
+            large = Work(rows=1_000_000, layers=1000)
+            waits = asyncio.create_task(engine.ask(reading(2), SECONDS, large))
+            await until(lambda: engine.waiting == 1)
+            wait = engine.outstanding_seconds
+            assert wait > 1.0
+            with pytest.raises(QueueFull) as refused:
+                await engine.ask(reading(3), wait / 2, Work(rows=1))
+            assert wait / 2 <= refused.value.retry_after <= wait / 2 + 1
+            patient = asyncio.create_task(engine.ask(reading(3), 2 * wait, Work(rows=1)))
+            await until(lambda: engine.waiting == 2)
+            waits.cancel()
+            await until(lambda: engine.waiting == 1)
+            assert engine.outstanding_seconds < wait / 100
+            release.set()
+            await asyncio.gather(held, patient)
+            await until(lambda: engine.idle)
+            assert engine.outstanding_seconds == 0.0
+
+    in_loop(main())
+
+
+def test_a_thread_that_does_not_move_is_told(tiny: Model) -> None:
+    """Seconds without a sign of life grow while one question keeps the thread, and are none while
+    it has nothing to do."""
+
+    async def main() -> None:
+        with running(sound(tiny)) as engine:
+            await until(lambda: engine.checked)
+            await asyncio.sleep(0.05)
+            assert engine.stuck_for == 0.0
+            held, release = await occupied(engine)
+            await until(lambda: engine.stuck_for > 0.1)
+            release.set()
+            await held
+            await until(lambda: engine.stuck_for == 0.0)
 
     in_loop(main())
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.engine import Model
-from service.engine.families import FAMILIES, Affine, Block, Norm
+from service.engine.families import BLOCKS, FAMILIES, Affine, Block, Norm, affine
 from tests.engine.made import POINTS, reference
 
 
@@ -17,7 +17,7 @@ def block() -> Block:
     """A block with random float32 weights."""
     generator = torch.Generator().manual_seed(0)
 
-    def affine(d_in: int, d_out: int) -> Affine:
+    def random(d_in: int, d_out: int) -> Affine:
         weight = torch.randn(d_in, d_out, generator=generator)
         return Affine(weight, torch.randn(d_out, generator=generator))
 
@@ -26,11 +26,12 @@ def block() -> Block:
 
     return Block(
         norm(),
-        affine(4, 12),
-        affine(4, 4),
+        random(4, 4),
+        random(4, 8),
+        random(4, 4),
         norm(),
-        affine(4, 16),
-        affine(16, 4),
+        random(4, 16),
+        random(16, 4),
         torch.tanh,
         2,
         0.5,
@@ -38,23 +39,45 @@ def block() -> Block:
 
 
 def test_an_affine_map_is_stored_in_by_out(block: Block) -> None:
-    """y = x·W + b with W (d_in, d_out), entry by entry; columns are a slice of it."""
+    """y = x·W + b with W (d_in, d_out), entry by entry."""
     x = torch.arange(8.0).reshape(2, 4)
-    affine = block.w_in
+    w_in = block.w_in
     by_hand = torch.stack(
-        [sum(x[:, i] * affine.weight[i, o] for i in range(4)) + affine.bias[o] for o in range(16)],
+        [sum(x[:, i] * w_in.weight[i, o] for i in range(4)) + w_in.bias[o] for o in range(16)],
         dim=1,
     )
-    torch.testing.assert_close(affine(x), by_hand)
-    torch.testing.assert_close(affine.columns(4, None)(x), by_hand[:, 4:])
-    torch.testing.assert_close(affine.columns(0, 4)(x), by_hand[:, :4])
+    torch.testing.assert_close(w_in(x), by_hand)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 17])
+@pytest.mark.parametrize("keep", [True, False])
+def test_blocks_hold_the_matrix_and_multiply_as_it_does(rows: int, keep: bool) -> None:
+    """W comes back from oneDNN's blocks bit by bit, and a product is float32's own, row by row."""
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(96, 200, generator=generator)[:, 8:]
+    bias, x = (torch.randn(*shape, generator=generator) for shape in ((192,), (rows, 96)))
+    blocks = affine(weight, bias, keep=keep)
+    assert blocks.matrix.is_mkldnn == BLOCKS
+    assert torch.equal(blocks.weight, weight)
+    assert torch.equal(blocks.to(torch.float64).weight, weight.double())
+    exact = torch.addmm(bias.double(), x.double(), weight.double())
+    assert blocks(x).shape == exact.shape
+    assert (blocks(x) - exact).norm() <= 1e-6 * exact.norm()
+
+
+def test_half_precision_keeps_the_matrix_as_it_lies() -> None:
+    """In bfloat16 nothing is laid out anew: the very tensor of the checkpoint is multiplied by."""
+    weight = torch.ones(8, 4, dtype=torch.bfloat16)
+    assert affine(weight, torch.zeros(4, dtype=torch.bfloat16)).matrix is weight
 
 
 def test_a_cast_is_a_copy_and_no_cast_is_the_block_itself(block: Block) -> None:
     """float64 holds the same numbers in new tensors; the resident dtype gives the resident ones."""
     assert block.to(torch.float32) is block
     wide = block.to(torch.float64)
-    assert wide.w_in.weight.dtype == wide.ln_2.gain.dtype == wide.qkv.bias.dtype == torch.float64
+    assert (
+        wide.w_in.weight.dtype == wide.ln_2.gain.dtype == wide.queries.bias.dtype == torch.float64
+    )
     assert torch.equal(wide.w_out.weight, block.w_out.weight.double())
     assert (wide.n_heads, wide.scaling, wide.ln_1.eps) == (2, 0.5, 1e-5)
 

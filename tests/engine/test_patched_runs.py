@@ -274,7 +274,7 @@ def test_known_prefixes_do_not_reach_patched_runs(tiny: Model) -> None:
     base = Run((*context[::-1], 9), range(41), dict.fromkeys(sites, rows))
     runs = [source, base, replace(base, patch=Follow(source, 40, 40, "materialized"))]
     cold = forward(tiny, runs)
-    prefixes = Prefixes(1 << 24, tiny.n_layers, tiny.dtype)
+    prefixes = Prefixes(1 << 24, tiny.dtype)
     forward(tiny, [runs[2]], prefixes=prefixes)
     assert prefixes.bytes == 0
     for turn in range(3):
