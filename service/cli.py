@@ -20,7 +20,7 @@ import typer
 from pydantic import ValidationError
 
 from service.settings import Settings, read_settings
-from service.telemetry import configure_logs, lossy_stderr
+from service.telemetry import configure_logs
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -68,24 +68,9 @@ def _settings(flags: dict[str, str]) -> Settings:
 
 
 def _prepare() -> None:
-    """What torch and the hub's client read when they are imported, and how long the latter
-    waits."""
+    """What torch and the hub's client read when they are imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import get_session
-
-    get_session().event_hooks["request"].append(_bound)
-
-
-def _bound(request: Any) -> None:
-    """Let no request to the hub wait for ever, as the first of a download would for a hub that says
-    nothing."""
-    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-
-    request.extensions["timeout"] = {
-        phase: HF_HUB_DOWNLOAD_TIMEOUT if seconds is None else seconds
-        for phase, seconds in request.extensions["timeout"].items()
-    }
 
 
 def _serve(
@@ -101,7 +86,6 @@ def _serve(
     # The first process of a container has no default action for it, and torch takes seconds.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _prepare()
-    lossy_stderr()
     from service.server import serve
 
     configure_logs(settings.log_format)

@@ -9,8 +9,11 @@ import socket
 import sys
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from huggingface_hub import get_session
+from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 from service.api.state import State
@@ -72,6 +75,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the process's exit code."""
+    get_session().event_hooks["request"].append(_bound)
     app = create_app(settings)
     state: State = app.state.deltaw
     config = uvicorn.Config(
@@ -99,6 +103,15 @@ def serve(settings: Settings) -> int:
     said = fatal.detail if isinstance(fatal, DeltawError) else f"{type(fatal).__name__}: {fatal}"
     print(f"deltaw: {said}", file=sys.stderr)
     return 1
+
+
+def _bound(request: Any) -> None:
+    """Let no request to the hub wait for ever, as the first of a download would for a hub that
+    says nothing."""
+    request.extensions["timeout"] = {
+        phase: HF_HUB_DOWNLOAD_TIMEOUT if seconds is None else seconds
+        for phase, seconds in request.extensions["timeout"].items()
+    }
 
 
 def _listen(settings: Settings) -> socket.socket:

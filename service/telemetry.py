@@ -117,20 +117,20 @@ class Lossy(io.FileIO):
         return memoryview(data).nbytes
 
 
-def lossy_stderr() -> None:
-    """Let this process go on where its log cannot be written."""
-    if sys.stderr is not None:
+def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
+    """Send structlog and the standard library's warnings to stderr, as lines of JSON or for a
+    person.
+
+    The process's own stderr is replaced by one that never fails, so that a log that cannot be
+    written costs its lines and no request.
+    """
+    if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
         sys.stderr = io.TextIOWrapper(
-            Lossy(sys.stderr.fileno(), "w", closefd=False),
+            Lossy(sys.__stderr__.fileno(), "w", closefd=False),
             encoding="utf-8",
             errors="backslashreplace",
             write_through=True,
         )
-
-
-def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
-    """Send structlog and the standard library's warnings to stderr, as lines of JSON or for a
-    person."""
     terminal = sys.stderr.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [

@@ -140,7 +140,7 @@ class Client(User):
         mark = f"{self.name}.{self.asked}"
         body = b"" if sent is None else json.dumps(sent).encode()
         head = (
-            f"{method} {path} HTTP/1.1\r\nHost: load\r\nX-Request-ID: {mark}\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {mark}\r\n"
             f"Accept: {accept}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
