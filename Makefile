@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow check audit format bench load soak image-check train clean
+.PHONY: run test test-slow check audit format bench faults load soak image-check train clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -35,6 +35,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## ratios, side by side, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
+
+FAULTS := test_faults.py test_server.py api/test_failures.py api/test_asking.py engine/test_checkpoint.py
+
+faults: $(VENV)/.dev  ## killed, damaged, cut off, without memory or disk: by real means
+	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)
 
 load: $(VENV)/.dev  ## mixed requests, bursts, slow clients, leaving clients; every request accounted for
 	$(BIN)/python -m benchmarks.load $(ARGS)

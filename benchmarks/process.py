@@ -17,6 +17,7 @@ from typing import Any
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 600.0
+STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
 
@@ -118,7 +119,7 @@ def serving(log: Path | None = None, /, **settings: object) -> Iterator[Serving]
     finally:
         process.terminate()
         try:
-            process.wait(10.0)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
