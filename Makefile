@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow fuzz check format bench train clean
+.PHONY: run test test-slow fuzz faults check audit format bench load soak image-check train clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -23,11 +23,14 @@ fuzz: $(VENV)/.dev  ## hostile input, much of it: 20,000 generated requests and 
 test-slow: $(VENV)/.dev  ## what takes longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-check: $(VENV)/.dev  ## format, lint, types, import directions
+check: $(VENV)/.dev audit  ## format, lint, types, import directions, known advisories
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: $(VENV)/.audit  ## fails on a known advisory of a dependency that deploy/advisories.toml does not list
+	$(BIN)/python -m deploy.audit $(VENV)/audit/bin/pip-audit
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format .
@@ -35,6 +38,20 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## ratios, side by side, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
+
+FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_asking.py engine/test_checkpoint.py
+
+faults: $(VENV)/.dev  ## killed, damaged, cut off, without memory or disk: by real means
+	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)
+
+load: $(VENV)/.dev  ## mixed requests, bursts, slow clients, leaving clients; every request accounted for
+	$(BIN)/python -m benchmarks.load $(ARGS)
+
+soak: $(VENV)/.dev  ## all of them for 25 minutes; memory, threads and files must not grow
+	$(BIN)/python -m benchmarks.load --soak 25 $(ARGS)
+
+image-check:  ## build the image, start it, ask it, stop it; with docker or podman
+	deploy/check-image.sh
 
 train: $(VENV)/.dev  ## make the bundled checkpoint again, from installable texts
 	$(BIN)/python -m training $(ARGS)
@@ -51,6 +68,12 @@ $(VENV)/.server: $(VENV)/.venv requirements.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.server requirements-dev.lock
 	$(PIP_INSTALL) -r requirements-dev.lock
+	touch $@
+
+# pip-audit has an environment of its own, since it shares packages with the service.
+$(VENV)/.audit: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
 clean:

@@ -17,6 +17,7 @@ from typing import Any
 
 START_SECONDS = 120.0
 ANSWER_SECONDS = 600.0
+STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
 
@@ -95,20 +96,25 @@ class Serving:
 
 
 @contextmanager
-def serving(**settings: object) -> Iterator[Serving]:
+def serving(log: Path | None = None, /, **settings: object) -> Iterator[Serving]:
     """`deltaw serve` with these settings, from its start until the block is left.
+
+    Args:
+        log: The file that its log is written to; None throws it away.
+        settings: By their names.
 
     Raises:
         RuntimeError: It did not become ready.
     """
     port = _free_port()
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "service.cli", "serve"],
-        env=_environment({"port": port, "log_format": "json", **settings}),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    with (log or Path(os.devnull)).open("wb") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "serve"],
+            env=_environment({"port": port, "log_format": "json", **settings}),
+            stdout=subprocess.DEVNULL,
+            stderr=written,
+        )
     try:
         connection = HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
         _await_ready(connection, process, start + START_SECONDS)
@@ -116,7 +122,7 @@ def serving(**settings: object) -> Iterator[Serving]:
     finally:
         process.terminate()
         try:
-            process.wait(10.0)
+            process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

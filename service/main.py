@@ -10,6 +10,7 @@ from functools import partial
 from fastapi import Depends, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from schemas.problems import PROBLEMS
 from service import __version__
 from service.analysis.self_check import self_check
 from service.api import (
@@ -51,6 +52,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """
     chosen = settings or read_settings()
     metrics = Metrics()
+    for code in PROBLEMS:
+        # A reason that is counted from 0 shows its first increase.
+        metrics.rejected.labels(code)
     engine = Engine(
         partial(
             load,

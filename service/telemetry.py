@@ -3,14 +3,17 @@ prompt."""
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import secrets
 import sys
+from contextlib import suppress
 from typing import Literal
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from typing_extensions import Buffer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -20,11 +23,12 @@ ERRORS = tuple(10.0**-i for i in range(9, -1, -1))
 
 
 class Metrics:
-    """The service's metrics, in a registry of their own."""
+    """The service's metrics and the process's, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
         self.registry = registry
+        ProcessCollector(registry=registry)
         self.requests = Counter(
             "deltaw_http_requests",
             "Requests by method, route template and status.",
@@ -102,9 +106,31 @@ def request_id(offered: str | None) -> str:
     return secrets.token_hex(8)
 
 
+class Lossy(io.FileIO):
+    """A file descriptor whose writes never fail: what a full disk or a closed pipe does not take
+    is lost."""
+
+    def write(self, data: Buffer, /) -> int:
+        """All of the data, taken or lost."""
+        with suppress(OSError):
+            super().write(data)
+        return memoryview(data).nbytes
+
+
 def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
     """Send structlog and the standard library's warnings to stderr, as lines of JSON or for a
-    person."""
+    person.
+
+    The process's own stderr is replaced by one that never fails, so that a log that cannot be
+    written costs its lines and no request.
+    """
+    if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
+        sys.stderr = io.TextIOWrapper(
+            Lossy(sys.__stderr__.fileno(), "w", closefd=False),
+            encoding="utf-8",
+            errors="backslashreplace",
+            write_through=True,
+        )
     terminal = sys.stderr.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [

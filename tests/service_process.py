@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
-START_SECONDS = 120.0
+START_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,21 @@ def free_port() -> int:
 
 
 @contextmanager
-def served(ready: bool = True, **settings: object) -> Iterator[Served]:
-    """`deltaw serve` with these settings in its environment, ready unless asked otherwise."""
-    port = free_port()
+def served(
+    ready: bool = True,
+    port: int | None = None,
+    prints_to: IO[bytes] | None = None,
+    **settings: object,
+) -> Iterator[Served]:
+    """`deltaw serve` with these settings in its environment, ready unless asked otherwise.
+
+    Args:
+        ready: Whether to wait until it is.
+        port: Of the service; a free one by default.
+        prints_to: Where its output goes instead of the log.
+        settings: By their names.
+    """
+    port = port or free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("DELTAW_")},
         "HF_HUB_OFFLINE": "1",
@@ -56,7 +69,8 @@ def served(ready: bool = True, **settings: object) -> Iterator[Served]:
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "service.cli", "serve"]
     with tempfile.NamedTemporaryFile(prefix="deltaw-", suffix=".log") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        out = prints_to or log
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         running = Served(url, process, Path(log.name))
         try:
             if ready:

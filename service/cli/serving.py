@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import Annotated
 
 import httpx
@@ -22,6 +24,8 @@ def serve(
     if check_config:
         typer.echo(settings.model_dump_json(indent=2))
         return
+    # The first process of a container has no default action for it, and torch takes seconds.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     prepare()
     try:
         from service.server import serve

@@ -1,0 +1,1 @@
+"""What keeps a deployment up: alerts, the image's check, the audit of dependencies."""
