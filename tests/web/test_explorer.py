@@ -308,7 +308,7 @@ def test_newer_question_drops_the_older(tab: Explorer) -> None:
     with tab.page.expect_event("requestfailed") as dropped:
         tab.run()
     assert dropped.value.url == f"{tab.url}/v1/attributions"
-    assert dropped.value.post_data_json["query"] == " Paris"
+    assert json.loads(dropped.value.post_data or "")["query"] == " Paris"
     assert tab.view("attribution").locator(".reading .query").inner_text() == " Rome"
 
 
