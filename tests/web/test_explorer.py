@@ -22,7 +22,7 @@ from tests.service_process import Served, served
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Request, Route
+    from playwright.sync_api import Browser, Route
 
     from tests.web.browser import Explorer
 
@@ -290,26 +290,25 @@ def test_changed_inputs_are_said(tab: Explorer) -> None:
 
 def test_newer_question_drops_the_older(tab: Explorer) -> None:
     """While one question's answers are held up, a newer one aborts it and is shown."""
-    dropped: list[str] = []
-
-    def note(request: Request) -> None:
-        dropped.append(request.url)
 
     def hold(route: Route) -> None:
         assert route.request.method == "POST"  # and let it wait for ever
 
     tab.open()
-    tab.page.on("requestfailed", note)
     tab.page.route("**/v1/attributions", hold)
     tab.fill("Query", " Paris")
     tab.page.get_by_role("button", name="Run", exact=True).click()
     tab.page.locator("#attribution[aria-busy=true]").wait_for()
     assert tab.page.get_by_role("button", name="Cancel").is_visible()
     tab.page.locator("#said", has_text="5 of 6 answers …").wait_for()
+    assert tab.states()["attribution"] == "busy"
+    assert "computing" in tab.view("attribution").locator("header").inner_text()
     tab.page.unroute("**/v1/attributions")
     tab.fill("Query", " Rome")
-    tab.run()
-    assert dropped == [f"{tab.url}/v1/attributions"]
+    with tab.page.expect_event("requestfailed") as dropped:
+        tab.run()
+    assert dropped.value.url == f"{tab.url}/v1/attributions"
+    assert json.loads(dropped.value.post_data or "")["query"] == " Paris"
     assert tab.view("attribution").locator(".reading .query").inner_text() == " Rome"
 
 

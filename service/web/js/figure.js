@@ -149,6 +149,7 @@ export class Figure {
   /** Say that an answer is on its way; what is still shown is dimmed. */
   busy() {
     this.element.dataset.state = this.answer ? "busy" : "empty";
+    if (!this.answer) this.plot.replaceChildren();
     this.element.setAttribute("aria-busy", "true");
     this.badge.textContent = "computing … ";
   }

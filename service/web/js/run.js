@@ -15,6 +15,15 @@ import { ask, Problem } from "./api.js";
  * @property {number} seconds since the question
  */
 
+/**
+ * A fault of the page itself, as a problem; the console has where it happened.
+ * @param {Error} error
+ */
+function fault(error) {
+  console.error(error);
+  return new Problem({ title: "Not drawn", detail: `A fault of this page: ${error.message}`, code: "page" });
+}
+
 /** Asks one question at a time. */
 export class Run {
   /**
@@ -88,9 +97,9 @@ export class Run {
           await answers[figure.view.id];
         } catch (error) {
           if (!current()) return;
-          if (!(error instanceof Problem)) throw error;
-          figure.fail(error);
-          progress.problems.push(error);
+          const problem = error instanceof Problem ? error : fault(error);
+          figure.fail(problem);
+          progress.problems.push(problem);
         }
         if (!current()) return;
         progress.loading = false;
