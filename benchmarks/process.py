@@ -74,7 +74,9 @@ class Serving:
         port = self.connection.port
         return replace(self, connection=HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS))
 
-    def ask(self, method: str, path: str, body: object = None) -> Answered:
+    def ask(
+        self, method: str, path: str, body: object = None, accept: str = "application/json"
+    ) -> Answered:
         """Send a request and read the answer.
 
         Raises:
@@ -82,7 +84,8 @@ class Serving:
         """
         sent = None if body is None else json.dumps(body).encode()
         start = time.perf_counter()
-        self.connection.request(method, path, sent, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Accept": accept}
+        self.connection.request(method, path, sent, headers)
         response = self.connection.getresponse()
         answer = response.read()
         seconds = time.perf_counter() - start

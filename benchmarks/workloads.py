@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from benchmarks import (
     all_layers,
+    client,
     clients,
     known_prefix,
     memory,
@@ -30,4 +31,5 @@ WORKLOADS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
     "W8": start.rows,
     "memory": memory.rows,
     "one": optimisations.rows,
+    "own": client.rows,
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -13,9 +13,9 @@ from schemas.common import (
     ModelSummary,
     Positions,
     Request,
-    Tensor,
     Text,
     Token,
+    Values,
 )
 
 HookPoint = Literal[
@@ -75,24 +75,24 @@ class ActivationsRequest(Request):
     encoding: Encoding = "json"
 
 
-class Activation(Answer):
+class Activation(Answer, Generic[Values]):
     """One hook point of one layer in one prompt."""
 
     layer: int
     hook_point: HookPoint
     positions: Annotated[list[int], Field(description="indices into the prompt")]
-    values: Tensor
+    values: Values
 
 
-class PromptActivations(Answer):
+class PromptActivations(Answer, Generic[Values]):
     """One prompt."""
 
     tokens: list[Token]
-    activations: list[Activation]
+    activations: list[Activation[Values]]
 
 
-class ActivationsAnswer(Answer):
+class ActivationsAnswer(Answer, Generic[Values]):
     """One entry a prompt, in the order of the request."""
 
     model: ModelSummary
-    prompts: list[PromptActivations]
+    prompts: list[PromptActivations[Values]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag
+from typing_extensions import TypeVar
 
 Integer = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
 """An integer that every JSON reader holds exactly."""
@@ -78,6 +79,10 @@ class Tensor(Answer):
         list[Any] | str,
         Field(description="nested lists of numbers, or base64 of the bytes"),
     ]
+
+
+Values = TypeVar("Values", default=Tensor)
+"""What holds the numbers: a `Tensor` on the wire, an array in a program."""
 
 
 class Token(Answer):

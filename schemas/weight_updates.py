@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Generic, Literal
 
 from pydantic import ConfigDict, Field
 
-from schemas.common import Answer, Encoding, Tensor, Text
+from schemas.common import Answer, Encoding, Text, Values
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest
 
 Include = Literal["factors", "bias", "next_tokens", "split"]
@@ -71,25 +71,29 @@ class Norms(Answer):
     cosine: Annotated[float | None, Field(description="null where one of them is zero")]
 
 
-class Factors(Answer):
+class Factors(Answer, Generic[Values]):
     """ΔW = outer(input, output) in the stored orientation."""
 
-    input: Annotated[Tensor, Field(description="n/‖n‖² of the baseline's mlp_in, [d_model]")]
-    output: Annotated[Tensor, Field(description="Δn·W, [d_mlp]; also an equivalent shift of b_in")]
+    input: Annotated[Values, Field(description="n/‖n‖² of the baseline's mlp_in, [d_model]")]
+    output: Annotated[Values, Field(description="Δn·W, [d_mlp]; also an equivalent shift of b_in")]
 
 
-class Part(Answer):
+class Part(Answer, Generic[Values]):
     """One part of an update, on the base of the whole."""
 
     norm: float
-    factors: Factors
+    factors: Factors[Values]
 
 
-class Split(Answer):
+class Split(Answer, Generic[Values]):
     """The update of baseline `alone` as two parts that add up to it."""
 
-    content: Annotated[Part, Field(description="from the query at its place to with context")]
-    position: Annotated[Part, Field(description="from the query alone to the query at its place")]
+    content: Annotated[
+        Part[Values], Field(description="from the query at its place to with context")
+    ]
+    position: Annotated[
+        Part[Values], Field(description="from the query alone to the query at its place")
+    ]
 
 
 class Reuse(Answer):
@@ -107,7 +111,7 @@ class Reuse(Answer):
     unpatched_relative_error: Annotated[float | None, Field(description="without a patch")]
 
 
-class Update(Answer):
+class Update(Answer, Generic[Values]):
     """The update of one layer for one query position."""
 
     layer: int
@@ -123,17 +127,17 @@ class Update(Answer):
     below_noise: Annotated[
         bool, Field(description="‖Δn‖ < 32·ε·‖n‖: the update is rounding, not context")
     ]
-    factors: Factors | None = None
+    factors: Factors[Values] | None = None
     bias: Annotated[
-        Tensor | None, Field(description="Δh, added at the block's output, [d_model]")
+        Values | None, Field(description="Δh, added at the block's output, [d_model]")
     ] = None
-    split: Split | None = None
+    split: Split[Values] | None = None
     reuse: Annotated[
         list[Reuse] | None, Field(description="one entry a probe query, where there are any")
     ] = None
 
 
-class JointWeight(Answer):
+class JointWeight(Answer, Generic[Values]):
     """One weight's part of a joint update: ΔW = inputᵀ·output."""
 
     weight: Annotated[str, Field(description="its name in the checkpoint")]
@@ -141,18 +145,20 @@ class JointWeight(Answer):
     singular_values: Annotated[list[float], Field(description="largest first; the first is ‖ΔW‖₂")]
     condition: Annotated[float, Field(description="σ_max/σ_min of the rows it was solved for")]
     factors: Annotated[
-        Factors | None, Field(description="[m, d_in] and [m, d_out] for m positions")
+        Factors[Values] | None, Field(description="[m, d_in] and [m, d_out] for m positions")
     ] = None
 
 
-class JointUpdate(Answer):
+class JointUpdate(Answer, Generic[Values]):
     """One patch of a layer, exact at several query positions."""
 
     layer: int
     positions: Annotated[list[int], Field(description="indices into the query")]
     rank: int
     condition: Annotated[float, Field(description="the larger of the two weights'")]
-    weights: Annotated[list[JointWeight], Field(description="the MLP's first and second weight")]
+    weights: Annotated[
+        list[JointWeight[Values]], Field(description="the MLP's first and second weight")
+    ]
 
 
 class LikelyToken(Answer):
@@ -174,8 +180,8 @@ class NextTokens(Answer):
     ]
 
 
-class WeightUpdatesAnswer(PairAnswer):
+class WeightUpdatesAnswer(PairAnswer, Generic[Values]):
     """One entry a layer and position; with `joint` one entry a layer."""
 
-    updates: list[Update] | list[JointUpdate]
+    updates: list[Update[Values]] | list[JointUpdate[Values]]
     next_tokens: list[NextTokens] | None = None

@@ -1,0 +1,51 @@
+"""A typed client of deltaw, sync and async, with tensors as NumPy arrays. Needs no torch.
+
+    with DeltawClient("http://127.0.0.1:8000") as client:
+        answer = client.weight_updates(context="The capital of Germany is", query=" Berlin")
+        answer.updates[0].factors.input      # an array, [d_model]
+
+Whatever goes wrong is a `DeltawError`; the service's problems are in `deltaw_client.problems`.
+"""
+
+from deltaw_client.answers import (
+    Activations,
+    Attributions,
+    EquivalenceChecks,
+    JointUpdates,
+    LoadedModel,
+    Tokenized,
+    Trajectories,
+    WeightUpdates,
+)
+from deltaw_client.clients import AsyncDeltawClient, DeltawClient
+from deltaw_client.errors import (
+    ConnectionFailed,
+    DeltawError,
+    OtherSweep,
+    Timeout,
+    UnexpectedAnswer,
+)
+from deltaw_client.problems import ProblemError
+from deltaw_client.sweep import Line, Sweep, read_sweep
+
+__all__ = [
+    "Activations",
+    "AsyncDeltawClient",
+    "Attributions",
+    "ConnectionFailed",
+    "DeltawClient",
+    "DeltawError",
+    "EquivalenceChecks",
+    "JointUpdates",
+    "Line",
+    "LoadedModel",
+    "OtherSweep",
+    "ProblemError",
+    "Sweep",
+    "Timeout",
+    "Tokenized",
+    "Trajectories",
+    "UnexpectedAnswer",
+    "WeightUpdates",
+    "read_sweep",
+]

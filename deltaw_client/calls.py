@@ -1,0 +1,133 @@
+"""A call: the request that goes out, and how its answer is read. Nothing here sends anything."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+from deltaw_client.answers import Received, Reply
+from deltaw_client.errors import DeltawError, UnexpectedAnswer
+from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
+from deltaw_client.tensor_file import unpack
+from schemas.problems import Problem
+
+A = TypeVar("A", bound=Received)
+
+JSON = "application/json"
+SAFETENSORS = "application/vnd.safetensors"
+PROBLEM = "application/problem+json"
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(frozen=True)
+class Call(Generic[A]):
+    """One request and the kind of its answer.
+
+    Args:
+        answer: The model that the answer is read as.
+        path: Of the resource.
+        fields: Of the body; None is a GET.
+        accept: The media type to answer in.
+        request_id: Under which the service logs it; None makes one.
+        deadline_seconds: Of the whole call; None is the client's.
+    """
+
+    answer: type[A]
+    path: str
+    fields: Mapping[str, Any] | None = None
+    accept: str = JSON
+    request_id: str | None = None
+    deadline_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
+            raise ValueError("a request id is 1 to 128 of A-Z, a-z, 0-9, `.`, `_` and `-`")
+
+    @property
+    def method(self) -> str:
+        """GET without fields, else POST."""
+        return "GET" if self.fields is None else "POST"
+
+    def body(self) -> bytes | None:
+        """The fields as JSON."""
+        return None if self.fields is None else json.dumps(self.fields, default=plain).encode()
+
+    def headers(self) -> dict[str, str]:
+        """Those of the request; each call of this makes a new id where none is given."""
+        typed = {} if self.fields is None else {"Content-Type": JSON}
+        return typed | {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
+
+    def read(self, reply: Reply) -> A:
+        """The answer that a reply holds.
+
+        Raises:
+            ProblemError: It is a problem.
+            UnexpectedAnswer: It is nothing that deltaw says.
+        """
+        if reply.status != 200:
+            raise failure(reply)
+        text: str | bytes = reply.content
+        tensors: Mapping[str, Any] | None = None
+        try:
+            if reply.media == SAFETENSORS:
+                text, tensors = unpack(reply.content)
+            answer = self.answer.model_validate_json(text, context=tensors, extra="ignore")
+        except ValueError as error:
+            raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
+        answer.attach(reply)
+        return answer
+
+
+def plain(value: Any) -> Any:
+    """Arrays of ids, NumPy's integers and models of `schemas`, as JSON has them.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, BaseModel):
+        return value.model_dump(exclude_unset=True)
+    raise TypeError(f"a field holds {type(value).__name__}, which JSON does not have")
+
+
+def failure(reply: Reply) -> DeltawError:
+    """The error that a reply which is no answer stands for."""
+    wait = retry_after(reply.headers.get("retry-after"))
+    if reply.media != PROBLEM:
+        return UnexpectedAnswer(f"{reply.media or 'nothing'} came", reply.status, wait)
+    try:
+        problem = Problem.model_validate_json(reply.content, extra="ignore")
+    except ValidationError as error:
+        return UnexpectedAnswer(_said("the problem cannot be read", error), reply.status, wait)
+    return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem, wait)
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds of a `Retry-After`, which gives them or a date; None where it gives neither."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        until = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _said(sentence: str, error: ValueError) -> str:
+    """The sentence with the first mistake, and none of the values."""
+    if not isinstance(error, ValidationError):
+        return f"{sentence}: {error}"
+    first = error.errors(include_input=False, include_context=False)[0]
+    return f"{sentence}: {'.'.join(map(str, first['loc']))}: {first['msg']}"

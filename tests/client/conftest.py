@@ -1,0 +1,118 @@
+"""Clients of the tiny GPT-2, and a service whose replies are written down beforehand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from deltaw_client import AsyncDeltawClient, DeltawClient
+from schemas.problems import PROBLEMS
+from service.main import create_app
+from service.settings import Settings
+from tests.service_process import Served
+
+CONTEXT, QUERY = "the abc cd", " the"
+
+
+@pytest.fixture
+def client(tiny_service: Served) -> Iterator[DeltawClient]:
+    """A client of the tiny GPT-2 behind real HTTP."""
+    with DeltawClient(tiny_service.url) as made:
+        yield made
+
+
+@asynccontextmanager
+async def async_client(
+    folder: Path, key: str | None = None, **settings: Any
+) -> AsyncIterator[AsyncDeltawClient]:
+    """A client of the real application in this process."""
+    chosen = Settings(model=str(folder), log_format="json", **settings)
+    app = create_app(chosen)
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app):
+        async with httpx.AsyncClient(transport=transport, base_url="http://deltaw") as probe:
+            while (await probe.get("/readyz")).status_code != 200:
+                await asyncio.sleep(0.02)
+        async with AsyncDeltawClient(
+            "http://deltaw", api_key=key, transport=httpx.ASGITransport(app)
+        ) as made:
+            yield made
+
+
+@dataclass
+class Scripted:
+    """A service that says what is written down, over real HTTP.
+
+    Args:
+        url: Its address.
+        replies: (status, headers, body) of each request to come; the last one stays.
+        heard: The headers of each request that came.
+    """
+
+    url: str
+    replies: list[tuple[int, dict[str, str], bytes]]
+    heard: list[dict[str, str]] = field(default_factory=list)
+
+
+@contextmanager
+def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
+    """A service with these replies."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def do_GET(self) -> None:
+            said.heard.append({name.lower(): value for name, value in self.headers.items()})
+            ahead = len(said.replies) > 1
+            status, headers, body = said.replies.pop(0) if ahead else said.replies[0]
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    said = Scripted(f"http://127.0.0.1:{server.server_port}", list(replies))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield said
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def problem(code: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """A reply that is a problem, as the service writes it."""
+    kind = PROBLEMS[code]
+    said = {
+        "type": f"/problems/{code}",
+        "title": kind.title,
+        "status": kind.status,
+        "detail": kind.meaning,
+        "instance": "/v1/model",
+        "code": code,
+        "request_id": "of-the-service",
+        "retryable": kind.retryable,
+    }
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    media = {"Content-Type": "application/problem+json"}
+    return kind.status, media | named, json.dumps(said).encode()

@@ -1,0 +1,172 @@
+"""Answers of the real service, over real HTTP and in process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+import numpy as np
+import pytest
+
+from deltaw_client import DeltawClient, WeightUpdates
+from service.engine import Model
+from tests.api.wire import arrays
+from tests.client.conftest import CONTEXT, QUERY, async_client
+from tests.service_process import Served
+
+
+def test_weight_updates(client: DeltawClient, tiny: Model) -> None:
+    """ΔW's factors are float32 arrays of the model's widths, and their norms give ‖ΔW‖."""
+    answer = client.weight_updates(CONTEXT, QUERY, include=["factors", "bias", "next_tokens"])
+    assert [update.layer for update in answer.updates] == list(range(tiny.n_layers))
+    for update in answer.updates:
+        assert update.factors is not None
+        assert update.bias is not None
+        a, b = update.factors.input, update.factors.output
+        assert (a.shape, b.shape) == ((tiny.d_model,), (tiny.d_mlp,))
+        assert update.bias.shape == (tiny.d_model,)
+        assert a.dtype == b.dtype == np.float32
+        wide = np.linalg.norm(a.astype(float)) * np.linalg.norm(b.astype(float))
+        assert wide == pytest.approx(update.norm, rel=1e-5)
+        assert update.norm > 0
+    assert answer.next_tokens is not None
+    assert len(answer.next_tokens[0].with_context) == 10
+
+
+@pytest.mark.parametrize("encoding", ["json", "base64"])
+def test_encodings(client: DeltawClient, encoding: Literal["json", "base64"]) -> None:
+    """However tensors travel, the same bits arrive."""
+    asked: dict[str, Any] = {"context": CONTEXT, "query": QUERY, "include": ["factors", "bias"]}
+    one = client.weight_updates(**asked)
+    other = client.weight_updates(**asked, encoding=encoding)
+    assert one.content[:1] != b"{" == other.content[:1]
+    for mine, theirs in zip(one.updates, other.updates, strict=True):
+        assert mine.factors is not None
+        assert theirs.factors is not None
+        for name in ("input", "output"):
+            a, b = getattr(mine.factors, name), getattr(theirs.factors, name)
+            assert a.dtype == b.dtype
+            assert a.tobytes() == b.tobytes()
+    assert len({update.layer for update in one.updates}) == len(one.updates)
+
+
+def test_as_the_service_says(client: DeltawClient, tiny_service: Served) -> None:
+    """Every number of an answer is the one that the service's JSON has, in the same place."""
+    body: dict[str, Any] = {"context": CONTEXT, "query": QUERY, "layers": [0, -1]}
+    body |= {"baseline": "alone"}
+    body |= {"include": ["factors", "bias", "split", "next_tokens"]}
+    said = httpx.post(f"{tiny_service.url}/v1/weight-updates", json=body).json()
+    answer = client.weight_updates(**body)
+    dumped = answer.model_dump(mode="json", exclude_unset=True)
+    theirs, mine = arrays(said), arrays(dumped)
+    assert len(theirs) == 2 * (3 + 4)
+    assert theirs.keys() == mine.keys()
+    assert all(np.array_equal(theirs[path], mine[path]) for path in theirs)
+    assert _without_data(said) == _without_data(dumped)
+
+
+def _without_data(part: Any) -> Any:
+    """An answer less its tensors' numbers and how they are written."""
+    if isinstance(part, dict):
+        left = part.keys() - {"data", "encoding"}
+        return {name: _without_data(part[name]) for name in left}
+    return [_without_data(item) for item in part] if isinstance(part, list) else part
+
+
+def test_dumped_and_read(client: DeltawClient) -> None:
+    """An answer that was dumped as JSON is read again as the same, bit by bit."""
+    answer = client.weight_updates(CONTEXT, QUERY)
+    again = WeightUpdates.model_validate_json(answer.model_dump_json(exclude_unset=True))
+    for mine, theirs in zip(answer.updates, again.updates, strict=True):
+        assert mine.factors is not None
+        assert theirs.factors is not None
+        assert mine.factors.output.tobytes() == theirs.factors.output.tobytes()
+        assert mine.norm == theirs.norm
+
+
+def test_joint(client: DeltawClient, tiny: Model) -> None:
+    """A joint update has an entry a layer, and factors with a row a position."""
+    answer = client.weight_updates([5, 6, 7], [8, 9], joint=True, positions="all", layers=[1])
+    (update,) = answer.updates
+    first, second = update.weights
+    assert first.factors is not None
+    assert second.factors is not None
+    assert first.factors.input.shape == (2, tiny.d_model)
+    assert second.factors.input.shape == (2, tiny.d_mlp)
+
+
+def test_activations(client: DeltawClient, tiny: Model) -> None:
+    """Activations are arrays [positions, width]; their norms, asked for, are float64."""
+    asked: dict[str, Any] = {"prompts": [CONTEXT, [5, 6]], "hook_points": ["mlp_pre"]}
+    whole = client.activations(**asked, positions="all", layers=[1])
+    norms = client.activations(**asked, positions="all", layers=[1], reduce="norm")
+    for prompt, reduced in zip(whole.prompts, norms.prompts, strict=True):
+        values, norm = prompt.activations[0].values, reduced.activations[0].values
+        assert values.shape == (len(prompt.tokens), tiny.d_mlp)
+        assert norm.dtype == np.float64
+        assert np.allclose(np.linalg.norm(values, axis=1), norm, rtol=1e-5)
+
+
+def test_ids_of_numpy(client: DeltawClient) -> None:
+    """Ids may be NumPy's, and give what the same integers give."""
+    ids = np.array([5, 6, 7])
+    one = client.weight_updates(ids, ids[:1], layers=[ids[0] - 4], include=[])
+    other = client.weight_updates([5, 6, 7], [5], layers=[1], include=[])
+    assert one.updates == other.updates
+
+
+def test_the_others(client: DeltawClient) -> None:
+    """Checks, trajectories, attributions, tokens and the model come as their schemas say."""
+    checks = client.equivalence_checks(CONTEXT, QUERY, scope="model", layers=[0])
+    assert checks.holds
+    assert checks.logits is not None
+    way = client.trajectories(CONTEXT, QUERY, layers=[0]).layers[0]
+    assert way.steps[-1].cosine_to_final == pytest.approx(1.0)
+    spans = [(0, 2), (2, 4)]
+    parts = client.attributions(CONTEXT, QUERY, layers=[0], spans=spans).layers[0]
+    assert [tuple(part.span) for part in parts.spans] == spans
+    border = client.tokenize(context="th", query="e")
+    assert border.border_merges
+    assert client.tokenize(["the"]).prompts is not None
+    model = client.model()
+    assert model.n_layers == 3
+    assert model.self_check.verdict == "holds"
+
+
+def test_beside_the_answer(client: DeltawClient) -> None:
+    """The request id is the one that was given, and the service's own seconds are there."""
+    answer = client.weight_updates(CONTEXT, QUERY, request_id="mine.1")
+    assert answer.request_id == "mine.1"
+    timing = answer.server_timing
+    assert set(timing) == {"queue", "tokenize", "forward", "compute", "serialize"}
+    assert 0 < timing["forward"] < 60
+    ids = {client.model().request_id for _ in range(2)}
+    assert len(ids - {"", "mine.1"}) == 2
+
+
+def test_wrong_request_id(client: DeltawClient) -> None:
+    """An id that the service would not take is refused before anything is sent."""
+    with pytest.raises(ValueError, match="request id"):
+        client.model(request_id="two words")
+
+
+def test_asynchronous(tiny_folder: Path, client: DeltawClient) -> None:
+    """The async client in process gives what the sync client gets over HTTP."""
+
+    async def both() -> list[WeightUpdates]:
+        async with async_client(tiny_folder) as here:
+            calls = (here.weight_updates(CONTEXT, QUERY, layers=[i]) for i in range(3))
+            answers = list(await asyncio.gather(*calls))
+            assert (await here.equivalence_checks(CONTEXT, QUERY)).holds
+            assert (await here.model()).n_layers == 3
+            return answers
+
+    for answer in asyncio.run(both()):
+        (mine,) = answer.updates
+        (theirs,) = client.weight_updates(CONTEXT, QUERY, layers=[mine.layer]).updates
+        assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
+        assert mine.factors is not None
+        assert theirs.factors is not None
+        assert np.allclose(mine.factors.output, theirs.factors.output, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,194 @@
+"""What a call can end in but an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+from pathlib import Path
+
+import pytest
+
+from deltaw_client import (
+    ConnectionFailed,
+    DeltawClient,
+    DeltawError,
+    ProblemError,
+    Timeout,
+    UnexpectedAnswer,
+    problems,
+)
+from tests.client.conftest import CONTEXT, QUERY, async_client, problem, scripted
+from tests.service_process import free_port
+
+
+def test_problem(client: DeltawClient) -> None:
+    """A problem is raised as its code's class, with everything that the service said."""
+    with pytest.raises(problems.LayerOutOfRange) as raised:
+        client.weight_updates(CONTEXT, QUERY, layers=[48], request_id="mine.2")
+    error = raised.value
+    assert isinstance(error, ProblemError)
+    assert isinstance(error, DeltawError)
+    assert (error.code, error.status) == ("layer_out_of_range", 422)
+    assert (error.limit, error.actual) == (2, 48)
+    assert error.request_id == "mine.2"
+    assert [mistake.pointer for mistake in error.errors] == ["/layers/0"]
+    assert not error.retryable
+    assert error.title == "Layer out of range"
+    for said in ("layer_out_of_range", "48", "/layers/0", "mine.2"):
+        assert said in str(error)
+
+
+def test_validation(client: DeltawClient) -> None:
+    """Arguments are judged by the service alone, which points at the mistake."""
+    with pytest.raises(problems.Validation) as raised:
+        client.weight_updates(CONTEXT, QUERY, layers=[False])
+    assert raised.value.errors[0].pointer == "/layers/0"
+    with pytest.raises(problems.Validation):
+        client.weight_updates(CONTEXT, "\ud800")
+    with pytest.raises(TypeError, match="layer"):
+        client.weight_updates(CONTEXT, QUERY, layer=1)  # type: ignore[call-overload]
+
+
+def test_key(tiny_folder: Path) -> None:
+    """Without a key, with a wrong one, and with the right one."""
+
+    async def ask(key: str | None) -> str:
+        async with async_client(tiny_folder, key, api_keys="open-sesame") as client:
+            return (await client.model()).architecture
+
+    with pytest.raises(problems.MissingKey):
+        asyncio.run(ask(None))
+    with pytest.raises(problems.WrongKey):
+        asyncio.run(ask("sesame"))
+    assert asyncio.run(ask("open-sesame"))
+
+
+def test_pickled(client: DeltawClient) -> None:
+    """An error passes between processes whole."""
+    with pytest.raises(problems.EmptyContext) as raised:
+        client.weight_updates("", QUERY)
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert type(again) is problems.EmptyContext
+    assert (again.problem, str(again)) == (raised.value.problem, str(raised.value))
+    lost = pickle.loads(pickle.dumps(ConnectionFailed("gone", True)))
+    assert (str(lost), lost.sent, lost.retryable) == ("gone", True, False)
+
+
+def test_nobody_there() -> None:
+    """Where nobody listens the connection fails; that is tried again, as often as it may be."""
+    waits: list[float] = []
+
+    def jitter(wait: float) -> float:
+        waits.append(wait)
+        return 0.0
+
+    url = f"http://127.0.0.1:{free_port()}"
+    with (
+        DeltawClient(url, retries=1, jitter=jitter) as client,
+        pytest.raises(ConnectionFailed) as raised,
+    ):
+        client.model()
+    assert not raised.value.sent
+    assert raised.value.retryable
+    assert waits[0] == 0.25
+
+
+def test_hung_up() -> None:
+    """A connection that breaks when something was sent is not tried again."""
+    cut = (200, {"Content-Type": "application/json", "Content-Length": "100"}, b"{")
+    with (
+        scripted((*cut[:1], cut[1] | {"Connection": "close"}, cut[2])) as service,
+        DeltawClient(service.url) as client,
+        pytest.raises(ConnectionFailed) as raised,
+    ):
+        client.model()
+    assert raised.value.sent
+    assert len(service.heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("media", "body"),
+    [
+        ("text/html", b"<html>"),
+        ("application/json", b'{"model": {}}'),
+        ("application/vnd.safetensors", b"\xff" * 100),
+        ("application/vnd.safetensors", b""),
+    ],
+)
+def test_another_service(media: str, body: bytes) -> None:
+    """What is no answer of deltaw is said to be none, whatever it is."""
+    with (
+        scripted((200, {"Content-Type": media}, body)) as service,
+        DeltawClient(service.url) as client,
+        pytest.raises(UnexpectedAnswer) as raised,
+    ):
+        client.model()
+    assert raised.value.status == 200
+    assert not raised.value.retryable
+
+
+def test_proxy() -> None:
+    """A proxy's page for a service that is away is tried again."""
+    with (
+        scripted((502, {"Content-Type": "text/html"}, b"<html>"), problem("not_found")) as service,
+        DeltawClient(service.url, jitter=lambda _: 0.0) as client,
+        pytest.raises(problems.NotFound),
+    ):
+        client.model()
+    assert len(service.heard) == 2
+
+
+def test_later_code() -> None:
+    """A code that this client does not know is still a problem with all that it says."""
+    status, headers, body = problem("validation")
+    later = body.replace(b'"validation"', b'"of_tomorrow"').replace(b"{", b'{"more": 1, ', 1)
+    with (
+        scripted((status, headers, later)) as service,
+        DeltawClient(service.url) as client,
+        pytest.raises(ProblemError) as raised,
+    ):
+        client.model()
+    assert type(raised.value) is ProblemError
+    assert raised.value.code == "of_tomorrow"
+
+
+def test_deadline_in_process(tiny_folder: Path) -> None:
+    """A deadline that passes while the service computes ends the call in time."""
+
+    async def ask() -> None:
+        async with async_client(tiny_folder) as client:
+            await client.trajectories([5] * 50, [6], deadline_seconds=0.001)
+
+    with pytest.raises(Timeout):
+        asyncio.run(ask())
+
+
+def test_drip() -> None:
+    """An answer that never ends, and never pauses for long, is cut off at the deadline."""
+    from socket import create_server
+    from threading import Thread
+
+    listener = create_server(("127.0.0.1", 0))
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            try:
+                for _ in range(200):
+                    connection.sendall(b" ")
+                    time.sleep(0.02)
+            except OSError:
+                pass
+
+    thread = Thread(target=drip)
+    thread.start()
+    start = time.monotonic()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    with DeltawClient(url, deadline_seconds=0.2) as client, pytest.raises(Timeout):
+        client.model()
+    assert time.monotonic() - start < 3.0
+    thread.join()
+    listener.close()

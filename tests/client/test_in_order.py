@@ -1,0 +1,86 @@
+"""Many pieces of work at once, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from deltaw_client.in_order import AHEAD, async_in_order, in_order
+
+ITEMS, CONCURRENCY = 60, 5
+
+
+class Gauge:
+    """How many pieces of work are under way."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = self.most = self.begun = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self.begun += 1
+            self._now += 1
+            self.most = max(self.most, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
+
+
+@pytest.mark.parametrize("fails_at", [None, 7])
+def test_threads(fails_at: int | None) -> None:
+    """Outcomes come in order, never more at once than may be; a failure ends it soon."""
+    gauge, taken = Gauge(), list[int]()
+    pauses = [random.Random(i).uniform(0.0, 0.005) for i in range(ITEMS)]
+
+    def work(item: int) -> int:
+        with gauge:
+            time.sleep(pauses[item])
+            return item
+
+    def take(item: int) -> None:
+        if item == fails_at:
+            raise LookupError(item)
+        taken.append(item)
+
+    _ends(lambda: in_order(work, range(ITEMS), CONCURRENCY, take), gauge, taken, fails_at)
+
+
+@pytest.mark.parametrize("fails_at", [None, 7])
+def test_event_loop(fails_at: int | None) -> None:
+    """The same on an event loop."""
+    gauge, taken = Gauge(), list[int]()
+    pauses = [random.Random(i).uniform(0.0, 0.005) for i in range(ITEMS)]
+
+    async def work(item: int) -> int:
+        with gauge:
+            await asyncio.sleep(pauses[item])
+            return item
+
+    def take(item: int) -> None:
+        if item == fails_at:
+            raise LookupError(item)
+        taken.append(item)
+
+    running = async_in_order(work, range(ITEMS), CONCURRENCY, take)
+    _ends(lambda: asyncio.run(running), gauge, taken, fails_at)
+
+
+def _ends(run: Callable[[], None], gauge: Gauge, taken: list[int], fails_at: int | None) -> None:
+    """Run it, and hold what it did against what it may do."""
+    if fails_at is None:
+        run()
+        assert taken == list(range(ITEMS))
+        assert gauge.begun == ITEMS
+    else:
+        with pytest.raises(LookupError):
+            run()
+        assert taken == list(range(fails_at))
+        assert gauge.begun <= fails_at + 1 + AHEAD * CONCURRENCY
+    assert 1 < gauge.most <= CONCURRENCY
