@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow check format bench train clean
+.PHONY: run test test-slow check format bench train docs openapi examples clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -17,7 +17,7 @@ run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:
 test: $(VENV)/.dev  ## the default suite
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/.dev  ## what takes longer
+test-slow: $(VENV)/.docs  ## what takes longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint, types, import directions
@@ -32,6 +32,16 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## ratios, side by side, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(VENV)/.docs  ## the site, in build/site; a broken link ends it
+	$(BIN)/python -m docs.site
+	$(BIN)/zensical build --strict --clean
+
+openapi: $(VENV)/.dev  ## write docs/openapi.json
+	$(BIN)/python -m docs.openapi
+
+examples: $(VENV)/.docs  ## run what README.md and docs/ show, and write down what it prints now
+	$(BIN)/python -m tests.examples --write $(ARGS)
 
 train: $(VENV)/.dev  ## make the bundled checkpoint again, from installable texts
 	$(BIN)/python -m training $(ARGS)
@@ -48,6 +58,10 @@ $(VENV)/.server: $(VENV)/.venv requirements.lock pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.server requirements-dev.lock
 	$(PIP_INSTALL) -r requirements-dev.lock
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev requirements-docs.lock
+	$(PIP_INSTALL) -r requirements-docs.lock
 	touch $@
 
 clean:
