@@ -68,6 +68,8 @@ def test_numbers_are_held_to_what_is_shown() -> None:
     assert alike('"error": 3e-07', '"error": 1.1e-06')
     assert not alike('"error": 3e-07', '"error": 4e-05')
     assert not alike('"norm": 1.23', '"step_norm": 1.23')
+    assert alike("share 0.26", "share 0.27")
+    assert not alike("share 0.26", "share 0.28")
 
 
 def test_a_line_that_is_not_in_the_answer_fails() -> None:

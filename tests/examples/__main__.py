@@ -7,9 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.examples import notebooks
 from tests.examples.found import Example, documents, examples
 from tests.examples.running import printed
-from tests.examples.shown import assert_shown, rewritten
+from tests.examples.shown import NotShown, assert_shown, rewritten
 from tests.service_process import served
 
 
@@ -37,7 +38,24 @@ def main() -> int:
                     print(f"{example.name}: written")
             if text != document.read_text():
                 document.write_text(text)
+    for path in notebooks.NOTEBOOKS if notebooks.INSTALLED else ():
+        if arguments.only in path.name and not notebook_is_true(path, arguments.write):
+            wrong += 1
     return min(wrong, 1)
+
+
+def notebook_is_true(path: Path, write: bool) -> bool:
+    """Whether a notebook prints what is stored in it, or was made to."""
+    try:
+        if write:
+            if notebooks.write(path):
+                print(f"{path.name}: written")
+        else:
+            notebooks.assert_stored(*notebooks.executed(path))
+    except NotShown as error:
+        print(f"{path.name}: {error}")
+        return False
+    return True
 
 
 def answer(example: Example, url: str, write: bool) -> str:

@@ -47,13 +47,20 @@ def alike(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
 
 
 def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether a number is the one shown: whole ones exactly, others to the digits shown."""
+    """Whether a number is the one shown: whole ones exactly, others to the digits shown.
+
+    Two that are printed with as many digits may, beyond the tolerance, differ by one in the last:
+    that is how far rounding can take what is as good as equal.
+    """
     if "." not in actual and "e" not in actual:
         return shown == actual
     a, b = float(shown), float(actual)
     if max(abs(a), abs(b)) < ROUNDING:
         return abs(b) <= max(10 * abs(a), FLOAT64)
-    return abs(a - b) <= tolerance * abs(a)
+    last = 0.0
+    if tolerance == TOLERANCE and "e" not in shown + actual and len(shown) == len(actual):
+        last = 1.01 * 10.0 ** -len(shown.partition(".")[2])
+    return abs(a - b) <= max(tolerance * abs(a), last)
 
 
 def rewritten(language: str, shown: str, actual: Sequence[str]) -> str:
