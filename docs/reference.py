@@ -60,13 +60,13 @@ def _operation(
         yield _table([(each["name"], each["schema"], "") for each in parameters])
     if "requestBody" in operation:
         body = operation["requestBody"]["content"][JSON]["schema"]
-        yield "### Request\n\n" + _fields(body, "required")
+        yield "**Request**\n\n" + _fields(body, "required")
         for example in body.get("examples", ()):
             yield f"```json\n{_laid_out(example)}\n```\n\n"
     answer = _answer(operation)
     top = COMPONENT.search(answer.get("$ref", ""))
     if top:
-        yield f"### Answer\n\n{_prose(schemas[top[1]].get('description', ''))}\n\n"
+        yield f"**Answer.** {_prose(schemas[top[1]].get('description', ''))}\n\n"
         yield _fields(schemas[top[1]])
     if WITH_TENSORS in operation["responses"]["200"].get("content", {}):
         schema = operation["responses"]["200"]["content"][WITH_TENSORS]["schema"]

@@ -48,7 +48,8 @@ def assemble(folder: Path = PAGES) -> None:
         text = (ROOT / source).read_text(encoding="utf-8")
         (folder / page_of(source)).write_text(linked(text, source, folder), encoding="utf-8")
     (folder / "api.md").write_text(page(json.loads(FILE.read_text(encoding="utf-8"))))
-    shutil.copy(FILE, folder)
+    for file in (FILE, FILE.with_name("site.css")):
+        shutil.copy(file, folder)
     if (ROOT / NOTEBOOK).exists():
         shutil.copy(ROOT / NOTEBOOK, folder)
         text = notebook(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8")), folder)
