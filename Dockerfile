@@ -21,6 +21,7 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
 
 COPY pyproject.toml README.md LICENSE ./
 COPY schemas ./schemas
+COPY deltaw_client ./deltaw_client
 COPY service ./service
 RUN python -m pip install --no-cache-dir --disable-pip-version-check --no-deps . \
     && useradd --system --uid 10001 --home-dir /nonexistent deltaw \

@@ -9,13 +9,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow check format bench train docs openapi examples clean
+.PHONY: run test test-slow fuzz check format bench train docs openapi examples clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
 
 test: $(VENV)/.dev  ## the default suite
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+fuzz: $(VENV)/.dev  ## hostile input, much of it: 20,000 generated requests and more, 10,000 mutilated ones
+	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
 test-slow: $(VENV)/.docs  ## what takes longer
 	$(BIN)/python -m pytest -m slow $(ARGS)

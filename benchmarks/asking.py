@@ -13,7 +13,7 @@ from service.engine.prefixes import Prefixes
 from service.engine.scheduler import Answer, Scheduler, Ticket
 from service.engine.walk import forward
 
-ROW_BUDGET = 2048
+ROW_BUDGET = 512
 
 
 def together(

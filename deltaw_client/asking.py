@@ -98,7 +98,8 @@ def steps(call: Call[A], request: httpx.Request, patience: Patience) -> Steps[A]
     Raises:
         DeltawError: What the last attempt ended in.
     """
-    end = time.monotonic() + (call.deadline_seconds or patience.deadline_seconds)
+    own = call.deadline_seconds
+    end = time.monotonic() + (patience.deadline_seconds if own is None else own)
     for attempt in count():
         left = end - time.monotonic()
         if left <= 0:
@@ -109,9 +110,10 @@ def steps(call: Call[A], request: httpx.Request, patience: Patience) -> Steps[A]
                 return call.read(outcome)
             raise outcome or Timeout(LATE)
         except DeltawError as error:
+            if not error.retryable or attempt == patience.retries:
+                raise
             wait = patience.wait(error, attempt)
-            late = time.monotonic() + wait >= end
-            if not error.retryable or attempt == patience.retries or late:
+            if time.monotonic() + wait >= end:
                 raise
         yield Sleep(wait)
     raise AssertionError("counting does not end")

@@ -49,6 +49,8 @@ async def async_in_order(
     take: Callable[[Outcome], None],
 ) -> None:
     """The same on an event loop; work that is under way is cancelled where something is raised."""
+    if concurrency < 1:
+        raise ValueError("concurrency is at least 1")
     gate = asyncio.Semaphore(concurrency)
 
     async def gated(item: Item) -> Outcome:

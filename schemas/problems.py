@@ -26,7 +26,9 @@ class Problem(Answer):
     title: str
     status: int
     detail: str
-    instance: Annotated[str, Field(description="the path that was asked")]
+    instance: Annotated[
+        str, Field(description="the path that was asked, as far as the service knows it")
+    ]
     code: Annotated[str, Field(description="stable; for programs")]
     request_id: str
     retryable: Annotated[bool, Field(description="whether the same request may succeed later")]
@@ -45,10 +47,13 @@ class Kind(NamedTuple):
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in (429, 503, 504)
+        return self.status in (408, 429, 503, 504)
 
 
 PROBLEMS: dict[str, Kind] = {
+    "malformed_request": Kind(
+        400, "Malformed request", "This is not HTTP/1.1; the connection is closed."
+    ),
     "malformed_json": Kind(
         400, "Malformed JSON", "The body is not JSON in UTF-8, or nests too deep."
     ),
@@ -63,10 +68,20 @@ PROBLEMS: dict[str, Kind] = {
         "Not acceptable",
         "Answers are `application/json`, and with tensors `application/vnd.safetensors`.",
     ),
+    "request_timeout": Kind(
+        408,
+        "Request timeout",
+        "The request did not arrive in time; the connection is closed.",
+    ),
     "body_too_large": Kind(413, "Body too large", "The body has more bytes than `limit`."),
     "too_many_items": Kind(413, "Too many items", "The request brings more prompts than `limit`."),
     "unsupported_media_type": Kind(
-        415, "Unsupported media type", "Send the body as `application/json`."
+        415, "Unsupported media type", "Send the body as `application/json`, not compressed."
+    ),
+    "unknown_host": Kind(
+        421,
+        "Unknown host",
+        "`Host` is none of the service's names: `DELTAW_ALLOWED_HOSTS` adds one.",
     ),
     "validation": Kind(422, "Invalid request", "`errors` points at each mistake in the body."),
     "not_supported": Kind(422, "Not supported", "This combination has no answer."),
@@ -97,6 +112,9 @@ PROBLEMS: dict[str, Kind] = {
         "The work, or the answer, is larger than any request is granted: ask for less at a time.",
     ),
     "queue_full": Kind(429, "Queue full", "As many requests wait as may: see `Retry-After`."),
+    "headers_too_large": Kind(
+        431, "Headers too large", "The request's head is too long; the connection is closed."
+    ),
     "internal": Kind(500, "Internal error", "A fault of the service; its log has the request id."),
     "non_finite": Kind(
         500, "Not finite", "The model computed NaN or infinity, or a norm of 0 to divide by."

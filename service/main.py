@@ -25,6 +25,7 @@ from service.api import (
     trajectories,
     weight_updates,
 )
+from service.api.hosts import KnownHosts
 from service.api.keys import require_key
 from service.api.observed import Observed
 from service.api.state import State
@@ -98,7 +99,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(probes.router, tags=["operation"])
     app.include_router(documents.router, tags=["operation"])
     documents.serve_assets(app)
-    operations.describe(app)
+    operations.describe(app, locked=bool(state.keys))
     problems.install(app)
     if chosen.cors_origins:
         app.add_middleware(
@@ -108,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
+    if chosen.hosts is not None:
+        app.add_middleware(KnownHosts, hosts=chosen.hosts)
     app.add_middleware(Observed, metrics=metrics)
     return app
 

@@ -8,12 +8,15 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from types import FrameType
 
 import uvicorn
 
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
+from schemas.problems import PROBLEMS
 from service.api.state import State
+from service.connections import Connection, Patience
 from service.errors import DeltawError
 from service.main import create_app
 from service.settings import Settings
@@ -82,7 +85,8 @@ def serve(settings: Settings) -> int:
         access_log=False,
         server_header=False,
         ws="none",
-        timeout_keep_alive=75,
+        http=partial(Connection, patience=_patience(state)),  # type: ignore[arg-type]
+        timeout_keep_alive=settings.idle_seconds,
     )
     try:
         listener = _listen(settings)
@@ -99,6 +103,23 @@ def serve(settings: Settings) -> int:
     said = fatal.detail if isinstance(fatal, DeltawError) else f"{type(fatal).__name__}: {fatal}"
     print(f"deltaw: {said}", file=sys.stderr)
     return 1
+
+
+def _patience(state: State) -> Patience:
+    """What the settings grant a sender."""
+    settings, metrics = state.settings, state.metrics
+
+    def refused(code: str) -> None:
+        metrics.requests.labels("any", "unmatched", str(PROBLEMS[code].status)).inc()
+        metrics.rejected.labels(code).inc()
+
+    return Patience(
+        header_seconds=settings.header_seconds,
+        body_seconds=settings.body_seconds,
+        idle_seconds=settings.idle_seconds,
+        max_connections=settings.max_connections,
+        refused=refused,
+    )
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -53,8 +53,20 @@ class Settings(BaseSettings):
     ] = True
     prefix_cache_bytes: Annotated[
         int, Field(ge=0, description="what keys and values of known contexts may take; 0: none")
-    ] = 256 * MiB
+    ] = 128 * MiB
     max_body_bytes: Annotated[int, Field(ge=1, description="of a request's body")] = MiB
+    header_seconds: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="in which a request's head arrives")
+    ] = 10.0
+    body_seconds: Annotated[
+        float, Field(gt=0, allow_inf_nan=False, description="in which its body does")
+    ] = 30.0
+    idle_seconds: Annotated[
+        int, Field(ge=1, description="a connection is kept between requests, or while unread")
+    ] = 75
+    max_connections: Annotated[
+        int, Field(ge=1, description="open at once; one more closes the longest idle one")
+    ] = 512
     max_response_bytes: Annotated[
         int, Field(ge=1, description="of an answer, predicted before any work")
     ] = 64 * MiB
@@ -92,12 +104,17 @@ class Settings(BaseSettings):
         NoDecode,
         Field(description="comma-separated origins of pages that may call"),
     ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="comma-separated further names in `Host`; `*`: any"),
+    ] = ()
     log_format: Annotated[
         Literal["auto", "json", "console"],
         Field(description="`auto`: console on a terminal, else one JSON line a request"),
     ] = "auto"
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -122,6 +139,19 @@ class Settings(BaseSettings):
         """Where the service is reached from this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def hosts(self) -> frozenset[str] | None:
+        """Names and addresses that a request's `Host` may be; None: any.
+
+        A page on any site can have its own name resolve to this machine and so reach what listens
+        here alone, but not without that name in `Host`. A key keeps it out as well.
+        """
+        guarded = bool(self.allowed_hosts) or (not self.keys and _is_loopback(self.host))
+        if not guarded or "*" in self.allowed_hosts:
+            return None
+        named = ("localhost", "127.0.0.1", "::1", self.host, *self.allowed_hosts)
+        return frozenset(name.lower().strip("[]") for name in named)
 
     @property
     def keys(self) -> tuple[str, ...]:

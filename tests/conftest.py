@@ -71,7 +71,7 @@ async def app_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://deltaw") as client,
+        httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         while (await client.get("/readyz")).status_code != httpx.codes.OK:
             await asyncio.sleep(0.02)

@@ -22,6 +22,8 @@ Body = TypeVar("Body", bound=BaseModel)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SMALL = 1 << 13
 """Bytes of a body up to which the event loop reads it itself."""
+MAX_DIGITS = 18
+"""Digits of a `Content-Length` that is worth reading; a longer one is found out by counting."""
 MAX_MISTAKES = 16
 """Mistakes that are named in one problem."""
 
@@ -33,7 +35,14 @@ def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
         content_type = request.headers.get("content-type", "")
         if content_type.partition(";")[0].strip().lower() != "application/json":
             raise ProblemError("unsupported_media_type")
-        body = await _bytes(request, state_of(request).settings.max_body_bytes)
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise ProblemError("unsupported_media_type")
+        settings = state_of(request).settings
+        try:
+            async with asyncio.timeout(settings.body_seconds):
+                body = await _bytes(request, settings.max_body_bytes)
+        except TimeoutError:
+            raise ProblemError("request_timeout", headers={"Connection": "close"}) from None
         request.scope["deltaw.body_bytes"] = len(body)
         if len(body) <= SMALL:
             return parse(model, body)
@@ -49,7 +58,7 @@ async def _bytes(request: Request, limit: int) -> bytes:
     """
     body = bytearray()
     announced = request.headers.get("content-length", "")
-    expected = int(announced) if announced.isdecimal() else 0
+    expected = int(announced) if announced.isdecimal() and len(announced) <= MAX_DIGITS else 0
     if expected <= limit:
         async for chunk in request.stream():
             body += chunk
@@ -68,7 +77,9 @@ def parse(model: type[Body], body: bytes) -> Body:
         ProblemError: `malformed_json` or `validation`.
     """
     try:
-        return model.model_validate_json(body)
+        read = model.model_validate_json(body)
+        json.loads(body, object_pairs_hook=_once, parse_int=bool, parse_float=bool)
+        return read
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
     try:
@@ -85,6 +96,12 @@ def parse(model: type[Body], body: bytes) -> Body:
     first = problems[:MAX_MISTAKES]
     mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in first)
     raise ProblemError("validation", mistakes=list(mistakes))
+
+
+def _once(fields: Sequence[tuple[str, Any]]) -> None:
+    """Refuse an object that gives a field twice: readers differ on which one counts."""
+    if len(fields) > 1 and len({name for name, _ in fields}) < len(fields):
+        raise ProblemError("validation", mistakes=[("", "a field is given twice")])
 
 
 def _mistake(path: Sequence[str | int], message: str, sent: Any) -> Mistake:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Annotated
 
 import fastapi_offline
 from fastapi import APIRouter, FastAPI, Response
-from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi import Path as PathParameter
+from fastapi.openapi.docs import swagger_ui_default_parameters
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 
 from schemas.common import Answer
 from schemas.problems import PROBLEMS
@@ -17,6 +21,28 @@ from service.api.problems import ProblemError
 
 router = APIRouter()
 ASSETS = "/docs/assets"
+PAGE = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1.0">
+<link rel="stylesheet" href="{ASSETS}/swagger-ui.css">
+<link rel="icon" href="{ASSETS}/favicon.png">
+<title>deltaw</title>
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="{ASSETS}/swagger-ui-bundle.js"></script>
+<script src="/docs/start.js"></script>
+</body>
+</html>
+"""
+START = f"""SwaggerUIBundle({{
+  ...{json.dumps(swagger_ui_default_parameters)},
+  url: "/openapi.json",
+  presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
+}});
+"""
 
 
 class ProblemMeaning(Answer):
@@ -33,7 +59,9 @@ class ProblemMeaning(Answer):
     "/problems/{code}",
     responses=answers(ProblemMeaning, tensors=False, problems=("not_found",)),
 )
-async def problem(code: str) -> ProblemMeaning:
+async def problem(
+    code: Annotated[str, PathParameter(json_schema_extra={"enum": [*PROBLEMS]})],
+) -> ProblemMeaning:
     """Explain a problem's code."""
     if code not in PROBLEMS:
         raise ProblemError("not_found")
@@ -56,16 +84,25 @@ async def root() -> Response:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """Swagger's page on the OpenAPI document, all of it from here."""
-    return get_swagger_ui_html(
-        openapi_url="/openapi.json",
-        title="deltaw",
-        swagger_js_url=f"{ASSETS}/swagger-ui-bundle.js",
-        swagger_css_url=f"{ASSETS}/swagger-ui.css",
-        swagger_favicon_url=f"{ASSETS}/favicon.png",
-    )
+    return HTMLResponse(PAGE)
+
+
+@router.get("/docs/start.js", include_in_schema=False)
+async def start() -> Response:
+    """What the page runs: FastAPI's own settings of Swagger, in a file for the page's policy."""
+    return Response(START, media_type="text/javascript")
+
+
+class Whole(StaticFiles):
+    """Files that are given whole: Starlette answers a bad `Range` in plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one, whatever range of it was asked for."""
+        headers = [field for field in scope["headers"] if field[0] != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def serve_assets(app: FastAPI) -> None:
     """Serve the page's scripts and styles, which the package fastapi-offline brings along."""
     folder = Path(fastapi_offline.__path__[0]) / "static"
-    app.mount(ASSETS, StaticFiles(directory=folder), name="docs-assets")
+    app.mount(ASSETS, Whole(directory=folder), name="docs-assets")

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.asking import ClientLeft
+from service.api.headers import protect
 from service.api.problems import respond
 from service.telemetry import Metrics, request_id
 
@@ -44,7 +45,7 @@ class Observed:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = scope["deltaw.request_id"]
-                headers["X-Content-Type-Options"] = "nosniff"
+                protect(headers, scope["method"])
             await send(message)
 
         try:

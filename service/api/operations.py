@@ -13,6 +13,8 @@ from service.api.tensors import JSON, SAFETENSORS
 
 ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 """The problems of a resource that computes."""
+ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too_large")
+"""The problems of a request before it is looked at."""
 PACKED = """Tensors by their path, such as `updates.0.factors.input`. The JSON answer is
 `__metadata__["response"]`, with {dtype, shape, tensor: path} in each tensor's place."""
 COMPONENTS = "#/components/schemas/"
@@ -43,7 +45,7 @@ def answers(
                 }
             }
         }
-    for code in problems:
+    for code in dict.fromkeys((*ANYWHERE, *problems)):
         status = PROBLEMS[code].status
         said = documented.setdefault(
             status,
@@ -60,10 +62,14 @@ def answers(
     return documented
 
 
-def describe(app: FastAPI) -> None:
+def describe(app: FastAPI, *, locked: bool) -> None:
     """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems.
 
     The first line of a handler's docstring is the operation's summary, the rest its description.
+
+    Args:
+        app: Whose document it is.
+        locked: Whether it has keys; where it has none, the document asks for none.
     """
     generate = app.openapi
 
@@ -80,6 +86,10 @@ def describe(app: FastAPI) -> None:
                     summary, _, rest = said["description"].partition("\n")
                     said["summary"] = summary.rstrip(".")
                     said["description"] = rest.strip() or summary
+                    if not locked:
+                        said.pop("security", None)
+            if not locked:
+                document["components"].pop("securitySchemes", None)
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from schemas.problems import POINTER_LENGTH, PROBLEMS
 from service import errors
@@ -116,19 +118,23 @@ def named(error: Exception) -> ProblemError:
     )
 
 
-def respond(request: Request, error: Exception) -> Response:
-    """The answer that an error becomes."""
-    problem = named(error)
+def written(problem: ProblemError, instance: str, request_id: str) -> bytes:
+    """A problem as JSON.
+
+    Args:
+        problem: What went wrong.
+        instance: The path that was asked, as far as it is ours.
+        request_id: Of the request.
+    """
     kind = PROBLEMS[problem.code]
-    request.scope["deltaw.problem"] = problem.code
-    body = {
+    body: dict[str, Any] = {
         "type": f"/problems/{problem.code}",
         "title": kind.title,
         "status": kind.status,
         "detail": problem.detail,
-        "instance": request.url.path,
+        "instance": instance,
         "code": problem.code,
-        "request_id": request.scope.get("deltaw.request_id", ""),
+        "request_id": request_id,
         "retryable": kind.retryable,
     }
     if problem.mistakes:
@@ -137,8 +143,23 @@ def respond(request: Request, error: Exception) -> Response:
         ]
     if problem.limit is not None:
         body["limit"], body["actual"] = problem.limit, problem.actual
+    return orjson.dumps(body)
+
+
+def respond(request: Request, error: Exception) -> Response:
+    """The answer that an error becomes."""
+    problem = named(error)
+    scope = request.scope
+    scope["deltaw.problem"] = problem.code
+    body = written(problem, _instance(scope), scope.get("deltaw.request_id", ""))
     headers = {"Cache-Control": "no-store", **problem.headers}
-    return Response(orjson.dumps(body), kind.status, headers, MEDIA_TYPE)
+    return Response(body, PROBLEMS[problem.code].status, headers, MEDIA_TYPE)
+
+
+def _instance(scope: Scope) -> str:
+    """The path up to where it is the caller's."""
+    template: str = getattr(scope.get("route"), "path", "/")
+    return template.partition("{")[0].rstrip("/") or "/"
 
 
 async def _handle(request: Request, error: Exception) -> Response:

@@ -215,6 +215,9 @@ def _resident(
     name: str, commit: str | None, digest: str, family: Family, model: Any, tokenizer: Tokenizer
 ) -> Model:
     body = model.transformer
+    embedding, output = body.wte.weight, model.get_output_embeddings().weight
+    # Copies, as views would keep the whole file in memory.
+    own = embedding.clone()
     return Model(
         id=name,
         revision=commit,
@@ -223,10 +226,10 @@ def _resident(
         family=family,
         tokenizer=tokenizer,
         blocks=family.blocks(model),
-        token_embedding=body.wte.weight,
-        position_embedding=body.wpe.weight,
-        final_norm=Norm(body.ln_f.weight, body.ln_f.bias, body.ln_f.eps),
-        unembedding=model.get_output_embeddings().weight,
+        token_embedding=own,
+        position_embedding=body.wpe.weight.clone(),
+        final_norm=Norm(body.ln_f.weight.clone(), body.ln_f.bias.clone(), body.ln_f.eps),
+        unembedding=own if output is embedding else output.clone(),
     )
 
 

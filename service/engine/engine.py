@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from service.engine.allocator import give_back_free_memory, give_back_large_blocks
 from service.engine.checkpoint import Model
 from service.engine.cores import available_cores
 from service.engine.prefixes import Prefixes
@@ -196,10 +197,12 @@ class Engine:
 
     def _main(self) -> None:
         try:
+            give_back_large_blocks()
             torch.set_num_threads(self._threads)
             torch.backends.cuda.matmul.allow_tf32 = False
             with torch.inference_mode():
                 self._model = self._load()
+                give_back_free_memory()
                 self._sound = self._check(self._model)
                 self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.dtype)
                 scheduler = self._scheduler = Scheduler(

@@ -1,9 +1,10 @@
 """Model families: where a block's tensors are, and how it is walked.
 
 A family is a row of the table; unknown ones are refused at load with the reason. On a GPU and in
-half precision tensors are taken as they lie in the checkpoint's modules. In float32 on a CPU oneDNN
-multiplies by matrices that lie in its own blocks up to twice as fast, so they are kept like that.
-Nothing resident is ever written.
+half precision matrices are taken as they lie in the checkpoint's modules. In float32 on a CPU
+oneDNN multiplies by matrices that lie in its own blocks up to twice as fast, so they are kept like
+that; what else is kept is a copy, as a view would keep the whole file in memory. Nothing resident
+is ever written.
 """
 
 from __future__ import annotations
@@ -178,7 +179,7 @@ def _gpt2_blocks(model: Any) -> tuple[Block, ...]:
 
 
 def _norm(module: nn.LayerNorm) -> Norm:
-    return Norm(module.weight, module.bias, module.eps)
+    return Norm(module.weight.clone(), module.bias.clone(), module.eps)
 
 
 def _columns(module: Any, chosen: slice = slice(None)) -> tuple[Tensor, Tensor]:
@@ -196,7 +197,7 @@ def affine(weight: Tensor, bias: Tensor, *, keep: bool = False) -> Affine:
     if not BLOCKS or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return Affine(weight, bias)
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight.T)
-    return Affine(blocks, bias, weight if keep else None)
+    return Affine(blocks, bias.clone(), weight.clone() if keep else None)
 
 
 def _activation(name: str, module: Activation) -> Activation:

@@ -10,7 +10,7 @@ import pytest
 from schemas.problems import PROBLEMS
 from tests.api.conftest import NARROW, POISON, Heard
 from tests.api.test_bodies import PATHS
-from tests.api.wire import CANARY, STATUS, problem
+from tests.api.wire import CANARY, RETRYABLE, STATUS, problem
 
 PAIR = {"context": f"abc the {CANARY}", "query": " cd"}
 LONG = [1] * 64
@@ -185,7 +185,7 @@ def test_type_resolves(tiny_client: httpx.Client, code: str) -> None:
     assert (meaning["code"], meaning["status"]) == (code, STATUS[code])
     assert meaning["title"]
     assert meaning["meaning"]
-    assert meaning["retryable"] == (STATUS[code] in (429, 503, 504))
+    assert meaning["retryable"] == (STATUS[code] in RETRYABLE)
 
 
 def test_table() -> None:

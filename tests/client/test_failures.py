@@ -164,6 +164,12 @@ def test_deadline_in_process(tiny_folder: Path) -> None:
         asyncio.run(ask())
 
 
+def test_no_time_at_all(client: DeltawClient) -> None:
+    """A deadline of 0 has passed before anything is sent."""
+    with pytest.raises(Timeout):
+        client.model(deadline_seconds=0.0)
+
+
 def test_drip() -> None:
     """An answer that never ends, and never pauses for long, is cut off at the deadline."""
     from socket import create_server

@@ -72,6 +72,14 @@ def test_event_loop(fails_at: int | None) -> None:
     _ends(lambda: asyncio.run(running), gauge, taken, fails_at)
 
 
+def test_none_at_once() -> None:
+    """Less than one at a time is refused."""
+    with pytest.raises(ValueError, match="0"):
+        in_order(str, "a", 0, print)
+    with pytest.raises(ValueError, match="1"):
+        asyncio.run(async_in_order(asyncio.sleep, [0.0], 0, print))
+
+
 def _ends(run: Callable[[], None], gauge: Gauge, taken: list[int], fails_at: int | None) -> None:
     """Run it, and hold what it did against what it may do."""
     if fails_at is None:

@@ -39,11 +39,16 @@ def assert_shown(shown: str, actual: Sequence[str]) -> None:
 
 def alike(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
     """Whether two lines are the same, up to the rounding of numbers that are not whole."""
-    shown, actual = shown.strip().rstrip(","), actual.strip().rstrip(",")
+    shown, actual = squeezed(shown), squeezed(actual)
     if NUMBER.sub("#", shown) != NUMBER.sub("#", actual):
         return False
     numbers = zip(NUMBER.findall(shown), NUMBER.findall(actual), strict=True)
     return all(near(a, b, tolerance) for a, b in numbers)
+
+
+def squeezed(line: str) -> str:
+    """A line whose columns are as narrow as can be, without a comma at its end."""
+    return re.sub(r"([ ━─])\1+", r"\1", line.strip()).rstrip(",")
 
 
 def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
@@ -117,7 +122,7 @@ def _place(line: str) -> tuple[int, str]:
 
 def _words(line: str) -> str:
     """A line of text without its numbers, however wide its columns are."""
-    return re.sub(r"[\s━─]+", " ", NUMBER.sub("#", line)).strip()
+    return NUMBER.sub("#", squeezed(line))
 
 
 def _rounded(line: str) -> str:

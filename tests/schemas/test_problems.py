@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from schemas.problems import PROBLEMS, FieldError, Problem
+from tests.api.wire import RETRYABLE
 
 
 def test_nothing_unknown() -> None:
@@ -33,4 +34,4 @@ def test_words(code: str) -> None:
     kind = PROBLEMS[code]
     assert kind.title
     assert kind.meaning.endswith(".")
-    assert kind.retryable == (kind.status in (429, 503, 504))
+    assert kind.retryable == (kind.status in RETRYABLE)

@@ -1,0 +1,113 @@
+"""Mutated requests on the sockets of a real server, and what it is like afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import re
+import socket
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.api.wire import CANARY, until
+from tests.hostile.mutations import mutated
+from tests.hostile.raw import connected, sound
+from tests.service_process import Served
+
+PAGE = 4096
+SILENCE = 0.03
+"""Seconds without a byte after which a connection is given up from here."""
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
+
+
+@dataclass
+class Fuzzed:
+    """What came of a run.
+
+    Args:
+        connections: Opened, each with one mutated request.
+        seconds: How long it took.
+        statuses: Answers that came, by status.
+        logged: Answers that the server logged, by status.
+        resident: Its memory in bytes, at the start and at the end.
+        files: Its open files, at the start and at the end.
+    """
+
+    connections: int = 0
+    seconds: float = 0.0
+    statuses: Counter[int] = field(default_factory=Counter)
+    logged: Counter[int] = field(default_factory=Counter)
+    resident: tuple[int, int] = (0, 0)
+    files: tuple[int, int] = (0, 0)
+
+
+def fuzz(running: Served, *, connections: int, seed: int, first: int = 300) -> Fuzzed:
+    """Send so many mutated requests; the server must be as it was before.
+
+    Args:
+        running: The server.
+        connections: How many, after the first.
+        seed: Of what is done to them.
+        first: Sent before the first measurement, so that what is made once is there.
+
+    Raises:
+        AssertionError: It is not, or it repeated what was sent, or something failed in it.
+    """
+    dice = random.Random(seed)
+    known = len(running.log.read_text())
+    fuzzed = Fuzzed()
+    start = time.perf_counter()
+    for _ in range(first):
+        send(running, mutated(dice), fuzzed)
+    before = usage(running)
+    for _ in range(connections):
+        send(running, mutated(dice), fuzzed)
+    fuzzed.seconds = time.perf_counter() - start
+    assert sound(running)
+    until(lambda: usage(running)[1] <= before[1] or None)
+    after = usage(running)
+    fuzzed.resident, fuzzed.files = (before[0], after[0]), (before[1], after[1])
+    log = running.log.read_text()[known:]
+    assert "Traceback" not in log
+    assert CANARY not in log
+    for line in filter(is_json, log.splitlines()):
+        said = json.loads(line)
+        assert said["level"] == "info", line
+        fuzzed.logged[said["status"]] += 1
+    assert max(fuzzed.statuses) < 500, fuzzed.statuses
+    assert max(fuzzed.logged) < 500, fuzzed.logged
+    return fuzzed
+
+
+def send(running: Served, pieces: list[bytes], fuzzed: Fuzzed) -> None:
+    """Send the pieces of one request, take what comes, and leave."""
+    received = b""
+    with contextlib.suppress(ConnectionError), connected(running) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        client.settimeout(SILENCE)
+        with contextlib.suppress(TimeoutError):
+            for piece in pieces:
+                client.sendall(piece)
+            while chunk := client.recv(1 << 16):
+                received += chunk
+    fuzzed.connections += 1
+    fuzzed.statuses.update(int(status) for status in STATUS.findall(received))
+    for answer in received.split(b"HTTP/1.1 ")[1:]:
+        if answer[:1] in b"45":
+            without_pointers = re.sub(rb'"pointer":"[^"]*"', b"", answer)
+            assert CANARY.encode() not in without_pointers, (pieces, answer)
+
+
+def is_json(line: str) -> bool:
+    """Whether a line is a request's, and not the greeting's."""
+    return line.startswith("{") and line.endswith("}")
+
+
+def usage(running: Served) -> tuple[int, int]:
+    """The server's resident bytes and its open files."""
+    process = Path("/proc") / str(running.process.pid)
+    pages = int((process / "statm").read_text().split()[1])
+    return pages * PAGE, len(list((process / "fd").iterdir()))

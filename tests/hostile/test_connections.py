@@ -1,0 +1,274 @@
+"""Connections: slow senders, slow readers, endless heads, garbage, and too many of them."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.api.wire import CANARY, metric
+from tests.hostile.raw import (
+    BODY,
+    answers,
+    connected,
+    exchange,
+    get,
+    post,
+    problem,
+    sound,
+    until_closed,
+)
+from tests.service_process import Served, served
+
+PATIENCE = 0.6
+"""Seconds that the hasty server grants a head, and a body."""
+
+
+@pytest.fixture(scope="module")
+def hasty(tiny_folder: Path) -> Iterator[Served]:
+    """A server that waits for nobody, with room for eight connections."""
+    with served(
+        model=tiny_folder,
+        header_seconds=PATIENCE,
+        body_seconds=PATIENCE,
+        idle_seconds=1,
+        max_connections=8,
+    ) as running:
+        yield running
+        assert "Traceback" not in running.log.read_text()
+        assert CANARY not in running.log.read_text()
+
+
+HEADS: dict[str, tuple[bytes, ...]] = {
+    "half a line": (b"POST /v1/wei",),
+    "half a head": (post()[:60],),
+    "half a second head": (get("/livez"), post()[:60]),
+    "half a second head at once": (get("/livez") + post()[:60],),
+    "blank lines": (b"\r\n" * 8,),
+}
+
+
+@pytest.mark.parametrize("sent", HEADS.values(), ids=HEADS)
+def test_slow_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
+    """A head that is not whole in time is a problem, after which the connection is closed."""
+    start = time.monotonic()
+    with connected(hasty) as client:
+        for piece in sent:
+            client.sendall(piece)
+        *before, last = answers(until_closed(client))
+        assert time.monotonic() - start > PATIENCE
+    assert [answer.status for answer in before] == [200] * b"".join(sent).count(b"/livez")
+    problem(last, "request_timeout")
+    assert last.headers["connection"] == "close"
+
+
+def test_trickle(hasty: Served) -> None:
+    """A byte now and then does not buy time."""
+    with connected(hasty) as client:
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for byte in post() * 20:
+                client.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - start < 10 * PATIENCE
+
+
+@pytest.mark.parametrize("before", [b"", get("/livez")])
+def test_silence(hasty: Served, before: bytes) -> None:
+    """A connection on which nothing comes is closed, without a word, before and after a request."""
+    with connected(hasty) as client:
+        client.sendall(before)
+        assert len(answers(until_closed(client))) == bool(before)
+
+
+@pytest.mark.parametrize("path", ["/v1/weight-updates", "/v1/tokenize"])
+def test_slow_body(hasty: Served, path: str) -> None:
+    """A body that is not whole in time is 408, after which the connection is closed."""
+    with connected(hasty) as client:
+        client.sendall(post(path=path)[:-1])
+        (answer,) = answers(until_closed(client))
+    said = problem(answer, "request_timeout")
+    assert said.retryable
+    assert said.instance == path
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("path", ["/livez", "/nope", "/v1/weight-updates"])
+def test_unread_body(hasty: Served, path: str) -> None:
+    """A body that nobody reads keeps no connection either: it is answered, and closed."""
+    with connected(hasty) as client:
+        client.sendall(get(path, "Content-Length: 10"))
+        (answer,) = answers(until_closed(client))
+    assert answer.status in (200, 404, 405)
+
+
+def test_working_is_not_waiting(hasty: Served) -> None:
+    """A request behind another on one connection is answered, however the second one came."""
+    whole = exchange(hasty, post() + post()[:40], post()[40:], b"\r\n" + get("/livez"), enough=3)
+    assert [answer.status for answer in whole] == [200, 200, 200]
+    assert whole[0].headers["content-type"] == "application/json"
+
+
+TOO_LONG = b"x" * 70_000
+HUGE: dict[str, tuple[bytes, ...]] = {
+    "one field": (get("/livez")[:-2] + b"X-Long: " + TOO_LONG[:40_000], TOO_LONG, TOO_LONG * 3),
+    "many fields": (get("/livez")[:-2], *[b"X-Long: 1234567890\r\n" * 2000] * 16),
+    "path": (b"GET /" + TOO_LONG, TOO_LONG * 4),
+    "trailers": (
+        get("/v1/tokenize", "Transfer-Encoding: chunked", method="POST") + b"0\r\n",
+        *[b"X-Long: 1234567890\r\n" * 2000] * 16,
+    ),
+    "chunk marks": (
+        get(
+            "/v1/tokenize",
+            "Content-Type: application/json",
+            "Transfer-Encoding: chunked",
+            method="POST",
+        )
+        + b"1;"
+        + TOO_LONG,
+        TOO_LONG * 4,
+    ),
+}
+
+
+@pytest.mark.parametrize("sent", HUGE.values(), ids=HUGE)
+def test_endless_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
+    """What is not a body and has no end is refused, or cut off, as soon as it is too long."""
+    came = exchange(hasty, *sent)
+    assert [answer.status for answer in came] in ([431], [415], [])
+    assert sound(hasty)
+
+
+GARBAGE: dict[str, bytes] = {
+    "no HTTP": b"zqcanaryqz\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "NUL in the path": b"GET /zqcanary\x00qz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "NUL in a header": get("/livez", "X: zq\x00canary"),
+    "path in UTF-8": "GET /zqcanaryqz\u00e9\ud7ff HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+    "no such version": b"GET /livez HTTP/9.9\r\n\r\n",
+    "space before a colon": get("/livez", "X : zqcanaryqz"),
+    "a method of ours": b"ZQCANARYQZ /livez HTTP/1.1\r\n\r\n",
+    "two lengths": post(BODY, "Content-Length: 3"),
+    "length and chunks": post(BODY, "Transfer-Encoding: chunked"),
+    "no length": get("/v1/tokenize", "Content-Length: zqcanaryqz", method="POST"),
+    "negative length": get("/v1/tokenize", "Content-Length: -1", method="POST"),
+    "a length beyond 64 bits": get("/v1/tokenize", "Content-Length: " + "9" * 40, method="POST"),
+    "chunks of nonsense": get("/v1/tokenize", "Transfer-Encoding: chunked", method="POST")
+    + b"zqcanaryqz\r\n",
+    "asterisk": b"GET zqcanaryqz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "CONNECT": b"CONNECT zqcanaryqz:443 HTTP/1.1\r\nHost: zqcanaryqz:443\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", GARBAGE.values(), ids=GARBAGE)
+def test_garbage(hasty: Served, sent: bytes) -> None:
+    """What is no request is a problem or the end of the connection, and none of it comes back."""
+    came = exchange(hasty, sent)
+    assert len(came) <= 1
+    for answer in came:
+        assert 400 <= answer.status < 500
+        assert CANARY not in (str(answer.headers) + answer.body.decode()).lower()
+    assert sound(hasty)
+
+
+def test_pipelined_garbage(hasty: Served) -> None:
+    """Garbage behind a good request does not harm its answer, and ends the connection."""
+    first, *rest = exchange(hasty, post() + b"zqcanaryqz\r\n\r\n" * 50)
+    assert first.status in (200, 400)
+    assert len(rest) <= 1
+    whole = exchange(hasty, get("/livez") * 200, enough=200)
+    assert [answer.status for answer in whole] == [200] * 200
+
+
+def test_garbage_behind_an_answer(hasty: Served) -> None:
+    """A request that is answered already is not answered again, whatever its rest is."""
+    with connected(hasty) as client:
+        client.sendall(get("/livez", "Transfer-Encoding: chunked"))
+        assert whole_answer(client)
+        client.sendall(b"zqcanaryqz\r\n")
+        assert until_closed(client) == b""
+
+
+@pytest.mark.parametrize("upgrade", ["websocket", "h2c", "zqcanaryqz"])
+def test_upgrade(hasty: Served, upgrade: str) -> None:
+    """There is nothing to upgrade to: the request is answered as it is, or refused."""
+    lines = ("Connection: Upgrade", f"Upgrade: {upgrade}")
+    (answer,) = exchange(hasty, get("/livez", *lines))
+    assert answer.status == 200
+    (answer,) = exchange(hasty, post(BODY, *lines))
+    assert answer.status in (200, 400)
+
+
+def test_expect(hasty: Served) -> None:
+    """`Expect: 100-continue` is granted when the body is read, and not where it never will be."""
+    with connected(hasty) as client:
+        head, body = post(BODY, "Expect: 100-continue").split(b"\r\n\r\n")
+        client.sendall(head + b"\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")
+        client.sendall(body)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+    refused = get("/v1/tokenize", "Expect: 100-continue", "Content-Length: 9", method="POST")
+    (answer,) = exchange(hasty, refused, enough=1)
+    problem(answer, "unsupported_media_type")
+
+
+def test_refusals_are_counted(hasty: Served) -> None:
+    """What never became a request is counted and logged as a refused one."""
+    with httpx.Client(base_url=hasty.url) as client:
+        sample = 'deltaw_rejected_total{reason="malformed_request"}'
+        before = metric(client, sample)
+        (answer,) = exchange(hasty, b"?\r\n\r\n")
+        said = problem(answer, "malformed_request")
+        assert metric(client, sample) == before + 1
+    assert f'"{said.request_id}"' in hasty.log.read_text()
+
+
+def test_slow_reader(hasty: Served) -> None:
+    """A client that asks and asks and never reads is let go, with what it was not given."""
+    with connected(hasty) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(0.2)
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while time.monotonic() - start < 15.0:
+                try:
+                    client.sendall(get("/docs/assets/swagger-ui-bundle.js"))
+                except TimeoutError:
+                    time.sleep(0.1)
+                else:
+                    time.sleep(0.1)
+        assert time.monotonic() - start < 15.0
+    assert sound(hasty)
+
+
+def test_many_connections(hasty: Served) -> None:
+    """One connection too many closes the one that has been idle for longest, never the new one."""
+    with ExitStack() as stack:
+        first, *others = [stack.enter_context(connected(hasty)) for _ in range(8)]
+        for other in others:
+            other.sendall(get("/livez"))
+            assert whole_answer(other)
+        late = stack.enter_context(connected(hasty))
+        late.sendall(get("/livez"))
+        assert whole_answer(late)
+        assert until_closed(first) == b""
+        others[-1].sendall(get("/livez"))
+        assert whole_answer(others[-1])
+
+
+def whole_answer(client: socket.socket) -> bool:
+    """Whether `/livez` answers on a connection that stays open."""
+    received = b""
+    while b'{"status":"live"}' not in received:
+        chunk = client.recv(4096)
+        if not chunk:
+            return False
+        received += chunk
+    return True
