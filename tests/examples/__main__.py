@@ -20,42 +20,51 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="correct what the documents show")
     parser.add_argument("--only", default="", help="only documents whose name holds this")
     arguments = parser.parse_args()
-    chosen = [page for page in documents() if arguments.only in page.name]
+    pages = [page for page in documents() if arguments.only in page.name]
     wrong = 0
-    with served(model="bundled") as service:
-        for document in chosen:
-            text = document.read_text()
-            for example in reversed(examples(document)):
-                try:
-                    now = answer(example, service.url, arguments.write)
-                except AssertionError as error:
-                    print(f"{example.name}: {error}")
-                    wrong += 1
-                    continue
-                if now != example.shown.text:
-                    start = example.shown.start
-                    text = text[:start] + now + text[start + len(example.shown.text) :]
-                    print(f"{example.name}: written")
-            if text != document.read_text():
-                document.write_text(text)
-    for path in notebooks.NOTEBOOKS if notebooks.INSTALLED else ():
-        if arguments.only in path.name and not notebook_is_true(path, arguments.write):
-            wrong += 1
+    if pages:
+        with served(model="bundled") as service:
+            wrong += sum(document_is_wrong(page, service.url, arguments.write) for page in pages)
+    if not notebooks.INSTALLED:
+        print("notebooks are passed over: pip install -r requirements-docs.lock")
+        return min(wrong, 1)
+    for path in notebooks.NOTEBOOKS:
+        if arguments.only in path.name:
+            wrong += notebook_is_wrong(path, arguments.write)
     return min(wrong, 1)
 
 
-def notebook_is_true(path: Path, write: bool) -> bool:
-    """Whether a notebook prints what is stored in it, or was made to."""
+def document_is_wrong(document: Path, url: str, write: bool) -> bool:
+    """Whether an example does not print what is shown; said, or corrected where it can be."""
+    text = document.read_text()
+    wrong = False
+    for example in reversed(examples(document)):
+        try:
+            now = answer(example, url, write)
+        except AssertionError as error:
+            print(f"{example.name}: {error}", flush=True)
+            wrong = True
+            continue
+        if now != example.shown.text:
+            start = example.shown.start
+            text = text[:start] + now + text[start + len(example.shown.text) :]
+            print(f"{example.name}: written", flush=True)
+    if text != document.read_text():
+        document.write_text(text)
+    return wrong
+
+
+def notebook_is_wrong(path: Path, write: bool) -> bool:
+    """Whether a notebook does not print what is stored in it; said, or corrected."""
     try:
-        if write:
-            if notebooks.write(path):
-                print(f"{path.name}: written")
-        else:
+        if not write:
             notebooks.assert_stored(*notebooks.executed(path))
+        elif notebooks.write(path):
+            print(f"{path.name}: written", flush=True)
     except NotShown as error:
-        print(f"{path.name}: {error}")
-        return False
-    return True
+        print(f"{path.name}: {error}", flush=True)
+        return True
+    return False
 
 
 def answer(example: Example, url: str, write: bool) -> str:

@@ -15,7 +15,7 @@ SERVED_AT = "http://127.0.0.1:8000"
 """Where documents say that the service is."""
 ANOTHER_PORT = "8001"
 """The port of a service that an example starts itself."""
-SECONDS = 120.0
+SECONDS = 300.0
 COMMAND = """#!/bin/sh
 exec "{python}" -m service.cli "$@"
 """
