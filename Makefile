@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow fuzz faults check audit format bench load soak image-check train clean
+.PHONY: run test test-slow fuzz faults check audit format bench load soak image-check train docs openapi examples clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -20,7 +20,7 @@ test: $(VENV)/.dev  ## the default suite
 fuzz: $(VENV)/.dev  ## hostile input, much of it: 20,000 generated requests and more, 10,000 mutilated ones
 	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
-test-slow: $(VENV)/.dev  ## what takes longer
+test-slow: $(VENV)/.docs  ## what takes longer
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 check: $(VENV)/.dev audit  ## format, lint, types, import directions, known advisories
@@ -53,6 +53,16 @@ soak: $(VENV)/.dev  ## all of them for 25 minutes; memory, threads and files mus
 image-check:  ## build the image, start it, ask it, stop it; with docker or podman
 	deploy/check-image.sh
 
+docs: $(VENV)/.docs  ## the site, in build/site; a broken link ends it
+	$(BIN)/python -m docs.site
+	$(BIN)/zensical build --strict --clean
+
+openapi: $(VENV)/.dev  ## write docs/openapi.json
+	$(BIN)/python -m docs.openapi
+
+examples: $(VENV)/.docs  ## run what README.md and docs/ show, and write down what it prints now
+	$(BIN)/python -m tests.examples --write $(ARGS)
+
 train: $(VENV)/.dev  ## make the bundled checkpoint again, from installable texts
 	$(BIN)/python -m training $(ARGS)
 
@@ -74,6 +84,10 @@ $(VENV)/.dev: $(VENV)/.server requirements-dev.lock
 $(VENV)/.audit: $(VENV)/.dev
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.dev requirements-docs.lock
+	$(PIP_INSTALL) -r requirements-docs.lock
 	touch $@
 
 clean:

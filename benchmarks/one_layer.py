@@ -40,14 +40,17 @@ def rows(bench: Bench) -> Iterator[Row]:
 def _of_length(bench: Bench, peers: Sequence[Beside], layer: int, tokens: int) -> Iterator[Row]:
     model = bench.model
     *context, query = bench.ids(tokens)
-    limit = Prepared(one_layer(model, layer, tokens + 1, 2), model.token_embedding)
+    needed = [*one_layer(model, layer, tokens + 1, 2)]
+    plain = Prepared(needed, model.token_embedding, blocks=False)
+    blocks = Prepared(needed, model.token_embedding, blocks=True)
     agree(bench, layer, context, query)
     agree_with_peers(model, peers, layer, context, query)
     engine = partial(update, model, layer, context, query, "matched")
     sides: dict[str, Callable[[], object]] = {
         "engine": engine,
         "seed script": partial(seed_update, bench.peer, layer, [*context, query], [query]),
-        "needed products": limit.multiply,
+        "needed products": plain.multiply,
+        "needed products, in blocks": blocks.multiply,
     }
     shown: dict[str, Callable[[], object]] = {"engine": engine}
     for running in peers:
@@ -61,8 +64,10 @@ def _of_length(bench: Bench, peers: Sequence[Beside], layer: int, tokens: int) -
     share = SHARE.get(tokens)
     yield Row.of_times("W1", case, times, "seed script", "engine", "times", AGAINST_SEED)
     yield Row.of_times("W1", case, times, "needed products", "engine", "share", share)
+    in_blocks = "needed products, in blocks"
+    yield Row.of_times("W1", case, times, in_blocks, "engine", "share", None)
     bar = AGAINST_PEER[min(tokens, max(AGAINST_PEER))]
-    for side in list(sides)[3:]:
+    for side in list(sides)[4:]:
         yield Row.of_times("W1", case, times, side, "engine", "times", bar)
     if len(shown) > 1:
         again = in_turn(shown, model.device, bench.seconds / 2, FEW, warm=True)

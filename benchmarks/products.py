@@ -7,13 +7,13 @@ product has a weight of its own in memory, as in a model, so that none is found 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from service.engine import Model
+from service.engine.families import Affine, affine
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,23 @@ class Prepared:
     Args:
         products: In the order in which they are multiplied.
         like: A tensor of the dtype and on the device to multiply in.
+        blocks: Whether by matrices as the engine keeps them, or as torch does by default.
     """
 
-    def __init__(self, products: Iterator[Product], like: Tensor) -> None:
-        self._matrices = [
+    def __init__(self, products: Iterable[Product], like: Tensor, *, blocks: bool) -> None:
+        kept = affine if blocks else Affine
+        self._products = [
             (
                 like.new_empty(product.rows, product.d_in).normal_(),
-                like.new_empty(product.d_in, product.d_out).normal_(),
-                like.new_empty(product.rows, product.d_out),
+                kept(
+                    like.new_empty(product.d_in, product.d_out).normal_(),
+                    like.new_zeros(product.d_out),
+                ),
             )
             for product in products
         ]
 
     def multiply(self) -> None:
         """Multiply them, one after the other."""
-        for x, w, out in self._matrices:
-            torch.mm(x, w, out=out)
+        for x, times in self._products:
+            times(x)

@@ -16,7 +16,7 @@ from typing import IO
 
 import httpx
 
-START_SECONDS = 180.0
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,21 @@
+"""`python -m docs.openapi` writes docs/openapi.json, the OpenAPI document as it is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from service.main import create_app
+from service.settings import Settings
+
+FILE = Path(__file__).parent / "openapi.json"
+
+
+def text() -> str:
+    """The document as the file holds it: two spaces, every character itself, a newline."""
+    document = create_app(Settings()).openapi()
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FILE.write_text(text(), encoding="utf-8")

@@ -1,0 +1,214 @@
+"""The API reference as a page: every path of an OpenAPI document, its fields and its problems."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Schema = Mapping[str, Any]
+COMPONENT = re.compile(r"#/components/schemas/(\w+)")
+PROBLEM = re.compile(r"^`(\w+)`: (.+)$", re.M)
+JSON = "application/json"
+EXACT = 2**53
+"""The bound of every integer, which is not worth a word."""
+WITH_TENSORS = "application/vnd.safetensors"
+INTRODUCTION = """# API reference
+
+Made from the [OpenAPI document](openapi.json) that the service serves at `/openapi.json`; its own
+`/docs` shows the same with a form to try it. Bodies are JSON; an unknown field, a value of another
+type and NaN are refused. In an answer, what was not asked for is absent.
+
+"""
+
+
+def page(document: Schema) -> str:
+    """The whole reference in Markdown.
+
+    Args:
+        document: An OpenAPI document.
+    """
+    schemas = document["components"]["schemas"]
+    operations = [
+        (method.upper(), path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    ]
+    uses = Counter(
+        name for _, _, operation in operations for name in _named(_answer(operation), schemas)
+    )
+    shared = [name for name in schemas if uses[name] > 1]
+    parts = [INTRODUCTION]
+    for method, path, operation in operations:
+        parts += _operation(method, path, operation, schemas, shared)
+    parts.append("## Objects of several answers\n\n")
+    for name in shared:
+        parts += _object(name, schemas[name])
+    parts += _problems([operation for _, _, operation in operations], schemas)
+    return "".join(parts)
+
+
+def _operation(
+    method: str, path: str, operation: Schema, schemas: Schema, shared: Sequence[str]
+) -> Iterator[str]:
+    """One path with one method."""
+    yield f"## {method} {path}\n\n**{operation['summary']}.** "
+    yield _prose(operation["description"]) + "\n\n"
+    if parameters := operation.get("parameters"):
+        yield _table([(each["name"], each["schema"], "") for each in parameters])
+    if "requestBody" in operation:
+        body = operation["requestBody"]["content"][JSON]["schema"]
+        yield "**Request**\n\n" + _fields(body, "required")
+        for example in body.get("examples", ()):
+            yield f"```json\n{_laid_out(example)}\n```\n\n"
+    answer = _answer(operation)
+    top = COMPONENT.search(answer.get("$ref", ""))
+    if top:
+        yield f"**Answer.** {_prose(schemas[top[1]].get('description', ''))}\n\n"
+        yield _fields(schemas[top[1]])
+    if WITH_TENSORS in operation["responses"]["200"].get("content", {}):
+        schema = operation["responses"]["200"]["content"][WITH_TENSORS]["schema"]
+        yield f"With `Accept: {WITH_TENSORS}`: {_prose(schema['description'])}\n\n"
+    for name in _named(answer, schemas):
+        if name not in shared and (top is None or name != top[1]):
+            yield from _object(name, schemas[name])
+    if codes := [code for code, _, _ in _codes(operation)]:
+        yield f"[Problems](#problems): {', '.join(f'`{code}`' for code in codes)}\n\n"
+
+
+def _object(name: str, schema: Schema) -> Iterator[str]:
+    """A named object."""
+    yield f"#### {name}\n\n{_prose(schema.get('description', ''))}\n\n{_fields(schema)}"
+
+
+def _problems(operations: Sequence[Schema], schemas: Schema) -> Iterator[str]:
+    """Every problem's code, and what a problem holds."""
+    yield "## Problems\n\n"
+    yield "`application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)):\n\n"
+    yield _fields(schemas["Problem"])
+    for name in _named(schemas["Problem"], schemas):
+        yield from _object(name, schemas[name])
+    yield "#### Codes\n\n"
+    codes = sorted({each for operation in operations for each in _codes(operation)}, key=_status)
+    yield "| status | code | meaning |\n|---|---|---|\n"
+    for code, status, meaning in codes:
+        yield f"| {status} | `{code}` | {_prose(meaning)} |\n"
+
+
+def _status(code: tuple[str, str, str]) -> str:
+    return code[1]
+
+
+def _codes(operation: Schema) -> list[tuple[str, str, str]]:
+    """Code, status and meaning of each problem of an operation."""
+    return [
+        (code, status, meaning)
+        for status, response in operation["responses"].items()
+        for code, meaning in PROBLEM.findall(response["description"])
+    ]
+
+
+def _answer(operation: Schema) -> Schema:
+    """The schema of an operation's JSON answer; empty where there is none."""
+    found: Schema = operation["responses"]["200"].get("content", {}).get(JSON, {}).get("schema", {})
+    return found
+
+
+def _named(schema: Schema, schemas: Schema) -> list[str]:
+    """The names of all objects within a schema, each once, in the order in which they appear."""
+    names: list[str] = []
+    waiting = COMPONENT.findall(json.dumps(schema))
+    while waiting:
+        name = waiting.pop(0)
+        if name not in names:
+            names.append(name)
+            waiting = COMPONENT.findall(json.dumps(schemas[name])) + waiting
+    return names
+
+
+def _fields(schema: Schema, needed: str = "") -> str:
+    """An object's fields as a table.
+
+    Args:
+        schema: The object's.
+        needed: What stands in the place of a default where there must be a value.
+    """
+    required = schema.get("required", ())
+    return _table(
+        [
+            (name, field, needed if name in required else _default(field))
+            for name, field in schema.get("properties", {}).items()
+        ]
+    )
+
+
+def _default(field: Schema) -> str:
+    """A field's default; one that is null only says that the field may be absent."""
+    return "" if field.get("default") is None else f"`{json.dumps(field['default'])}`"
+
+
+def _table(fields: Sequence[tuple[str, Schema, str]]) -> str:
+    """Fields with type, default and description; a column that says nothing is left out."""
+    rows = [
+        (f"`{name}`", kind(field), default, _prose(field.get("description", "")))
+        for name, field, default in fields
+    ]
+    if not rows:
+        return ""
+    heads = ("field", "type", "default", "")
+    kept = [i for i in range(len(heads)) if i < 2 or any(row[i] for row in rows)]
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join(f"| {' | '.join(line[i] for i in kept)} |\n" for line in lines) + "\n"
+
+
+def _laid_out(example: Mapping[str, Any]) -> str:
+    """An example with a line a field."""
+    lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in example.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def kind(schema: Schema) -> str:
+    """A schema's type in words."""
+    if name := COMPONENT.search(schema.get("$ref", "")):
+        return f"[{name[1]}](#{name[1].lower()})"
+    for choice in ("oneOf", "anyOf"):
+        if choice in schema:
+            return " or ".join(dict.fromkeys(kind(each) for each in schema[choice]))
+    if "const" in schema:
+        return f"`{json.dumps(schema['const'])}`"
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        if "prefixItems" in schema:
+            return f"[{', '.join(kind(each) for each in schema['prefixItems'])}]"
+        items = kind(schema.get("items", {}))
+        return f"list of {f'({items})' if ' or ' in items else items}{_bounds(schema)}"
+    return f"{schema.get('type', 'anything')}{_bounds(schema)}"
+
+
+def _bounds(schema: Schema) -> str:
+    """What bounds a number or a list."""
+    words = {
+        "minimum": "≥ {}",
+        "exclusiveMinimum": "> {}",
+        "maximum": "≤ {}",
+        "exclusiveMaximum": "< {}",
+        "minItems": "at least {}",
+        "maxItems": "at most {}",
+    }
+    said = [
+        words[key].format(value)
+        for key, value in schema.items()
+        if key in words and abs(value) < EXACT
+    ]
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _prose(text: str) -> str:
+    """A description within a line of Markdown: what is not code must not be read as markup."""
+    pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    for i in range(0, len(pieces), 2):
+        pieces[i] = pieces[i].replace("<", "&lt;").replace("|", "&#124;")
+    return "".join(pieces)

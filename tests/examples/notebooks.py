@@ -1,0 +1,86 @@
+"""Notebooks: executed as *Run all* does, held against the outputs that are stored in them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.examples.found import ROOT
+from tests.examples.shown import DRIFT, TOLERANCE, NotShown, alike
+
+NOTEBOOKS = sorted((ROOT / "docs").glob("*.ipynb"))
+INSTALLED = all(importlib.util.find_spec(name) for name in ("nbclient", "ipykernel", "matplotlib"))
+SECONDS = 300
+
+
+def executed(path: Path) -> tuple[Any, Any]:
+    """A notebook as it is stored, and as it is after all of its cells were run.
+
+    Raises:
+        CellExecutionError: A cell failed.
+    """
+    import nbclient
+    import nbformat
+
+    stored, run = (nbformat.read(path, as_version=4) for _ in range(2))
+    os.environ["PYTHONPATH"] = str(ROOT)
+    client = nbclient.NotebookClient(
+        run,
+        timeout=SECONDS,
+        startup_timeout=SECONDS,
+        kernel_name="python3",
+        coalesce_streams=True,
+        record_timing=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    run.metadata = stored.metadata
+    return stored, run
+
+
+def assert_stored(stored: Any, run: Any, tolerance: float = TOLERANCE) -> None:
+    """Each cell printed what is stored, up to rounding, and drew a figure where one is stored.
+
+    Raises:
+        NotShown: One did not.
+    """
+    for number, (old, new) in enumerate(zip(_outputs(stored), _outputs(run), strict=True)):
+        lines = len(old) == len(new) and all(
+            alike(a, b, tolerance) for a, b in zip(old, new, strict=True)
+        )
+        if not lines:
+            raise NotShown(f"cell {number} stores {old}, and prints {new}")
+
+
+def write(path: Path) -> bool:
+    """Execute a notebook and store its outputs, unless those that are stored are still true."""
+    import nbformat
+
+    stored, run = executed(path)
+    try:
+        assert_stored(stored, run, DRIFT)
+    except NotShown:
+        nbformat.write(run, path)
+        return True
+    return False
+
+
+def _outputs(notebook: Any) -> list[list[str]]:
+    """Of each cell the lines that it printed, a figure being a line of its own."""
+    return [
+        [
+            line
+            for output in cell.get("outputs", ())
+            for line in (
+                ["figure"] if "image/png" in output.get("data", {}) else _text(output).splitlines()
+            )
+        ]
+        for cell in notebook.cells
+    ]
+
+
+def _text(output: Any) -> str:
+    """What an output says as text."""
+    return str(output.get("text") or output.get("data", {}).get("text/plain", ""))
