@@ -72,6 +72,12 @@ class ProblemError(DeltawError):
         return f"{self.code}: {self.detail}{bound}{where} [{self.request_id}]"
 
 
+class MalformedRequest(ProblemError):
+    """This is not HTTP/1.1; the connection is closed."""
+
+    code = "malformed_request"
+
+
 class MalformedJSON(ProblemError):
     """The body is not JSON in UTF-8, or nests too deep."""
 
@@ -108,6 +114,12 @@ class NotAcceptable(ProblemError):
     code = "not_acceptable"
 
 
+class RequestTimeout(ProblemError):
+    """The request did not arrive in time; the connection is closed."""
+
+    code = "request_timeout"
+
+
 class BodyTooLarge(ProblemError):
     """The body has more bytes than `limit`."""
 
@@ -121,9 +133,15 @@ class TooManyItems(ProblemError):
 
 
 class UnsupportedMediaType(ProblemError):
-    """Send the body as `application/json`."""
+    """Send the body as `application/json`, not compressed."""
 
     code = "unsupported_media_type"
+
+
+class UnknownHost(ProblemError):
+    """`Host` is none of the service's names: `DELTAW_ALLOWED_HOSTS` adds one."""
+
+    code = "unknown_host"
 
 
 class Validation(ProblemError):
@@ -202,6 +220,12 @@ class QueueFull(ProblemError):
     """As many requests wait as may: see `Retry-After`."""
 
     code = "queue_full"
+
+
+class HeadersTooLarge(ProblemError):
+    """The request's head is too long; the connection is closed."""
+
+    code = "headers_too_large"
 
 
 class InternalError(ProblemError):

@@ -46,6 +46,7 @@ KINDS: Mapping[str, type[Received]] = {
 OF_ALL_PAIRS = (
     problems.MissingKey,
     problems.WrongKey,
+    problems.UnknownHost,
     problems.NotFound,
     problems.MethodNotAllowed,
 )

@@ -90,7 +90,7 @@ def test_check_of_the_model(tiny_service: Served) -> None:
     """In scope `model` the logits have a table of their own."""
     ended = deltaw("check", *PAIR, "--scope", "model", "--layers", "0", "--url", tiny_service.url)
     assert ended.exit_code == 0
-    for said in ("logits", "stream sequential", "free stream patches", "KL unpatched"):
+    for said in ("logits", "stream sequential", "free stream patches", "divergence"):
         assert said in ended.stdout
 
 

@@ -32,7 +32,7 @@ def of_trajectories(answer: Trajectories) -> RenderableType:
 def _bars(answer: Trajectories, way: LayerTrajectory) -> RenderableType:
     """A bar for each step, as long as ‖ΔW‖ after it."""
     title = f"layer {way.layer}, position {way.position}: ‖ΔW‖ as the context is read"
-    head = ["read", "‖ΔW‖", "", "step", "cos to the end", "loss"]
+    head = ["read", "‖ΔW‖", "", "step", "cos to the end"]
     made = table(title, head, ["read", ""])
     longest = max((step.norm for step in way.steps), default=0.0) or 1.0
     for step in way.steps:
@@ -42,7 +42,6 @@ def _bars(answer: Trajectories, way: LayerTrajectory) -> RenderableType:
             Bar(longest, 0, step.norm, width=BAR_WIDTH),
             number(step.step_norm),
             number(step.cosine_to_final, ".2f"),
-            f"{number(step.loss_before)} → {number(step.loss_after)}",
         )
     return captioned(made, relation(answer) + _noise(way))
 

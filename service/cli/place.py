@@ -26,6 +26,8 @@ from service.settings import PREFIX, Settings
 API_KEY = f"{PREFIX}API_KEY"
 NO_ANSWER = 3
 POLL_SECONDS = 0.01
+HERE = "http://localhost"
+"""What the application in this process is called: a host that it knows."""
 
 
 class NoModel(Exception):
@@ -142,7 +144,7 @@ async def _asked(question: Question, place: Place) -> int:
     async with (
         resident(settings(place.flags), place.deadline) as (transport, found),
         AsyncDeltawClient(
-            "http://deltaw", deadline_seconds=place.deadline, retries=0, transport=transport
+            HERE, deadline_seconds=place.deadline, retries=0, transport=transport
         ) as client,
     ):
         return await question(Asking(client, place.as_json, found))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from schemas.pairs import PairAnswer
 from schemas.weight_updates import LikelyToken, NextTokens
 
 STYLES = {"holds": "bold green", "fails": "bold red", "vacuous": "bold yellow"}
+EXACT = "bias_only_at_attention"
+"""The control that is no worse: Δh at attention's output, with no ΔW at all."""
 LIKELIEST = 5
 """Next tokens that are shown of the ten that there are."""
 
@@ -37,7 +39,7 @@ def table(title: str, columns: Iterable[str] = (), words: Collection[str] = ()) 
     # A `Text` is not searched for markup, which what a user wrote may look like.
     made = Table(title=Text(title, "table.title"), title_justify="left", show_header=bool(columns))
     for column in columns:
-        made.add_column(column, justify="left" if column in words else "right")
+        made.add_column(column, justify="left" if column in words else "right", overflow="fold")
     return made
 
 
@@ -74,50 +76,66 @@ def of_self_check(found: Mapping[str, Any]) -> RenderableType:
 
 def of_checks(answer: EquivalenceChecks) -> RenderableType:
     """Each layer and position, the logits where they were checked, and the verdict of all."""
-    controls = list(answer.checks[0].controls or ())
-    head = ["layer", "position", *ERRORS, *(name.replace("_", " ") for name in controls)]
     caption = (
         f"relative errors, of the run with context; {answer.apply} in {answer.precision}; "
         f"{relation(answer)}"
     )
-    made = table(f"equivalence, scope {answer.scope}", [*head, "verdict"], ["verdict"])
-    for check in answer.checks:
-        made.add_row(str(check.layer), str(check.position), *_errors(check, controls))
-    parts = [captioned(made, caption)]
+    errors = _of_errors(f"equivalence, scope {answer.scope}", answer.checks)
+    parts = [captioned(errors, caption), *_of_controls(answer.checks)]
     if answer.logits is not None:
-        parts.append(_of_logits(answer.logits))
+        parts += [_of_errors("logits", answer.logits), *_of_controls(answer.logits)]
+        parts.append(_of_divergences(answer.logits))
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
 
 
-ERRORS = ("patched", "tolerance", "unpatched")
+def _place(check: Check | LogitsCheck) -> dict[str, str]:
+    """Where a check was made, by columns."""
+    layer = {"layer": str(check.layer)} if isinstance(check, Check) else {}
+    return layer | {"position": str(check.position)}
 
 
-def _errors(check: Check | LogitsCheck, controls: Sequence[str]) -> Iterable[str | Text]:
-    """What both kinds of check have: errors, controls, the verdict."""
-    yield number(check.relative_error, ".1e")
-    yield number(check.tolerance, ".1e")
-    yield number(check.unpatched_relative_error)
-    for name in controls:
-        yield number((check.controls or {}).get(name))
-    yield verdict(check.verdict)
+def _of_errors(title: str, checks: Sequence[Check | LogitsCheck]) -> Table:
+    """Errors with the patch and without it, and what was made of them."""
+    head = [*_place(checks[0]), "patched", "tolerance", "unpatched", "verdict"]
+    made = table(title, head, ["verdict"])
+    for check in checks:
+        made.add_row(
+            *_place(check).values(),
+            number(check.relative_error, ".1e"),
+            number(check.tolerance, ".1e"),
+            number(check.unpatched_relative_error),
+            verdict(check.verdict),
+        )
+    return made
 
 
-def _of_logits(logits: Sequence[LogitsCheck]) -> RenderableType:
-    controls = list(logits[0].controls or ())
-    head = ["position", *ERRORS, *(name.replace("_", " ") for name in controls)]
-    more = ["verdict", "KL", "KL unpatched", "next"]
-    caption = "KL of the run with context from the patched one, and from the baseline, in nats"
-    made = table("logits", [*head, *more], ["verdict", "next"])
+def _of_controls(checks: Sequence[Check | LogitsCheck]) -> Iterator[RenderableType]:
+    """A table of the controls, where there are any."""
+    names = list(checks[0].controls or ())
+    if not names:
+        return
+    head = [*_place(checks[0]), *(name.replace("_", " ") for name in names)]
+    made = table("controls", head)
+    for check in checks:
+        found = check.controls or {}
+        made.add_row(*_place(check).values(), *(number(found.get(name)) for name in names))
+    exact = "; bias only at attention is exact too" if EXACT in names else ""
+    yield captioned(made, f"relative errors with other patches, which must be far worse{exact}")
+
+
+def _of_divergences(logits: Sequence[LogitsCheck]) -> RenderableType:
+    """What the logits come to as probabilities."""
+    head = ["position", "patched", "tolerance", "unpatched", "likeliest next token"]
+    made = table("divergence", head, ["likeliest next token"])
     for check in logits:
-        likeliest = check.top_tokens.with_context[0].text
         made.add_row(
             str(check.position),
-            *_errors(check, controls),
             number(check.kl_divergence, ".1e"),
+            number(check.kl_tolerance, ".1e"),
             number(check.unpatched_kl_divergence),
-            Text(repr(likeliest)),
+            Text(repr(check.top_tokens.with_context[0].text)),
         )
-    return captioned(made, caption)
+    return captioned(made, "KL of the run with context from the other, in nats")
 
 
 def of_updates(answer: WeightUpdates) -> RenderableType:
@@ -185,7 +203,7 @@ def of_model(answer: LoadedModel) -> RenderableType:
     about = table(of_model_summary(answer.model))
     for name in ("architecture", "n_layers", "d_model", "d_mlp", "n_positions", "vocab_size"):
         about.add_row(name, str(getattr(answer, name)))
-    about.add_row("weights", answer.model.weights_digest)
+    about.add_row("weights", Text(answer.model.weights_digest, overflow="fold"))
     about.add_row("versions", ", ".join(f"{n} {v}" for n, v in answer.versions))
     found = answer.self_check
     worst = f", worst relative error {number(found.worst_relative_error, '.1e')}"

@@ -40,11 +40,11 @@ async def async_client(
     app = create_app(chosen)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app):
-        async with httpx.AsyncClient(transport=transport, base_url="http://deltaw") as probe:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as probe:
             while (await probe.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
         async with AsyncDeltawClient(
-            "http://deltaw", api_key=key, transport=httpx.ASGITransport(app)
+            "http://localhost", api_key=key, transport=httpx.ASGITransport(app)
         ) as made:
             yield made
 
