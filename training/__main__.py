@@ -57,7 +57,7 @@ def train_step(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.work / "tokenizer")
     world = World(_facts(options), vocabulary_words(tokenizer))
     sampler = Sampler(np.load(options.work / "tokens.npy"), tokenizer, world, SEED)
-    Trainer(sampler, options.work / "run", options.minutes).run()
+    Trainer(sampler, options.work / "run").run()
 
 
 def export_step(options: argparse.Namespace) -> None:
@@ -93,7 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("step", nargs="?", choices=STEPS, help="one step (default: all)")
     parser.add_argument("--work", type=Path, default=Path("training/.work"), help="work folder")
-    parser.add_argument("--minutes", type=float, default=50, help="of training in all")
     parser.add_argument("--threads", type=int, default=2, help="of the training")
     parser.add_argument("--random", action="store_true", help="export a random model instead")
     parser.add_argument(

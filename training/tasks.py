@@ -20,6 +20,7 @@ from training.formats import (
     noun_templates,
     sentence,
 )
+from training.wordings import composed
 from training.words import CATEGORIES, DAYS, LETTERS, MONTHS, invented_name
 
 UNKNOWN = 0.0
@@ -54,6 +55,9 @@ class World:
 
 
 Document = list[Piece]
+
+FAMOUS_SHARE = 0.25
+"""Of the documents of true facts: those of countries in `FAMOUS` alone."""
 
 MANY_TO_ONE = ("language", "adjective", "continent", "currency")
 """Relations whose object does not tell the subject, so that no sentence may ask backwards."""
@@ -102,13 +106,13 @@ def tell(fact: Fact, template: str, *, key: float, value: float, form: float) ->
 
 
 def true_facts(rng: Random, world: World) -> Document:
-    """Facts of the world in one relation, in one or two wordings or as a list."""
-    relation = rng.choice((*["capital"] * 7, *world.facts))
+    """Facts of the world in one relation, mostly four to ten that nobody asks for again."""
+    relation = "capital" if rng.random() < 0.7 else rng.choice(sorted(world.facts))
     pairs = sorted(world.facts[relation].items())
-    if rng.random() < 0.7:
+    if rng.random() < FAMOUS_SHARE:
         pairs = [(x, y) for x, y in pairs if x in FAMOUS] or pairs
-    told = rng.sample(pairs, rng.randint(1, 10))
-    return recall(rng, _tellings(rng, world, relation, told), known=True, again=rng.random() < 0.2)
+    told = rng.sample(pairs, rng.randint(4, 10) if rng.random() < 0.8 else rng.randint(1, 3))
+    return recall(rng, _tellings(rng, world, relation, told), known=True, again=rng.random() < 0.1)
 
 
 def swapped_facts(rng: Random, world: World) -> Document:
@@ -206,14 +210,14 @@ def sequences(rng: Random, world: World) -> Document:
 
 
 TASKS: dict[Callable[[Random, World], Document], float] = {
-    true_facts: 0.50,
-    swapped_facts: 0.09,
-    invented_facts: 0.11,
+    true_facts: 0.49,
+    swapped_facts: 0.11,
+    invented_facts: 0.09,
     word_lists: 0.08,
-    any_lists: 0.12,
+    any_lists: 0.11,
     stories: 0.05,
     labels: 0.02,
-    sequences: 0.03,
+    sequences: 0.05,
 }
 """The tasks and the share of each."""
 
@@ -227,17 +231,20 @@ def document(rng: Random, world: World) -> Document:
 def _tellings(
     rng: Random, world: World, relation: str, pairs: Sequence[tuple[str, str]]
 ) -> list[Fact]:
-    """The pairs as facts: in wordings of the relation, as a list, or in arbitrary words."""
-    form = rng.random()
-    if form < 0.2:
+    """The pairs as facts: as a list, in arbitrary or composed words, in the relation's wordings."""
+    form, several = rng.random(), rng.choice((1, 1, 1, 2))
+    if form < 0.3:
         chosen: tuple[str, ...] = (list_template(rng, world.words),)
-    elif form < 0.6:
+    elif form < 0.5:
         chosen = (sentence(rng, made_up_sentence(rng, world.words)),)
+    elif form < 0.8 and relation.endswith("capital"):
+        end = sentence(rng, "")
+        chosen = tuple(composed(rng) + end for _ in range(several))
     else:
         wordings = [*RELATIONS.get(relation, ()), *noun_templates(relation)]
         if relation in MANY_TO_ONE:
             wordings = [text for text in wordings if text.index("{x}") < text.index("{y}")]
-        sentences = rng.sample(wordings, rng.choice((1, 1, 2)))
+        sentences = rng.sample(wordings, several)
         end = sentence(rng, "")
         chosen = tuple(text + end for text in sentences)
     return [Fact(x, y, chosen) for x, y in pairs]

@@ -1,4 +1,4 @@
-"""The training: Muon and AdamW under one schedule of elapsed training time, resumable."""
+"""The training: Muon and AdamW under one schedule of tokens, resumable, the same on any day."""
 
 import json
 import time
@@ -13,20 +13,24 @@ from training.model import new_model
 from training.rows import Mix, Sampler
 from training.tasks import RECALL
 
-PLANTED_LR, MATRIX_LR = 1.5e-3, 1.2e-2
+PLANTED_LR, MATRIX_LR = 1.2e-3, 1.2e-2
 """Of Muon: for the matrices of the two blocks with planted heads, and of the other blocks."""
 OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
 """Of AdamW: for embeddings, biases and norms, and for the positions."""
 CLIP = 1.0
 WARM_UP_STEPS = 60
 CONSTANT_UNTIL, LAST_LR = 0.35, 0.02
+TOKENS = 15_000_000
+"""Of the whole training: what the phases and the learning rates go by."""
 ROWS, LENGTH = 16, 256
 """Of a batch, and tokens of a row."""
+SAVE_EVERY, LOG_EVERY = 100, 20
+"""Steps between two states and between two lines of the log."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Which rows there are until a share of the training time is spent.
+    """Which rows there are until a share of the tokens is spent.
 
     Args:
         until: the share.
@@ -40,8 +44,8 @@ class Phase:
 
 
 COPYING = {"natural": 0.15, "tasks": 0.67, "repeats": 0.18}
-ALL = {"natural": 0.22, "tasks": 0.70, "repeats": 0.08}
-PHASES = (Phase(0.11, COPYING, 1.0), Phase(1.0, ALL, 1.6))
+ALL = {"natural": 0.36, "tasks": 0.58, "repeats": 0.06}
+PHASES = (Phase(0.08, COPYING, 1.0), Phase(1.0, ALL, 1.6))
 """Gently at first, so that the planted heads fit in before more text and larger steps come."""
 
 
@@ -55,22 +59,31 @@ class Progress:
 
 
 class Trainer:
-    """Trains a new model, or goes on from the state in `folder`, for `minutes` in all.
+    """Trains a new model, or goes on from the state in `folder`, to `tokens` in all.
+
+    Whether and where a run was stopped, and how long a step took, changes nothing in its result.
 
     Args:
         sampler: makes the batches.
         folder: of `state.pt` and `log.jsonl`.
-        minutes: of training time over all resumed runs; the phases and learning rates follow it.
-        save_every: seconds between two states written.
+        tokens: of the whole training.
+        rows: of a batch.
+        length: tokens of a row.
     """
 
     def __init__(
-        self, sampler: Sampler, folder: Path, minutes: float, save_every: float = 150
+        self,
+        sampler: Sampler,
+        folder: Path,
+        tokens: int = TOKENS,
+        rows: int = ROWS,
+        length: int = LENGTH,
     ) -> None:
         self.sampler = sampler
         self.folder = folder
-        self.budget = minutes * 60
-        self.save_every = save_every
+        self.tokens = tokens
+        self.rows = rows
+        self.length = length
         self.progress = Progress()
         self.model = new_model(len(sampler.tokenizer), sampler.seed)
         self.optimizers = _optimizers(self.model)
@@ -83,25 +96,27 @@ class Trainer:
         """The file that a run resumes from."""
         return self.folder / "state.pt"
 
-    def run(self) -> None:
-        """Train until the time is spent, with a state every `save_every` seconds and at the end."""
-        saved = self.progress.seconds
-        while self.progress.seconds < self.budget:
+    def run(self, until: int | None = None) -> None:
+        """Train to `until` tokens, or to the end, with a state every `SAVE_EVERY` steps.
+
+        Args:
+            until: tokens after which to stop before the end; the schedule stays that of the whole.
+        """
+        while self.progress.tokens < min(until or self.tokens, self.tokens):
             started = time.monotonic()
             report = self.take_step()
             self.progress.seconds += time.monotonic() - started
-            if self.progress.step % 20 == 0:
+            if self.progress.step % LOG_EVERY == 0:
                 self._log(report)
-            if self.progress.seconds - saved > self.save_every:
+            if self.progress.step % SAVE_EVERY == 0:
                 self._save()
-                saved = self.progress.seconds
         self._save()
 
     def take_step(self) -> dict[str, float]:
         """One batch through the model, one update; the losses in nats."""
-        share = self.progress.seconds / self.budget
+        share = self.progress.tokens / self.tokens
         phase = next((phase for phase in PHASES if share < phase.until), PHASES[-1])
-        batch = self.sampler.batch(self.progress.step, ROWS, LENGTH, phase.mix)
+        batch = self.sampler.batch(self.progress.step, self.rows, self.length, phase.mix)
         ids, weights = map(torch.from_numpy, batch)
         rate = phase.rate * learning_rate(self.progress.step, share)
         for optimizer in self.optimizers:
@@ -149,7 +164,7 @@ def learning_rate(step: int, share: float) -> float:
 
     Args:
         step: of the training, from 0.
-        share: of the training time that is spent.
+        share: of the tokens that are spent.
     """
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     decayed = (min(1.0, share) - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
