@@ -53,7 +53,7 @@ def tokenizer_step(options: argparse.Namespace) -> None:
 
 def train_step(options: argparse.Namespace) -> None:
     """Train, or go on from the last state."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the trainer makes its own two
     tokenizer = load_tokenizer(options.work / "tokenizer")
     world = World(_facts(options), vocabulary_words(tokenizer))
     sampler = Sampler(np.load(options.work / "tokens.npy"), tokenizer, world, SEED)
@@ -93,7 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("step", nargs="?", choices=STEPS, help="one step (default: all)")
     parser.add_argument("--work", type=Path, default=Path("training/.work"), help="work folder")
-    parser.add_argument("--threads", type=int, default=2, help="of the training")
     parser.add_argument("--random", action="store_true", help="export a random model instead")
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("service/checkpoints/bundled"), help="folder"

@@ -11,7 +11,14 @@ import torch
 from training.rows import Sampler
 from training.tasks import World
 from training.tokenizer import load_tokenizer
-from training.trainer import CONSTANT_UNTIL, LAST_LR, WARM_UP_STEPS, Trainer, learning_rate
+from training.trainer import (
+    CONSTANT_TOKENS,
+    LAST_LR,
+    TOKENS,
+    WARM_UP_STEPS,
+    Trainer,
+    learning_rate,
+)
 
 BUNDLED = Path("service/checkpoints/bundled")
 WORLD = World(
@@ -28,19 +35,19 @@ def with_gradients() -> Iterator[None]:
 
 
 def trainer(folder: Path) -> Trainer:
-    """A training of four steps of two short rows, in a folder."""
+    """A training with steps of two short rows, in a folder."""
     sampler = Sampler(np.arange(5000), load_tokenizer(BUNDLED), WORLD, seed=3)
-    return Trainer(sampler, folder, STEPS * ROWS * LENGTH, ROWS, LENGTH)
+    return Trainer(sampler, folder, ROWS, LENGTH)
 
 
 def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(tmp_path: Path) -> None:
     """Two steps, a stop and two more steps make the same weights as four steps at once."""
     whole = trainer(tmp_path / "whole")
-    whole.run()
-    trainer(tmp_path / "parts").run(until=2 * ROWS * LENGTH)
+    whole.run(STEPS * ROWS * LENGTH)
+    trainer(tmp_path / "parts").run(2 * ROWS * LENGTH)
     parts = trainer(tmp_path / "parts")
     assert parts.progress.step == 2
-    parts.run()
+    parts.run(STEPS * ROWS * LENGTH)
     assert parts.progress.step == whole.progress.step == STEPS
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, parts.model.state_dict()[name]), name
@@ -54,8 +61,8 @@ def test_the_time_that_steps_take_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_warms_up_stays_and_falls() -> None:
-    """It rises over the first steps, is 1 until `CONSTANT_UNTIL`, and ends at `LAST_LR`."""
-    warm = [learning_rate(step, 0.0) for step in range(WARM_UP_STEPS)]
+    """It rises over the first steps, is 1 until `CONSTANT_TOKENS`, and ends at `LAST_LR`."""
+    warm = [learning_rate(step, 0) for step in range(WARM_UP_STEPS)]
     assert all(a < b for a, b in pairwise(warm))
-    assert learning_rate(WARM_UP_STEPS, CONSTANT_UNTIL) == 1
-    assert learning_rate(10_000, 1.0) == pytest.approx(LAST_LR)
+    assert learning_rate(WARM_UP_STEPS, CONSTANT_TOKENS) == 1
+    assert learning_rate(10_000, TOKENS) == pytest.approx(LAST_LR)
