@@ -21,7 +21,7 @@ OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
 """Of AdamW: for embeddings, biases and norms, and for the positions."""
 CLIP = 1.0
 WARM_UP_STEPS = 60
-TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 6_000_000, 0.02
+TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 7_000_000, 0.02
 """Of the whole training, and how many of them at constant rates, which then fall to `LAST_LR`."""
 ROWS, LENGTH = 16, 256
 """Of a batch, and tokens of a row."""
@@ -51,7 +51,11 @@ Part = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 COPYING = {"natural": 0.15, "tasks": 0.67, "repeats": 0.18}
 ALL = {"natural": 0.36, "tasks": 0.58, "repeats": 0.06}
-PHASES = (Phase(1_200_000, COPYING, 1.0), Phase(TOKENS, ALL, 1.6))
+PHASES = (
+    Phase(1_200_000, COPYING, 1.0),
+    Phase(4_500_000, ALL, 1.6),
+    Phase(TOKENS, ALL, 1.1),
+)
 """Gently at first, so that the planted heads fit in before more text and larger steps come."""
 
 
