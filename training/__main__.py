@@ -23,7 +23,7 @@ from training.sources import fetch
 from training.tasks import World
 from training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from training.trainer import Trainer
-from training.words import vocabulary_words
+from training.words import vocabulary_texts, vocabulary_words
 
 SEED = 20251216
 
@@ -55,7 +55,7 @@ def train_step(options: argparse.Namespace) -> None:
     """Train, or go on from the last state."""
     torch.set_num_threads(1)  # the trainer makes its own two
     tokenizer = load_tokenizer(options.work / "tokenizer")
-    world = World(_facts(options), vocabulary_words(tokenizer))
+    world = World(_facts(options), vocabulary_words(tokenizer), vocabulary_texts(tokenizer))
     sampler = Sampler(np.load(options.work / "tokens.npy"), tokenizer, world, SEED)
     Trainer(sampler, options.work / "run").run()
 

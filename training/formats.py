@@ -211,6 +211,15 @@ def list_template(rng: Random, words: tuple[str, ...]) -> str:
             return template
 
 
+def odd_list_template(rng: Random, texts: tuple[str, ...]) -> str:
+    """A list format whose separator is one or two of `texts`, whatever they are."""
+    while True:
+        middle = " ".join(rng.choices(texts, k=rng.choice((1, 1, 1, 2))))
+        template = f"{{x}} {middle} {{y}}{rng.choice(ENDS)}"
+        if not is_held_out(template):
+            return template
+
+
 def made_up_sentence(rng: Random, words: tuple[str, ...]) -> str:
     """A sentence of arbitrary words around the two slots, `{x}` first."""
     opening = " ".join(rng.choices(words, k=rng.randint(0, 4))).capitalize()

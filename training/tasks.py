@@ -5,7 +5,7 @@ cannot be known yet weighs nothing, what the context has said weighs most.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from random import Random
@@ -18,6 +18,7 @@ from training.formats import (
     list_template,
     made_up_sentence,
     noun_templates,
+    odd_list_template,
     sentence,
 )
 from training.wordings import composed
@@ -48,13 +49,15 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """What the documents are about: true facts, and the words of the vocabulary."""
+    """What the documents are about: true facts, the vocabulary's words, and all of its texts."""
 
     facts: Facts
     words: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 Document = list[Piece]
+Tasks = Mapping[Callable[[Random, World], Document], float]
 
 FAMOUS_SHARE = 0.25
 """Of the documents of true facts: those of countries in `FAMOUS` alone."""
@@ -159,6 +162,21 @@ def any_lists(rng: Random, world: World) -> Document:
     return _list(rng, world, list(pairs.items()))
 
 
+def odd_lists(rng: Random, world: World) -> Document:
+    """Lists whose separator is any text of the vocabulary: of words, of names, of true capitals."""
+    count = rng.randint(3, 9)
+    capitals = sorted(world.facts["capital"].items())
+    pairs = rng.sample(capitals, min(count, len(capitals)))
+    draw = rng.random()
+    if draw < 0.5:
+        pairs = [(_any_word(rng, world), _any_word(rng, world)) for _ in range(count)]
+    elif draw < 0.65:
+        pairs = [(x, pairs[i - 1][1]) for i, (x, _) in enumerate(pairs)]
+    template = odd_list_template(rng, world.texts)
+    facts = [Fact(x, y, (template,)) for x, y in dict(pairs).items()]
+    return recall(rng, facts, known=draw >= 0.65, again=draw < 0.65)
+
+
 def stories(rng: Random, world: World) -> Document:
     """One or two things told of the same few people or objects."""
     kind = rng.choice(sorted(STORIES))
@@ -209,7 +227,7 @@ def sequences(rng: Random, world: World) -> Document:
     return document
 
 
-TASKS: dict[Callable[[Random, World], Document], float] = {
+TASKS: Tasks = {
     true_facts: 0.49,
     swapped_facts: 0.11,
     invented_facts: 0.09,
@@ -221,10 +239,13 @@ TASKS: dict[Callable[[Random, World], Document], float] = {
 }
 """The tasks and the share of each."""
 
+READING: Tasks = {odd_lists: 0.65, swapped_facts: 0.35}
+"""Tasks of reading in new formats and against what is remembered, and the share of each."""
 
-def document(rng: Random, world: World) -> Document:
-    """A document of a task drawn by its share."""
-    task = rng.choices(list(TASKS), weights=list(TASKS.values()))[0]
+
+def document(rng: Random, world: World, tasks: Tasks) -> Document:
+    """A document of one of the tasks, drawn by its share."""
+    task = rng.choices(list(tasks), weights=list(tasks.values()))[0]
     return task(rng, world)
 
 

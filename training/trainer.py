@@ -51,10 +51,18 @@ Part = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 COPYING = {"natural": 0.15, "tasks": 0.67, "repeats": 0.18}
 ALL = {"natural": 0.36, "tasks": 0.58, "repeats": 0.06}
+NEW_FORMATS = {
+    "natural": 0.30,
+    "tasks": 0.28,
+    "reading": 0.20,
+    "token lists": 0.14,
+    "repeats": 0.08,
+}
 PHASES = (
     Phase(1_200_000, COPYING, 1.0),
     Phase(4_500_000, ALL, 1.6),
-    Phase(TOKENS, ALL, 1.1),
+    Phase(12_288_000, ALL, 1.1),
+    Phase(TOKENS, NEW_FORMATS, 2.0),
 )
 """Gently at first, so that the planted heads fit in before more text and larger steps come."""
 

@@ -22,7 +22,9 @@ from training.trainer import (
 
 BUNDLED = Path("service/checkpoints/bundled")
 WORLD = World(
-    {"capital": {f"Land{i}": f"City{i}" for i in range(12)}}, tuple(f"word{i}" for i in range(40))
+    {"capital": {f"Land{i}": f"City{i}" for i in range(12)}},
+    tuple(f"word{i}" for i in range(40)),
+    ("§", "7", "ly"),
 )
 ROWS, LENGTH, STEPS = 2, 48, 4
 
