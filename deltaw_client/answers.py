@@ -7,6 +7,7 @@ numbers themselves are not looked at. A field of a later service is passed over.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -50,6 +51,8 @@ def _tensor(array: NDArray[Any]) -> dict[str, Any]:
     return {"dtype": name, "shape": array.shape, "encoding": "base64", "data": data}
 
 
+DURATION = re.compile(r"([\w-]+)\s*;(?:[^,;]*;)*?\s*dur=(\d+(?:\.\d+)?)")
+"""An entry of `Server-Timing` that says how long, whatever else it says."""
 Array = TypeAliasType(
     "Array", Annotated[NDArray[Any], PlainValidator(_array), PlainSerializer(_tensor)]
 )
@@ -78,9 +81,8 @@ class Reply:
     @property
     def server_timing(self) -> dict[str, float]:
         """`Server-Timing` as seconds by name; entries that only describe are passed over."""
-        entries = self.headers.get("server-timing", "").split(",")
-        parts = (entry.strip().partition(";dur=") for entry in entries)
-        return {name: round(float(ms) / 1000, 6) for name, _, ms in parts if ms}
+        found = DURATION.findall(self.headers.get("server-timing", ""))
+        return {name: round(float(ms) / 1000, 6) for name, ms in found}
 
 
 class Received(BaseModel):

@@ -41,6 +41,7 @@ class Ledger:
         self._path = path
         self._places: dict[int, Place] = {}
         self._lines = 0
+        self.written = 0
         self._file = path.open("a+b")
         try:
             self._scan(digests)
@@ -86,6 +87,7 @@ class Ledger:
         self._file.write(text)
         self._file.flush()
         self._lines += 1
+        self.written += 1
         self._places[index] = Place(offset, len(text), answered)
 
     def close(self) -> None:

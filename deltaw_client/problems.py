@@ -217,7 +217,7 @@ class NeverFits(ProblemError):
 
 
 class QueueFull(ProblemError):
-    """As many requests wait as may: see `Retry-After`."""
+    """As many requests wait as may, or for longer than one may: see `Retry-After`."""
 
     code = "queue_full"
 

@@ -184,7 +184,7 @@ class Sweeping:
         if isinstance(outcome, DeltawError):
             raise outcome
         self.ledger.write(outcome.index, outcome.text, outcome.answered)
-        self.show(self.ledger.answered)
+        self.show(self.kept + self.ledger.written)
 
     @property
     def result(self) -> Sweep:

@@ -31,7 +31,7 @@ NAMED = {
 """Pages that are not called as their file in docs/ is."""
 COPIES = "files"
 """The site's folder of other files that a page links to."""
-LINK = re.compile(r"(?<!!)\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 CODE_WITH_PIPES = re.compile(r"`([^`]*\\\|[^`]*)`")
 
 
@@ -50,10 +50,9 @@ def assemble(folder: Path = PAGES) -> None:
     (folder / "api.md").write_text(page(json.loads(FILE.read_text(encoding="utf-8"))))
     for file in (FILE, FILE.with_name("site.css")):
         shutil.copy(file, folder)
-    if (ROOT / NOTEBOOK).exists():
-        shutil.copy(ROOT / NOTEBOOK, folder)
-        text = notebook(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8")), folder)
-        (folder / page_of(NOTEBOOK)).write_text(text, encoding="utf-8")
+    shutil.copy(ROOT / NOTEBOOK, folder)
+    text = notebook(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8")), folder)
+    (folder / page_of(NOTEBOOK)).write_text(text, encoding="utf-8")
 
 
 def page_of(source: str) -> str:

@@ -111,7 +111,11 @@ PROBLEMS: dict[str, Kind] = {
         "Never fits",
         "The work, or the answer, is larger than any request is granted: ask for less at a time.",
     ),
-    "queue_full": Kind(429, "Queue full", "As many requests wait as may: see `Retry-After`."),
+    "queue_full": Kind(
+        429,
+        "Queue full",
+        "As many requests wait as may, or for longer than one may: see `Retry-After`.",
+    ),
     "headers_too_large": Kind(
         431, "Headers too large", "The request's head is too long; the connection is closed."
     ),

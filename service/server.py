@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import signal
@@ -12,6 +13,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import structlog
 import uvicorn
 from huggingface_hub import get_session
 from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
@@ -23,6 +25,10 @@ from service.connections import Connection, Patience
 from service.errors import DeltawError
 from service.main import create_app
 from service.settings import Settings
+
+NOT_READY_SECONDS = 1.0
+"""For which a service whose computation is stuck says that it is not ready, before it ends."""
+log = structlog.get_logger("deltaw")
 
 
 class Server(uvicorn.Server):
@@ -57,6 +63,8 @@ class Server(uvicorn.Server):
             return True
         if engine.stuck_for > self._state.settings.stuck_seconds:
             # Its thread can be neither ended nor waited for, and what it holds is lost.
+            engine.draining = True
+            await asyncio.sleep(NOT_READY_SECONDS)
             print(
                 f"deltaw: the computation has been stuck for {engine.stuck_for:.0f} s; the process "
                 "ends",
@@ -91,6 +99,7 @@ def serve(settings: Settings) -> int:
         ws="none",
         http=partial(Connection, patience=_patience(state)),  # type: ignore[arg-type]
         timeout_keep_alive=settings.idle_seconds,
+        timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
     )
     try:
         listener = _listen(settings)
@@ -104,6 +113,8 @@ def serve(settings: Settings) -> int:
     fatal = state.engine.fatal
     if fatal is None:
         return 0
+    if not isinstance(fatal, DeltawError):
+        log.error("the computation ended", exc_info=fatal)
     said = fatal.detail if isinstance(fatal, DeltawError) else f"{type(fatal).__name__}: {fatal}"
     print(f"deltaw: {said}", file=sys.stderr)
     return 1

@@ -176,6 +176,21 @@ def test_a_stuck_computation_ends_the_process(tiny_folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_a_stuck_computation_does_not_keep_a_drain(tiny_folder: Path) -> None:
+    """A process that is told to stop ends with 0 though its computation never returns."""
+    script = STUCK.replace("stuck_seconds=0.5", "stuck_seconds=600, drain_seconds=1")
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tiny_folder)], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any("self-check" in line for line in process.stderr)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30.0) == 0
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+
+
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     """`deltaw serve` that is expected to end by itself."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DELTAW_")}

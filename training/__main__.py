@@ -23,7 +23,7 @@ from training.sources import fetch
 from training.tasks import World
 from training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from training.trainer import Trainer
-from training.words import vocabulary_words
+from training.words import vocabulary_texts, vocabulary_words
 
 SEED = 20251216
 
@@ -53,11 +53,11 @@ def tokenizer_step(options: argparse.Namespace) -> None:
 
 def train_step(options: argparse.Namespace) -> None:
     """Train, or go on from the last state."""
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)  # the trainer makes its own two
     tokenizer = load_tokenizer(options.work / "tokenizer")
-    world = World(_facts(options), vocabulary_words(tokenizer))
+    world = World(_facts(options), vocabulary_words(tokenizer), vocabulary_texts(tokenizer))
     sampler = Sampler(np.load(options.work / "tokens.npy"), tokenizer, world, SEED)
-    Trainer(sampler, options.work / "run", options.minutes).run()
+    Trainer(sampler, options.work / "run").run()
 
 
 def export_step(options: argparse.Namespace) -> None:
@@ -93,8 +93,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("step", nargs="?", choices=STEPS, help="one step (default: all)")
     parser.add_argument("--work", type=Path, default=Path("training/.work"), help="work folder")
-    parser.add_argument("--minutes", type=float, default=50, help="of training in all")
-    parser.add_argument("--threads", type=int, default=2, help="of the training")
     parser.add_argument("--random", action="store_true", help="export a random model instead")
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("service/checkpoints/bundled"), help="folder"

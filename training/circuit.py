@@ -15,7 +15,7 @@ FREQUENCIES, POSITION_BASE = 32, 300.0
 """Sinusoids of the position, from 1 radian a token down to `1 / POSITION_BASE`."""
 POSITION_SIZE, TOKEN_SIZE = 0.1, 0.05
 """Root mean square of an embedding's channels: those of the position, those of the token."""
-SHARPNESS = {"back": 8.0, "match": 4.0}
+SHARPNESS = {"back": 5.0, "match": 3.0}
 """Factor on queries and on keys, of the heads of block 0 and of block 1."""
 STRENGTH = {"back": 0.08, "match": 0.4}
 """Factor on what these heads write."""

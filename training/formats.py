@@ -25,7 +25,7 @@ SEPARATORS = (
 SYMBOLS = listed("| / @ # = + - * : ; , . ! ? < > -> => <- == :: || // ++ && .. ... _ ^ % $ &")
 BRACKETS = (("[", "]"), ("(", ")"), ("<", ">"), ("{", "}"), ('"', '"'), ("'", "'"), ("*", "*"))
 ENDS = ("\n", "\n", "\n", ", ", "; ", ". ", " ", " | ", "\n\n", ".\n", ";\n", ",\n")
-SENTENCE_ENDS = (" ", " ", "\n")
+SENTENCE_ENDS = (" ", "\n")
 
 NOUN_PATTERNS = (
     "The {noun} of {x} is {y}.",
@@ -211,14 +211,21 @@ def list_template(rng: Random, words: tuple[str, ...]) -> str:
             return template
 
 
+def odd_list_template(rng: Random, texts: tuple[str, ...]) -> str:
+    """A list format whose separator is one or two of `texts`, whatever they are."""
+    while True:
+        middle = " ".join(rng.choices(texts, k=rng.choice((1, 1, 1, 2))))
+        template = f"{{x}} {middle} {{y}}{rng.choice(ENDS)}"
+        if not is_held_out(template):
+            return template
+
+
 def made_up_sentence(rng: Random, words: tuple[str, ...]) -> str:
     """A sentence of arbitrary words around the two slots, `{x}` first."""
-    before, between = (
-        rng.choices(words, k=rng.randint(1, 3)),
-        rng.choices(words, k=rng.randint(1, 6)),
-    )
-    comma = rng.choice(("", "", ",", ":"))
-    return f"{' '.join(before).capitalize()} {{x}} {' '.join(between)}{comma} {{y}}."
+    opening = " ".join(rng.choices(words, k=rng.randint(0, 4))).capitalize()
+    between = " ".join(rng.choices(words, k=rng.randint(1, 7)))
+    mark, end = rng.choice(("", "", ",", ",", ":")), rng.choice((".", ".", ".", "!", ""))
+    return f"{opening} {{x}} {between}{mark} {{y}}{end}".strip()
 
 
 def is_held_out(template: str) -> bool:

@@ -8,12 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from training.tasks import FORM, UNKNOWN, Document, World, document
+from training.formats import HELD_OUT_SEPARATORS
+from training.tasks import FORM, READING, RECALL, TASKS, UNKNOWN, Document, Tasks, World, document
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 Mix = Mapping[str, float]
-"""The shares of the rows that are `natural`, of `tasks`, and `repeats`."""
+"""The shares of the rows: `natural`, of `tasks`, of `reading`, `token lists` and `repeats`."""
+
+KINDS = {"tasks": TASKS, "reading": READING}
 
 
 @dataclass(frozen=True)
@@ -44,15 +47,20 @@ class Sampler:
         if kind == "natural":
             start = rng.randrange(len(self.text) - length)
             return self.text[start : start + length].tolist(), [FORM] * length
-        if kind == "tasks":
-            return self._tasks(rng, length)
+        if kind == "token lists":
+            texts = [form for text in HELD_OUT_SEPARATORS for form in (text.rstrip(), text.strip())]
+            kept = {token for text in texts for token in self.tokenizer.encode(text)}
+            tokens = [token for token in range(1, len(self.tokenizer)) if token not in kept]
+            return token_lists(rng, length, tokens, self.tokenizer.encode("\n"))
+        if kind != "repeats":
+            return self._documents(rng, length, KINDS[kind])
         return repeats(rng, length, len(self.tokenizer))
 
-    def _tasks(self, rng: Random, length: int) -> tuple[list[int], list[float]]:
+    def _documents(self, rng: Random, length: int, tasks: Tasks) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            more, heavy = encode(document(rng, self.world), self.tokenizer)
+            more, heavy = encode(document(rng, self.world, tasks), self.tokenizer)
             ids += [*more, 0]
             weights += [*heavy, UNKNOWN]
         return ids[:length], weights[:length]
@@ -84,4 +92,41 @@ def repeats(rng: Random, length: int, vocabulary: int) -> tuple[list[int], list[
         ids += chunk
         weights += [UNKNOWN] + [FORM if chosen in seen else UNKNOWN] * (len(chunk) - 1)
         seen.add(chosen)
+    return ids[:length], weights[:length]
+
+
+def token_lists(
+    rng: Random, length: int, tokens: Sequence[int], line_end: Sequence[int]
+) -> tuple[list[int], list[float]]:
+    """Lists of keys, separators and values of any tokens, so that any token may separate.
+
+    Args:
+        rng: where all choices come from.
+        length: of the row.
+        tokens: to choose from, the same chance for each, however rare it is in texts.
+        line_end: the tokens of a new line, which ends most of the pairs.
+    """
+
+    def drawn() -> list[int]:
+        return rng.choices(tokens, k=rng.choice((1, 1, 1, 2)))
+
+    ids: list[int] = []
+    weights: list[float] = []
+    while len(ids) < length:
+        separator, end = drawn(), list(line_end) if rng.random() < 0.8 else drawn()
+        pairs = [(drawn(), drawn()) for _ in range(rng.randint(2, 8))]
+        asked = rng.choices(range(len(pairs)), k=rng.randint(2, 4 + 2 * len(pairs)))
+        told: set[int] = set()
+        for place in [*range(len(pairs)), *asked]:
+            form, value = FORM if told else UNKNOWN, RECALL if place in told else UNKNOWN
+            for part, weight in zip(
+                (pairs[place][0], separator, pairs[place][1], end),
+                (UNKNOWN, form, value, form),
+                strict=True,
+            ):
+                ids += part
+                weights += [weight] * len(part)
+            told.add(place)
+        ids.append(0)
+        weights.append(UNKNOWN)
     return ids[:length], weights[:length]

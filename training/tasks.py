@@ -5,7 +5,7 @@ cannot be known yet weighs nothing, what the context has said weighs most.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from random import Random
@@ -18,8 +18,10 @@ from training.formats import (
     list_template,
     made_up_sentence,
     noun_templates,
+    odd_list_template,
     sentence,
 )
+from training.wordings import composed
 from training.words import CATEGORIES, DAYS, LETTERS, MONTHS, invented_name
 
 UNKNOWN = 0.0
@@ -47,13 +49,18 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """What the documents are about: true facts, and the words of the vocabulary."""
+    """What the documents are about: true facts, the vocabulary's words, and all of its texts."""
 
     facts: Facts
     words: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 Document = list[Piece]
+Tasks = Mapping[Callable[[Random, World], Document], float]
+
+FAMOUS_SHARE = 0.25
+"""Of the documents of true facts: those of countries in `FAMOUS` alone."""
 
 MANY_TO_ONE = ("language", "adjective", "continent", "currency")
 """Relations whose object does not tell the subject, so that no sentence may ask backwards."""
@@ -102,13 +109,13 @@ def tell(fact: Fact, template: str, *, key: float, value: float, form: float) ->
 
 
 def true_facts(rng: Random, world: World) -> Document:
-    """Facts of the world in one relation, in one or two wordings or as a list."""
-    relation = rng.choice((*["capital"] * 7, *world.facts))
+    """Facts of the world in one relation, mostly four to ten that nobody asks for again."""
+    relation = "capital" if rng.random() < 0.7 else rng.choice(sorted(world.facts))
     pairs = sorted(world.facts[relation].items())
-    if rng.random() < 0.7:
+    if rng.random() < FAMOUS_SHARE:
         pairs = [(x, y) for x, y in pairs if x in FAMOUS] or pairs
-    told = rng.sample(pairs, rng.randint(1, 10))
-    return recall(rng, _tellings(rng, world, relation, told), known=True, again=rng.random() < 0.2)
+    told = rng.sample(pairs, rng.randint(4, 10) if rng.random() < 0.8 else rng.randint(1, 3))
+    return recall(rng, _tellings(rng, world, relation, told), known=True, again=rng.random() < 0.1)
 
 
 def swapped_facts(rng: Random, world: World) -> Document:
@@ -153,6 +160,21 @@ def any_lists(rng: Random, world: World) -> Document:
         for _ in range(rng.randint(2, 9))
     }
     return _list(rng, world, list(pairs.items()))
+
+
+def odd_lists(rng: Random, world: World) -> Document:
+    """Lists whose separator is any text of the vocabulary: of words, of names, of true capitals."""
+    count = rng.randint(3, 9)
+    capitals = sorted(world.facts["capital"].items())
+    pairs = rng.sample(capitals, min(count, len(capitals)))
+    draw = rng.random()
+    if draw < 0.5:
+        pairs = [(_any_word(rng, world), _any_word(rng, world)) for _ in range(count)]
+    elif draw < 0.65:
+        pairs = [(x, pairs[i - 1][1]) for i, (x, _) in enumerate(pairs)]
+    template = odd_list_template(rng, world.texts)
+    facts = [Fact(x, y, (template,)) for x, y in dict(pairs).items()]
+    return recall(rng, facts, known=draw >= 0.65, again=draw < 0.65)
 
 
 def stories(rng: Random, world: World) -> Document:
@@ -205,39 +227,45 @@ def sequences(rng: Random, world: World) -> Document:
     return document
 
 
-TASKS: dict[Callable[[Random, World], Document], float] = {
-    true_facts: 0.50,
-    swapped_facts: 0.09,
-    invented_facts: 0.11,
+TASKS: Tasks = {
+    true_facts: 0.49,
+    swapped_facts: 0.11,
+    invented_facts: 0.09,
     word_lists: 0.08,
-    any_lists: 0.12,
+    any_lists: 0.11,
     stories: 0.05,
     labels: 0.02,
-    sequences: 0.03,
+    sequences: 0.05,
 }
 """The tasks and the share of each."""
 
+READING: Tasks = {odd_lists: 0.65, swapped_facts: 0.35}
+"""Tasks of reading in new formats and against what is remembered, and the share of each."""
 
-def document(rng: Random, world: World) -> Document:
-    """A document of a task drawn by its share."""
-    task = rng.choices(list(TASKS), weights=list(TASKS.values()))[0]
+
+def document(rng: Random, world: World, tasks: Tasks) -> Document:
+    """A document of one of the tasks, drawn by its share."""
+    task = rng.choices(list(tasks), weights=list(tasks.values()))[0]
     return task(rng, world)
 
 
 def _tellings(
     rng: Random, world: World, relation: str, pairs: Sequence[tuple[str, str]]
 ) -> list[Fact]:
-    """The pairs as facts: in wordings of the relation, as a list, or in arbitrary words."""
-    form = rng.random()
-    if form < 0.2:
+    """The pairs as facts: as a list, in arbitrary or composed words, in the relation's wordings."""
+    form, several = rng.random(), rng.choice((1, 1, 1, 2))
+    if form < 0.3:
         chosen: tuple[str, ...] = (list_template(rng, world.words),)
-    elif form < 0.6:
+    elif form < 0.5:
         chosen = (sentence(rng, made_up_sentence(rng, world.words)),)
+    elif form < 0.8 and relation.endswith("capital"):
+        end = sentence(rng, "")
+        chosen = tuple(composed(rng) + end for _ in range(several))
     else:
         wordings = [*RELATIONS.get(relation, ()), *noun_templates(relation)]
         if relation in MANY_TO_ONE:
             wordings = [text for text in wordings if text.index("{x}") < text.index("{y}")]
-        sentences = rng.sample(wordings, rng.choice((1, 1, 2)))
+        sentences = rng.sample(wordings, several)
         end = sentence(rng, "")
         chosen = tuple(text + end for text in sentences)
     return [Fact(x, y, chosen) for x, y in pairs]

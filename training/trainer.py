@@ -1,7 +1,8 @@
-"""The training: Muon and AdamW under one schedule of elapsed training time, resumable."""
+"""The training: Muon and AdamW under one schedule of tokens, resumable, the same on any day."""
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,41 +14,68 @@ from training.model import new_model
 from training.rows import Mix, Sampler
 from training.tasks import RECALL
 
-PLANTED_LR, MATRIX_LR = 1.5e-3, 1.2e-2
+PLANTED_BLOCKS = 2
+PLANTED_LR, MATRIX_LR = 1.2e-3, 1.2e-2
 """Of Muon: for the matrices of the two blocks with planted heads, and of the other blocks."""
 OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
 """Of AdamW: for embeddings, biases and norms, and for the positions."""
 CLIP = 1.0
 WARM_UP_STEPS = 60
-CONSTANT_UNTIL, LAST_LR = 0.35, 0.02
+TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 7_000_000, 0.02
+"""Of the whole training, and how many of them at constant rates, which then fall to `LAST_LR`."""
 ROWS, LENGTH = 16, 256
 """Of a batch, and tokens of a row."""
+PARTS = 2
+"""Of a batch, each a thread's: with `torch.set_num_threads(1)`, two cores wait for each other once
+a step instead of at every operation, and the result depends on no number of cores."""
+SAVE_EVERY, LOG_EVERY = 100, 20
+"""Steps between two states and between two lines of the log."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Which rows there are until a share of the training time is spent.
+    """Which rows there are until so many tokens are spent.
 
     Args:
-        until: the share.
+        until: the tokens.
         mix: the kinds of rows.
         rate: a factor on the learning rates.
     """
 
-    until: float
+    until: int
     mix: Mix
     rate: float
 
 
+Part = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
+
 COPYING = {"natural": 0.15, "tasks": 0.67, "repeats": 0.18}
-ALL = {"natural": 0.22, "tasks": 0.70, "repeats": 0.08}
-PHASES = (Phase(0.11, COPYING, 1.0), Phase(1.0, ALL, 1.6))
+ALL = {"natural": 0.36, "tasks": 0.58, "repeats": 0.06}
+NEW_FORMATS = {
+    "natural": 0.30,
+    "tasks": 0.28,
+    "reading": 0.20,
+    "token lists": 0.14,
+    "repeats": 0.08,
+}
+PHASES = (
+    Phase(1_200_000, COPYING, 1.0),
+    Phase(4_500_000, ALL, 1.6),
+    Phase(12_288_000, ALL, 1.1),
+    Phase(TOKENS, NEW_FORMATS, 2.0),
+)
 """Gently at first, so that the planted heads fit in before more text and larger steps come."""
 
 
 @dataclass
 class Progress:
-    """How far the training is: all that a resumed run needs beside the tensors."""
+    """How far the training is: all that a resumed run needs beside the tensors.
+
+    Args:
+        step: the next one.
+        tokens: spent.
+        seconds: of processor time spent, over all cores.
+    """
 
     step: int = 0
     tokens: int = 0
@@ -55,25 +83,28 @@ class Progress:
 
 
 class Trainer:
-    """Trains a new model, or goes on from the state in `folder`, for `minutes` in all.
+    """Trains a new model, or goes on from the state in `folder`, to `TOKENS` in all.
+
+    Whether and where a run was stopped, and how long a step took, changes nothing in its result.
 
     Args:
         sampler: makes the batches.
         folder: of `state.pt` and `log.jsonl`.
-        minutes: of training time over all resumed runs; the phases and learning rates follow it.
-        save_every: seconds between two states written.
+        rows: of a batch.
+        length: tokens of a row.
     """
 
     def __init__(
-        self, sampler: Sampler, folder: Path, minutes: float, save_every: float = 150
+        self, sampler: Sampler, folder: Path, rows: int = ROWS, length: int = LENGTH
     ) -> None:
         self.sampler = sampler
         self.folder = folder
-        self.budget = minutes * 60
-        self.save_every = save_every
+        self.rows = rows
+        self.length = length
         self.progress = Progress()
         self.model = new_model(len(sampler.tokenizer), sampler.seed)
         self.optimizers = _optimizers(self.model)
+        self.pool = ThreadPoolExecutor(PARTS)
         folder.mkdir(parents=True, exist_ok=True)
         if self.state.exists():
             self._load()
@@ -83,41 +114,47 @@ class Trainer:
         """The file that a run resumes from."""
         return self.folder / "state.pt"
 
-    def run(self) -> None:
-        """Train until the time is spent, with a state every `save_every` seconds and at the end."""
-        saved = self.progress.seconds
-        while self.progress.seconds < self.budget:
-            started = time.monotonic()
+    def run(self, tokens: int = TOKENS) -> None:
+        """Train until so many tokens are spent, with a state every `SAVE_EVERY` steps."""
+        while self.progress.tokens < tokens:
+            started = time.process_time()
             report = self.take_step()
-            self.progress.seconds += time.monotonic() - started
-            if self.progress.step % 20 == 0:
+            self.progress.seconds += time.process_time() - started
+            if self.progress.step % LOG_EVERY == 0:
                 self._log(report)
-            if self.progress.seconds - saved > self.save_every:
+            if self.progress.step % SAVE_EVERY == 0:
                 self._save()
-                saved = self.progress.seconds
         self._save()
 
     def take_step(self) -> dict[str, float]:
         """One batch through the model, one update; the losses in nats."""
-        share = self.progress.seconds / self.budget
-        phase = next((phase for phase in PHASES if share < phase.until), PHASES[-1])
-        batch = self.sampler.batch(self.progress.step, ROWS, LENGTH, phase.mix)
+        spent = self.progress.tokens
+        phase = next((phase for phase in PHASES if spent < phase.until), PHASES[-1])
+        batch = self.sampler.batch(self.progress.step, self.rows, self.length, phase.mix)
         ids, weights = map(torch.from_numpy, batch)
-        rate = phase.rate * learning_rate(self.progress.step, share)
+        rate = phase.rate * learning_rate(self.progress.step, spent)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * rate
-        losses, heavy = token_losses(self.model, ids, weights, self.progress.step)
-        loss = (losses * heavy).sum() / heavy.sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        seeds = range(self.progress.step * PARTS, (self.progress.step + 1) * PARTS)
+        parts = self.pool.map(self._part, ids.chunk(PARTS), weights.chunk(PARTS), seeds)
+        gradients, losses, heavies = zip(*parts, strict=True)
+        heavy = torch.cat(heavies)
+        for parameter, *shares in zip(self.model.parameters(), *gradients, strict=True):
+            parameter.grad = torch.stack(shares).sum(0) / heavy.sum()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        list(self.pool.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.progress.step += 1
         self.progress.tokens += ids.numel()
-        recalled = losses.detach()[heavy == RECALL]
-        return {"loss": loss.item(), "recall": recalled.mean().item(), "rate": rate}
+        loss, recalled = torch.cat(losses), torch.cat(losses)[heavy == RECALL]
+        mean = (loss * heavy).sum() / heavy.sum()
+        return {"loss": mean.item(), "recall": recalled.mean().item(), "rate": rate}
+
+    def _part(self, ids: torch.Tensor, weights: torch.Tensor, seed: int) -> Part:
+        """The gradients of the weighed sum of some rows' losses, these losses and weights."""
+        losses, heavy = token_losses(self.model, ids, weights, seed)
+        gradients = torch.autograd.grad((losses * heavy).sum(), list(self.model.parameters()))
+        return gradients, losses.detach(), heavy
 
     def _log(self, report: dict[str, float]) -> None:
         line = asdict(self.progress) | {key: round(value, 4) for key, value in report.items()}
@@ -144,15 +181,15 @@ class Trainer:
         self.progress = Progress(**saved["progress"])
 
 
-def learning_rate(step: int, share: float) -> float:
+def learning_rate(step: int, spent: int) -> float:
     """The factor on every learning rate: warm-up, constant, then linear to `LAST_LR`.
 
     Args:
         step: of the training, from 0.
-        share: of the training time that is spent.
+        spent: tokens.
     """
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
-    decayed = (min(1.0, share) - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
+    decayed = (min(spent, TOKENS) - CONSTANT_TOKENS) / (TOKENS - CONSTANT_TOKENS)
     return warm * (1 - max(0.0, decayed) * (1 - LAST_LR))
 
 
@@ -188,18 +225,25 @@ def token_losses(
 
 
 def _optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else, the positions slowly."""
-    planted, free = model.transformer.h[:2], model.transformer.h[2:]
-    vectors = [vector for vector in model.transformer.h.parameters() if vector.ndim == 1]
+    """Muon for the matrices of the blocks, AdamW for all else, the positions slowly.
+
+    Muon comes as two optimizers, three blocks each, which two threads can step at once.
+    """
+    blocks = model.transformer.h
+    vectors = [vector for vector in blocks.parameters() if vector.ndim == 1]
     others = [*vectors, model.transformer.wte.weight, *model.transformer.ln_f.parameters()]
+    groups = [
+        {
+            "params": [matrix for matrix in block.parameters() if matrix.ndim == 2],
+            "lr": PLANTED_LR if i < PLANTED_BLOCKS else MATRIX_LR,
+        }
+        for i, block in enumerate(blocks)
+    ]
+    half = len(groups) // 2
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(
-            [
-                {"params": [matrix for matrix in blocks.parameters() if matrix.ndim == 2], "lr": lr}
-                for blocks, lr in ((planted, PLANTED_LR), (free, MATRIX_LR))
-            ],
-            momentum=0.95,
-            weight_decay=0.02,
+        *(
+            torch.optim.Muon(some, momentum=0.95, weight_decay=0.02)
+            for some in (groups[:half], groups[half:])
         ),
         torch.optim.AdamW(
             [

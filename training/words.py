@@ -64,3 +64,9 @@ def vocabulary_words(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
     """Every word of three letters or more that is one token after a space."""
     decoded = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     return tuple(text[1:] for text in decoded if re.fullmatch(r" [A-Za-z]{3,}", text))
+
+
+def vocabulary_texts(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
+    """What every token says that is whole characters and more than space, without its spaces."""
+    decoded = (tokenizer.decode([token]).strip() for token in range(1, len(tokenizer)))
+    return tuple(text for text in decoded if text and text.isprintable() and "\ufffd" not in text)

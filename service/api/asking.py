@@ -21,9 +21,8 @@ TOKEN_BYTES = 256
 """More than a token takes where it is echoed, but for the longest."""
 SMALL_TEXT, SMALL_ANSWER = 1 << 13, 1 << 18
 """Bytes up to which the event loop does the work itself: another thread is woken in more time."""
-
-
 FLOAT32_BYTES = 4
+"""Of a number, by which the most work that is granted is measured."""
 
 
 class ClientLeft(Exception):

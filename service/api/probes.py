@@ -29,7 +29,7 @@ class Ready(Answer):
     status: Literal["ready"] = "ready"
 
 
-@router.get("/livez")
+@router.get("/livez", responses=answers(Live, tensors=False, problems=()))
 async def livez() -> Live:
     """Whether the process lives. Never touches the model."""
     return Live()

@@ -120,7 +120,7 @@ def asks(command: Callable[..., Question]) -> Callable[..., None]:
         question = command(**values)
         try:
             code = asyncio.run(_asked(question, place))
-        except (DeltawError, NoModel, httpx.InvalidURL) as error:
+        except (DeltawError, NoModel, httpx.InvalidURL, OSError, UnicodeEncodeError) as error:
             typer.echo(f"deltaw: {error}", err=True)
             raise typer.Exit(NO_ANSWER) from error
         raise typer.Exit(code)

@@ -48,7 +48,7 @@ def healthcheck(
     if url is None:
         url = resolved({}).url
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5.0, trust_env=False)
+        answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=5.0, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         typer.echo(f"deltaw: {type(error).__name__}", err=True)
         raise typer.Exit(1) from error

@@ -247,7 +247,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
         )
     except HFValidationError as error:
         raise CannotLoad(f"{name!r} is neither a folder nor a hub id: {INSTEAD}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise CannotLoad(
             f"{name!r} is not in the hub's cache and cannot be fetched "
             f"({type(error).__name__}): {INSTEAD}"

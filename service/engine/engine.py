@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -27,10 +27,12 @@ from service.engine.work import Work
 from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
 
 ACTIVE = 16
-"""Questions under way at once; the others wait."""
+"""Questions of few rows under way at once, and of many; the others wait."""
 FEW_ROWS = 256
 """Of a question that does not wait for those with more."""
 NO_WORK = Work()
+CLOSE_SECONDS = 5.0
+"""For the block, or the step of a question, that is under way when the engine is closed."""
 
 
 class Engine:
@@ -91,7 +93,7 @@ class Engine:
     def close(self) -> None:
         """End the thread before its next block; whatever still waits or runs is refused.
 
-        A load cannot be interrupted, so it is not waited for.
+        A load cannot be interrupted, so it is not waited for; nor is a thread that is stuck.
         """
         with self._changed:
             self.draining = self._closing = True
@@ -99,7 +101,7 @@ class Engine:
                 ticket.cancelled = True
             self._changed.notify_all()
         if self._thread.is_alive() and self._scheduler is not None:
-            self._thread.join()
+            self._thread.join(CLOSE_SECONDS)
 
     @property
     def model(self) -> Model:
@@ -183,7 +185,7 @@ class Engine:
         if self.draining:
             raise Draining("the service is shutting down", retry_after=5.0)
         before = self.outstanding_seconds
-        if len(self._waiting) + self._running >= self._queue_size + self._active:
+        if len(self._waiting) >= self._queue_size + max(0, self._active - self._running):
             retry_after = float(max(1, math.ceil(before)))
             raise QueueFull("as many questions wait as may wait", retry_after=retry_after)
         if before > seconds:
@@ -217,7 +219,7 @@ class Engine:
                     start, before = time.monotonic(), tuple(scheduler.active)
                     scheduler.turn()
                     left = set(scheduler.active)
-                    ended = sum(ticket.work.cost for ticket in before if ticket not in left)
+                    ended = [ticket for ticket in before if ticket not in left]
                     self._note_pace(time.monotonic() - start, ended)
         except BaseException as error:
             self.fatal = error
@@ -237,28 +239,30 @@ class Engine:
                     self._waiting.remove(ticket)
                     self._cost -= ticket.work.cost
                     ticket.settle(None, expiry(ticket))
-                elif len(scheduler.active) < self._slots(ticket):
+                elif self._has_slot(ticket, scheduler.active):
                     self._waiting.remove(ticket)
                     scheduler.admit(ticket)
-            self._running = len(scheduler.active)
             self._beats()
+            self._running = len(scheduler.active)
         return True
 
-    def _slots(self, ticket: Ticket) -> int:
-        """Among how many a question may run: few rows do not wait for many."""
-        few = self._batching and ticket.work.rows <= FEW_ROWS
-        return 2 * self._active if few else self._active
+    def _has_slot(self, ticket: Ticket, active: Iterable[Ticket]) -> bool:
+        """Whether a question may run: those of few rows and those of many have slots each, so that
+        neither waits for the others."""
+        alike = [one for one in active if not self._batching or _is_small(one) == _is_small(ticket)]
+        return len(alike) < self._active
 
-    def _note_pace(self, seconds: float, ended: int) -> None:
-        """Seconds of the thread for a unit of the cost that ended, over the last ten or so times
-        that some did."""
+    def _note_pace(self, seconds: float, ended: Sequence[Ticket]) -> None:
+        """Seconds of the thread for a unit of the cost that was answered, over the last ten or so
+        times that some was; what was given up counts for nothing."""
         self._since_end += seconds
-        if ended > 0:
-            share = self._since_end / ended
+        answered = sum(ticket.work.cost for ticket in ended if ticket.answered)
+        if answered > 0:
+            share = self._since_end / answered
             self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
             self._since_end = 0.0
-            with self._changed:
-                self._cost -= ended
+        with self._changed:
+            self._cost -= sum(ticket.work.cost for ticket in ended)
 
     def _beats(self) -> None:
         """The thread goes on to something else."""
@@ -274,6 +278,10 @@ class Engine:
             for ticket in self._waiting:
                 ticket.settle(None, refusal)
             self._waiting.clear()
+
+
+def _is_small(ticket: Ticket) -> bool:
+    return ticket.work.rows <= FEW_ROWS
 
 
 def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

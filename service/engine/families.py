@@ -1,10 +1,9 @@
 """Model families: where a block's tensors are, and how it is walked.
 
-A family is a row of the table; unknown ones are refused at load with the reason. On a GPU and in
-half precision matrices are taken as they lie in the checkpoint's modules. In float32 on a CPU
-oneDNN multiplies by matrices that lie in its own blocks up to twice as fast, so they are kept like
-that; what else is kept is a copy, as a view would keep the whole file in memory. Nothing resident
-is ever written.
+A family is a row of the table; unknown ones are refused at load with the reason. Matrices are
+taken as they lie in the checkpoint's modules, but in float32 on a processor with AVX: there oneDNN
+multiplies by matrices in its own blocks up to twice as fast, so they are kept like that. What else
+is kept is a copy, as a view would keep the whole file in memory. Nothing resident is ever written.
 """
 
 from __future__ import annotations
@@ -71,7 +70,8 @@ class Affine:
         """Rows of (rows, d_in) to (rows, d_out)."""
         if not self.matrix.is_mkldnn:
             return torch.addmm(self.bias, x, self.matrix)
-        padded = F.pad(x, (0, 0, 0, max(0, FEWEST_ROWS - len(x))))
+        lacking = FEWEST_ROWS - len(x)
+        padded = F.pad(x, (0, 0, 0, lacking)) if lacking > 0 else x
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             padded, self.matrix, self.bias, "none", [], ""
         )

@@ -154,7 +154,7 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
     begins = [find(run) for run in runs]
     paths = [trie.add(run, known) for run, known in zip(runs, begins, strict=True)]
     sources = [
-        trie.add(run.patch.source, find(run.patch.source))
+        trie.add(run.patch.source, _source_known(run, run.patch.source, find))
         if isinstance(run.patch, Follow)
         else None
         for run in runs
@@ -196,7 +196,12 @@ def fill(runs: Sequence[Run], budget: int, find: Find = nothing_known) -> int:
     for count, run in enumerate(runs):
         trie.add(run, find(run))
         if isinstance(run.patch, Follow):
-            trie.add(run.patch.source, find(run.patch.source))
+            trie.add(run.patch.source, _source_known(run, run.patch.source, find))
         if count and len(trie) > budget:
             return count
     return len(runs)
+
+
+def _source_known(run: Run, source: Run, find: Find) -> Sequence[Known]:
+    """The known beginning of the run that another follows, where it has the other's layers."""
+    return find(source) if source.depth >= run.depth else ()

@@ -158,14 +158,13 @@ class Prefixes:
 
     def _cut(self, stretch: Stretch, count: int) -> None:
         """Leave a stretch its first `count` rows; the others follow it, with what followed it."""
+        head, tail = (part.clone() for part in stretch.layers.tensor_split([count], -2))
         self.bytes -= stretch.size
-        rest = Stretch(
-            stretch.rows[count:], stretch, stretch.layers[..., count:, :].clone(), stretch.children
-        )
+        rest = Stretch(stretch.rows[count:], stretch, tail, stretch.children)
         for child in rest.children.values():
             child.parent = rest
         stretch.rows = stretch.rows[:count]
-        stretch.layers = stretch.layers[..., :count, :].clone()
+        stretch.layers = head
         stretch.children = {rest.rows[0]: rest}
         self.bytes += stretch.size + rest.size
         self._by_use[rest] = None

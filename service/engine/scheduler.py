@@ -72,6 +72,7 @@ class Ticket:
     received: list[Activations] = field(default_factory=list)
     cancelled: bool = False
     begun: bool = False
+    answered: bool = False
 
     @property
     def wanted(self) -> bool:
@@ -223,6 +224,7 @@ class Scheduler:
     def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         self.active.remove(ticket)
         ticket.question.close()
+        ticket.answered = error is None
         ticket.settle(answer, error)
 
 

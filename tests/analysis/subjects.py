@@ -49,7 +49,7 @@ class Subject:
     @property
     def captured(self) -> float:
         """What a captured vector agrees to. The bundled model's copying heads have scores up to
-        450, and what float32 rounds of a score is relative in the exponential: transformers' own
+        500, and what float32 rounds of a score is relative in the exponential: transformers' own
         float32 forward is 3e-5 from float64 there."""
         return 10 * CAPTURED if self.model.id == "bundled" else CAPTURED
 

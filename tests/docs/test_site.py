@@ -30,7 +30,7 @@ def test_links_lead_to_pages_or_copies(tmp_path: Path) -> None:
         "[a](../README.md#settings) [b](theory.md) [c](../pyproject.toml) [d](https://e.f) [g](#h)"
     )
     assert linked(text, "docs/client.md", tmp_path) == (
-        "[a](index.md#settings) [b](theory.md) [c](files/pyproject.toml) [d](https://e.f) [g](#h)"
+        "[a](index.md#settings) [b](theory.md) ![c](files/pyproject.toml) [d](https://e.f) [g](#h)"
     )
     assert (tmp_path / "files/pyproject.toml").read_bytes() == (
         ROOT / "pyproject.toml"

@@ -13,6 +13,7 @@ from training.formats import (
     is_held_out,
     list_template,
     noun_templates,
+    odd_list_template,
 )
 
 WORDS = ("river", "stone")
@@ -48,6 +49,15 @@ def test_list_formats_never_hold_a_held_out_separator() -> None:
     rng = Random(0)
     for _ in range(10_000):
         template = list_template(rng, WORDS)
+        assert not any(separator.strip() in template for separator in HELD_OUT_SEPARATORS)
+
+
+def test_a_separator_of_any_text_is_none_that_is_held_out() -> None:
+    """Where the bars' separators are among the texts, alone or in parts, no format holds one."""
+    rng = Random(0)
+    texts = (*(separator.strip() for separator in HELD_OUT_SEPARATORS), "§", ":", "=", ">", "ly")
+    for _ in range(2000):
+        template = odd_list_template(rng, texts)
         assert not any(separator.strip() in template for separator in HELD_OUT_SEPARATORS)
 
 

@@ -222,9 +222,11 @@ export class Figure {
     this.controls.hidden = !control;
     if (focused) document.getElementById(focused)?.focus();
     const scrolled = this.plot.scrollLeft;
+    const held = this.plot.contains(document.activeElement);
     this.drawn = this.view.draw(this.answer, state, this.width, this.act);
     this.plot.replaceChildren(this.drawn.element);
     this.plot.scrollLeft = scrolled;
+    if (held) this.plot.querySelector("[aria-pressed=true], [tabindex='0']")?.focus();
     const wide = this.plot.scrollWidth > this.plot.clientWidth + 1;
     for (const [name, value] of [
       ["tabindex", "0"],

@@ -89,7 +89,8 @@ export function listen({ changed, run, example }) {
     run();
   });
   form.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    const runs = event.target.id === "query" && !event.shiftKey;
+    if (event.key === "Enter" && (runs || event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       run();
     }

@@ -59,7 +59,7 @@ export function fromFragment(fragment) {
   const given = new URLSearchParams(fragment.replace(/^#/, ""));
   const state = initial();
   for (const name of ["context", "query", "other"]) {
-    if (given.has(name)) state[name] = given.get(name);
+    if (given.has(name)) state[name] = given.get(name).replace(/\r\n?/g, "\n");
   }
   for (const name of Object.keys(CHOICES)) {
     if (Object.hasOwn(CHOICES[name], given.get(name) ?? "")) state[name] = given.get(name);
