@@ -27,7 +27,7 @@ def test_navigation_is_complete(tmp_path: Path) -> None:
 def test_links_lead_to_pages_or_copies(tmp_path: Path) -> None:
     """A link to a document leads to its page, one to another file to a copy; anchors stay."""
     text = (
-        "[a](../README.md#settings) [b](theory.md) [c](../pyproject.toml) [d](https://e.f) [g](#h)"
+        "[a](../README.md#settings) [b](theory.md) ![c](../pyproject.toml) [d](https://e.f) [g](#h)"
     )
     assert linked(text, "docs/client.md", tmp_path) == (
         "[a](index.md#settings) [b](theory.md) ![c](files/pyproject.toml) [d](https://e.f) [g](#h)"
