@@ -145,7 +145,7 @@ def test_works_behind_a_prefix(tmp_path: Path) -> None:
         outer = FastAPI()
         outer.mount("/some/prefix", create_app(Settings(model=str(tmp_path))))
         transport = httpx.ASGITransport(outer)
-        async with httpx.AsyncClient(transport=transport, base_url="http://deltaw") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             paths = ("", "web/js/main.js", "web/vendor/d3/d3-scale.min.js", "docs")
             return [(await client.get(f"/some/prefix/{path}")).status_code for path in paths]
 
