@@ -51,6 +51,7 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example.name))
 def test_example(bundled_service: Served, tmp_path: Path, example: Example) -> None:
     """An example, run as printed in an empty folder, prints what is shown."""
+    assert example.shown.text.strip()
     assert_shown(example.shown.text, printed(example, bundled_service.url, tmp_path))
 
 

@@ -51,8 +51,8 @@ def close(shown: str, told: float) -> bool:
 def test_first_look(tab: Explorer) -> None:
     """The page asks the seed's question by itself, and every view fills."""
     tab.open()
-    assert tab.page.get_by_label("Context", exact=True).input_value() == SEED_CONTEXT
-    assert tab.page.get_by_label("Query", exact=True).input_value() == SEED_QUERY
+    assert tab.page.get_by_label("Context").input_value() == SEED_CONTEXT
+    assert tab.page.get_by_label("Query").input_value() == SEED_QUERY
     assert set(tab.states().values()) == {"done"}
     verdict = tab.view("equivalence").get_by_role("heading").inner_text()
     assert re.search(r"Holds\s+error .* 10−\d+, .* times below the unpatched", verdict)
@@ -236,7 +236,7 @@ def test_another_context(tab: Explorer) -> None:
     """Another context as baseline; where it is the same, the check is vacuous and ΔW is noise."""
     tab.open(**SENTENCES)
     tab.page.get_by_label("other", exact=True).check()
-    tab.fill("The other context", SENTENCES["context"])
+    tab.fill("Compared with", SENTENCES["context"])
     tab.run()
     assert tab.view("equivalence").get_by_role("heading").inner_text().startswith("Vacuous")
     assert "noise" in (tab.view("updates").locator("svg").text_content() or "")

@@ -68,7 +68,7 @@ export class Figure {
         hidden: true,
         tabindex: 0,
         role: "region",
-        "aria-label": `${view.title}: numbers`,
+        "aria-label": `${view.id}: numbers`,
         id: `${view.id}-numbers`,
       }),
       curl: h("div", {
@@ -76,14 +76,14 @@ export class Figure {
         hidden: true,
         tabindex: 0,
         role: "region",
-        "aria-label": `${view.title}: curl`,
+        "aria-label": `${view.id}: curl`,
         id: `${view.id}-curl`,
       }),
     };
     this.actions = h("div", { class: "actions", hidden: true });
     this.element = h(
       "section",
-      { class: "figure", id: view.id, "aria-labelledby": `${view.id}-title`, "data-state": "empty" },
+      { class: "figure", id: view.id, "data-state": "empty" },
       h("header", {}, this.title, this.badge),
       this.caption,
       this.controls,
@@ -117,14 +117,14 @@ export class Figure {
     const name = `deltaw-${this.view.id}`;
     this.files = [
       act("SVG", () => saveSvg(this.drawn.svg, name, this.view.title), {
-        "aria-label": `${this.view.title}: save as SVG`,
+        "aria-label": `${this.view.id}: save as SVG`,
       }),
       act("PNG", () => savePng(this.drawn.svg, name, this.view.title), {
-        "aria-label": `${this.view.title}: save as PNG`,
+        "aria-label": `${this.view.id}: save as PNG`,
       }),
     ];
     const data = act("CSV", () => save(new Blob([csv(this.#table())], { type: "text/csv" }), `${name}.csv`), {
-      "aria-label": `${this.view.title}: save the data as CSV`,
+      "aria-label": `${this.view.id}: save the data as CSV`,
     });
     this.actions.append(
       drawer("Numbers", "numbers"),
@@ -231,7 +231,7 @@ export class Figure {
     for (const [name, value] of [
       ["tabindex", "0"],
       ["role", "region"],
-      ["aria-label", `${this.view.title}: chart, scrolls sideways`],
+      ["aria-label", `${this.view.id}: chart, scrolls sideways`],
     ]) {
       if (wide) this.plot.setAttribute(name, value);
       else this.plot.removeAttribute(name);

@@ -40,7 +40,7 @@ function reading(answer, entry) {
   const anchor = context.slice(0, entry.spans[0].span[0]);
   return h(
     "p",
-    { class: "reading", tabindex: 0, role: "region", "aria-label": "Context, coloured by share" },
+    { class: "reading", tabindex: 0, role: "region", "aria-label": "What was read, coloured by share" },
     ...anchor.map(({ text }) => h("span", { class: "chip special" }, text)),
     ...pieces,
     h("span", { class: "query" }, spelled(query)),

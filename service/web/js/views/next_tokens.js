@@ -11,6 +11,8 @@ const RUNS = [
   ["patched", "patched, no context", "bar accent"],
   ["without_context", "without context", "bar"],
 ];
+/** The same where it is read aloud: only the form's fields are called as they are. */
+const SPOKEN = ["after reading", "patched instead", "with neither"];
 
 /** @type {import("../figure.js").View} */
 export const nextTokens = {
@@ -96,8 +98,8 @@ export const nextTokens = {
       return group;
     });
     const label = RUNS.map(
-      ([name, title]) =>
-        `${title}: ${top_tokens[name]
+      ([name], i) =>
+        `${SPOKEN[i]}: ${top_tokens[name]
           .slice(0, 3)
           .map((token) => `${quoted(token)} ${plain(token.probability)}`)
           .join(", ")}.`,

@@ -74,13 +74,13 @@ export const tokens = {
           "div",
           {},
           h("h3", {}, "Context ", h("span", {}, count(read.length))),
-          h("ol", { tabindex: 0, "aria-label": "Tokens of the context" }, ...read),
+          h("ol", { tabindex: 0, "aria-label": "Tokens read before" }, ...read),
         ),
         h(
           "div",
           {},
           h("h3", {}, "Query ", h("span", {}, count(asked.length))),
-          h("ol", { "aria-label": "Tokens of the query" }, ...asked),
+          h("ol", { "aria-label": "Tokens asked about" }, ...asked),
         ),
       ),
     };

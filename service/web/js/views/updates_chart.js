@@ -209,7 +209,7 @@ export function drawUpdates(answer, state, width, act) {
   const svg = chart(
     Math.max(narrow ? width : sideLeft + 2 * sideWidth + gap, left + count * cell + 4),
     narrow ? sideTop + tall + 6 : keyTop + 28,
-    `Relative norm of the update by layer and query token. At ${quoted(tokens[chosen])}: ${read.join(", ")}.`,
+    `Relative norm of the update by layer and token. At ${quoted(tokens[chosen])}: ${read.join(", ")}.`,
     layerLabels(layers, { ...names, y: top }),
     grid.element,
     ...heads(tokens, { left, top, cell, slanted, chosen }),
