@@ -1,0 +1,94 @@
+"""Devices and dtypes: the same answers on a CPU and, where there is one, on a GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from service.analysis.capture import capture
+from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.model_equivalence import model_equivalence
+from service.analysis.self_check import self_check
+from service.analysis.updates import weight_updates
+from service.engine import Model, Run, drive, load
+from service.engine.prefixes import Prefixes
+from service.engine.walk import forward
+from tests import oracle
+from tests.analysis.subjects import CONTEXT, QUERY, Subject, agree
+from tests.engine.made import POINTS, every_site
+from tests.oracle import GPT2
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+    ),
+]
+BOUNDS = {"float32": 5e-6, "bfloat16": 3e-2, "float16": 4e-3}
+"""How far a captured vector may be from float64's, relative."""
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """Where the model is."""
+    name: str = request.param
+    return name
+
+
+def subject(folder: Path, device: str, dtype: str) -> Subject:
+    """The tiny model in a dtype on a device, with its oracle."""
+    return Subject(load(str(folder), revision=None, device=device, dtype=dtype), GPT2(folder))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_activations(tiny_folder: Path, device: str, dtype: str) -> None:
+    """Every hook point of every layer is float64's, as closely as the dtype can hold it."""
+    one = subject(tiny_folder, device, dtype)
+    ids = one.ids(CONTEXT)
+    layers = range(one.model.n_layers)
+    (found,) = drive(
+        one.model, capture(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
+    )
+    truth = one.oracle.run(ids, range(len(ids)))
+    for read in found.activations:
+        expected = truth[read.layer, read.hook_point]
+        agree(read.values.double().cpu(), expected, BOUNDS[dtype], (read.layer, read.hook_point))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torch.dtype) -> None:
+    """In every resident dtype the checks hold in both precisions, and the controls fail."""
+    one = subject(tiny_folder, device, dtype)
+    pair, layers = one.pair("matched"), range(one.model.n_layers)
+    checks = drive(
+        one.model, equivalence_checks(one.model, pair, layers, Procedure(dtype=precision))
+    )
+    assert {check.verdict for check in checks} == {"holds"}
+    assert all(check.controls is not None for check in checks)
+    whole, logits = drive(
+        one.model, model_equivalence(one.model, pair, layers, Procedure(dtype=precision))
+    )
+    assert {check.verdict for check in whole} == {check.verdict for check in logits} == {"holds"}
+
+
+def test_updates_and_known_prefixes(tiny_folder: Path, device: str) -> None:
+    """ΔW's norms are the oracle's, a known context changes nothing, and the self-check holds."""
+    one = subject(tiny_folder, device, "float32")
+    model: Model = one.model
+    assert model.device.type == device
+    found = drive(model, weight_updates(model, one.pair("matched"), [1], {"factors", "bias"}))
+    question = one.question("matched")
+    norms = [oracle.update(question, 1, position).norm for position in range(len(QUERY))]
+    agree([update.norm for update in found.updates], norms, 1e-4)
+    prefixes = Prefixes(1 << 24, model.dtype)
+    ids = (*one.ids(CONTEXT), *one.ids(QUERY))
+    last = [len(ids) - 1]
+    run = Run(ids, range(len(ids)), every_site(model, last))
+    cold, warm = (forward(model, [run], prefixes=prefixes)[0] for _ in range(2))
+    assert prefixes.hits == len(ids) - 1
+    for site, value in warm.items():
+        agree(value.double().cpu(), cold[site].double().cpu(), 5e-6, site)
+    assert drive(model, self_check(model)).verdict == "holds"
