@@ -292,7 +292,8 @@ def test_newer_question_drops_the_older(tab: Explorer) -> None:
     """While one question's answers are held up, a newer one aborts it and is shown."""
 
     def hold(route: Route) -> None:
-        assert route.request.method == "POST"  # and let it wait for ever
+        if json.loads(route.request.post_data or "")["query"] != " Paris":
+            route.continue_()  # and let the other wait for ever
 
     tab.open()
     tab.page.route("**/v1/attributions", hold)
@@ -303,7 +304,6 @@ def test_newer_question_drops_the_older(tab: Explorer) -> None:
     tab.page.locator("#said", has_text="5 of 6 answers …").wait_for()
     assert tab.states()["attribution"] == "busy"
     assert "computing" in tab.view("attribution").locator("header").inner_text()
-    tab.page.unroute("**/v1/attributions")
     tab.fill("Query", " Rome")
     with tab.page.expect_event("requestfailed") as dropped:
         tab.run()
