@@ -94,7 +94,7 @@ def test_idle_stop(tiny_folder: Path) -> None:
         log = log_of(running)
         assert client.get("/livez").status_code == 200
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(10.0) == 0
+        assert running.process.wait(3.0) == 0
         assert "Traceback" not in log.end()
 
 
@@ -132,7 +132,7 @@ def test_stop_while_loading(tmp_path: Path) -> None:
         log_of(running)
         listening(running)
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(10.0) == 0
+        assert running.process.wait(5.0) == 0
 
 
 STUCK = """

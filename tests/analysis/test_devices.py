@@ -28,6 +28,8 @@ DEVICES = [
 ]
 BOUNDS = {"float32": 5e-6, "bfloat16": 3e-2, "float16": 4e-3}
 """How far a captured vector may be from float64's, relative."""
+EXACT = ("bias_only_at_attention",)
+"""The control that is exact as well."""
 
 
 @pytest.fixture(params=DEVICES)
@@ -51,6 +53,7 @@ def test_activations(tiny_folder: Path, device: str, dtype: str) -> None:
     (found,) = drive(
         one.model, capture(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
     )
+    assert len(found.activations) == len(layers) * len(POINTS)
     truth = one.oracle.run(ids, range(len(ids)))
     for read in found.activations:
         expected = truth[read.layer, read.hook_point]
@@ -67,7 +70,11 @@ def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torc
         one.model, equivalence_checks(one.model, pair, layers, Procedure(dtype=precision))
     )
     assert {check.verdict for check in checks} == {"holds"}
-    assert all(check.controls is not None for check in checks)
+    for check in checks:
+        assert check.controls is not None
+        formed = {name: error for name, error in check.controls.items() if name not in EXACT}
+        assert len(formed) == 4
+        assert all(error is not None and error > 100 * check.tolerance for error in formed.values())
     whole, logits = drive(
         one.model, model_equivalence(one.model, pair, layers, Procedure(dtype=precision))
     )
