@@ -146,7 +146,7 @@ def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
         last = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
     structlog.configure(
         processors=[*shared, *last],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()

@@ -50,6 +50,21 @@ def test_hardened() -> None:
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_known_hosts() -> None:
+    """Where compose starts it without a key, it answers to its own names alone: no page gets at it
+    through a name that resolves to the loopback."""
+    given = compose("docker-compose.yml")["environment"]
+    defaults = {
+        name.removeprefix("DELTAW_").lower(): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
+        for name, value in given.items()
+        if name.startswith("DELTAW_")
+    }
+    settings = Settings(host="0.0.0.0", **defaults)
+    assert not settings.keys
+    assert settings.hosts is not None
+    assert settings.hosts >= {"deltaw", "localhost", "127.0.0.1"}
+
+
 def test_the_build_sees_the_packages() -> None:
     """Every package of the wheel is among what the image's build may see."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -88,3 +90,19 @@ def test_lines_are_json(
     assert (theirs["event"], theirs["level"]) == ("beware of it", "warning")
     assert ours["timestamp"].endswith("Z")
     assert theirs["timestamp"].endswith("Z")
+
+
+def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else is written meanwhile, as at a signal, gets before or behind a line, not into it."""
+    written: list[str] = []
+
+    class Recorder(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Recorder())
+    configure_logs("json")
+    structlog.get_logger("test").info("request", status=200)
+    (line,) = written
+    assert line.endswith("}\n")

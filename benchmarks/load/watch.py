@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from statistics import median
 from benchmarks.process import Serving
 
 BEAT = 0.1
-SAMPLE_SECONDS = 5.0
+SAMPLE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Watched:
     """What was seen.
 
     Args:
-        samples: One every five seconds.
+        samples: One a second.
         livez: Seconds of each `/livez`, from when it was due.
         metrics: Seconds of each `/metrics`.
     """
@@ -58,15 +59,15 @@ class Watched:
 
 @contextmanager
 def watching(service: Serving) -> Iterator[Watched]:
-    """Watch until the block is left."""
+    """Watch until the block is left; what the watch fails of is raised then."""
     seen, ending = Watched(), threading.Event()
-    watcher = threading.Thread(target=_watch, args=(service.another(), seen, ending))
-    watcher.start()
-    try:
-        yield seen
-    finally:
-        ending.set()
-        watcher.join()
+    with ThreadPoolExecutor(1) as pool:
+        watch = pool.submit(_watch, service.another(), seen, ending)
+        try:
+            yield seen
+        finally:
+            ending.set()
+        watch.result()
 
 
 def _watch(client: Serving, seen: Watched, ending: threading.Event) -> None:

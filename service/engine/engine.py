@@ -176,9 +176,10 @@ class Engine:
             return await future, ticket.timings
         finally:
             ticket.cancelled = True
-            with self._changed, suppress(ValueError):
-                self._waiting.remove(ticket)
-                self._cost -= work.cost
+            with self._changed:
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+                    self._cost -= work.cost
 
     def _admit(self, ticket: Ticket, seconds: float) -> None:
         """Let a question wait, or refuse it."""

@@ -11,6 +11,7 @@ import torch
 
 from service.engine import Activations, Engine, Model, Question, Run, Site, Work, drive
 from service.engine.engine import ACTIVE
+from service.engine.scheduler import Ticket
 from service.errors import (
     CannotLoad,
     DeadlineExceeded,
@@ -35,6 +36,26 @@ def test_an_answer_is_that_of_the_question_driven_alone(tiny: Model) -> None:
             assert (engine.waiting, engine.fatal) == (0, None)
             await until(lambda: engine.idle)
 
+    in_loop(main())
+
+
+def test_a_question_is_never_written_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text of its tensors would hold the event loop for longer than the answer took; also the
+    message of an error that is suppressed would be such a text."""
+
+    def refuse(_ticket: Ticket) -> str:
+        raise AssertionError("a question was written out")
+
+    async def main() -> None:
+        with running(sound(tiny)) as engine:
+            await engine.ask(reading(1, 2, 3), SECONDS)
+            left = asyncio.create_task(engine.ask(reading(1, 2, 3), SECONDS))
+            await asyncio.sleep(0)
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+
+    monkeypatch.setattr(Ticket, "__repr__", refuse)
     in_loop(main())
 
 

@@ -110,6 +110,18 @@ def test_parity_with_transformers(
     assert relative(logits_of(tiny, found), logits) <= bound
 
 
+def test_parity_without_blocks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they are where torch has no blocks for the processor, and plain matrices multiply."""
+    monkeypatch.setattr("service.engine.families.BLOCKS", False)
+    plain = load_tiny(tiny_folder)
+    assert not plain.blocks[0].w_out.matrix.is_mkldnn
+    rows = range(len(IDS))
+    expected, logits = transformers_run(reference(tiny_folder, torch.float32), plain, IDS, rows)
+    found = forward(plain, [everything(plain, IDS, None, torch.float32)])[0]
+    assert worst(found, expected) <= FLOAT32
+    assert relative(logits_of(plain, found), logits) <= FLOAT32
+
+
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
 def test_planted_errors_are_beyond_parity(
     tiny: Model, tiny_folder: Path, dtype: torch.dtype, bound: float
