@@ -54,7 +54,7 @@ def test_known_hosts() -> None:
     """Where compose starts it without a key, it answers to its own names alone: no page gets at it
     through a name that resolves to the loopback."""
     given = compose("docker-compose.yml")["environment"]
-    defaults = {
+    defaults: dict[str, Any] = {
         name.removeprefix("DELTAW_").lower(): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
         for name, value in given.items()
         if name.startswith("DELTAW_")

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 import numpy as np
@@ -9,14 +10,12 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from training.formats import HELD_OUT_SEPARATORS
-from training.tasks import FORM, READING, RECALL, TASKS, UNKNOWN, Document, Tasks, World, document
+from training.tasks import FORM, RECALL, UNKNOWN, Document, World, document
 
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 Mix = Mapping[str, float]
-"""The shares of the rows: `natural`, of `tasks`, of `reading`, `token lists` and `repeats`."""
-
-KINDS = {"tasks": TASKS, "reading": READING}
+"""The shares of the rows: `natural`, of `tasks`, `token lists` and `repeats`."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,25 @@ class Sampler:
         if kind == "natural":
             start = rng.randrange(len(self.text) - length)
             return self.text[start : start + length].tolist(), [FORM] * length
+        if kind == "tasks":
+            return self._documents(rng, length)
         if kind == "token lists":
-            texts = [form for text in HELD_OUT_SEPARATORS for form in (text.rstrip(), text.strip())]
-            kept = {token for text in texts for token in self.tokenizer.encode(text)}
-            tokens = [token for token in range(1, len(self.tokenizer)) if token not in kept]
-            return token_lists(rng, length, tokens, self.tokenizer.encode("\n"))
-        if kind != "repeats":
-            return self._documents(rng, length, KINDS[kind])
+            line_end = self.tokenizer.encode("\n")
+            return token_lists(rng, length, len(self.tokenizer), self.separators, line_end)
         return repeats(rng, length, len(self.tokenizer))
 
-    def _documents(self, rng: Random, length: int, tasks: Tasks) -> tuple[list[int], list[float]]:
+    @cached_property
+    def separators(self) -> list[int]:
+        """The tokens of which lists may make a separator: all but those kept for the bars."""
+        texts = [form for text in HELD_OUT_SEPARATORS for form in (text.rstrip(), text.strip())]
+        kept = {token for text in texts for token in self.tokenizer.encode(text)}
+        return [token for token in range(1, len(self.tokenizer)) if token not in kept]
+
+    def _documents(self, rng: Random, length: int) -> tuple[list[int], list[float]]:
         ids: list[int] = []
         weights: list[float] = []
         while len(ids) < length:
-            more, heavy = encode(document(rng, self.world, tasks), self.tokenizer)
+            more, heavy = encode(document(rng, self.world), self.tokenizer)
             ids += [*more, 0]
             weights += [*heavy, UNKNOWN]
         return ids[:length], weights[:length]
@@ -96,25 +100,30 @@ def repeats(rng: Random, length: int, vocabulary: int) -> tuple[list[int], list[
 
 
 def token_lists(
-    rng: Random, length: int, tokens: Sequence[int], line_end: Sequence[int]
+    rng: Random, length: int, vocabulary: int, separators: Sequence[int], line_end: Sequence[int]
 ) -> tuple[list[int], list[float]]:
     """Lists of keys, separators and values of any tokens, so that any token may separate.
 
     Args:
         rng: where all choices come from.
         length: of the row.
-        tokens: to choose from, the same chance for each, however rare it is in texts.
+        vocabulary: keys and values have the same chance for each of its tokens but 0, however rare
+            it is in texts.
+        separators: the tokens that may stand between a key and its value or after a pair.
         line_end: the tokens of a new line, which ends most of the pairs.
     """
 
-    def drawn() -> list[int]:
+    def drawn(tokens: Sequence[int]) -> list[int]:
         return rng.choices(tokens, k=rng.choice((1, 1, 1, 2)))
+
+    every = range(1, vocabulary)
 
     ids: list[int] = []
     weights: list[float] = []
     while len(ids) < length:
-        separator, end = drawn(), list(line_end) if rng.random() < 0.8 else drawn()
-        pairs = [(drawn(), drawn()) for _ in range(rng.randint(2, 8))]
+        separator = drawn(separators)
+        end = list(line_end) if rng.random() < 0.8 else drawn(separators)
+        pairs = [(drawn(every), drawn(every)) for _ in range(rng.randint(2, 8))]
         asked = rng.choices(range(len(pairs)), k=rng.randint(2, 4 + 2 * len(pairs)))
         told: set[int] = set()
         for place in [*range(len(pairs)), *asked]:

@@ -47,13 +47,6 @@ class Subject:
         return tuple(1 + STRIDE * seed % (self.model.vocab_size - 1) for seed in seeds)
 
     @property
-    def captured(self) -> float:
-        """What a captured vector agrees to. The bundled model's copying heads have scores up to
-        500, and what float32 rounds of a score is relative in the exponential: transformers' own
-        float32 forward is 3e-5 from float64 there."""
-        return 10 * CAPTURED if self.model.id == "bundled" else CAPTURED
-
-    @property
     def layers(self) -> tuple[int, ...]:
         """The first, a middle and the last layer."""
         return (0, self.model.n_layers // 2, self.model.n_layers - 1)

@@ -14,7 +14,7 @@ from service.analysis.updates import weight_updates
 from service.engine import Model, drive, load
 from service.errors import NonFiniteActivation
 from tests import oracle
-from tests.analysis.subjects import BASELINES, QUERY, Subject
+from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject
 from tests.engine.made import with_nan
 
 
@@ -28,14 +28,14 @@ def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
     for one in answer.next_tokens:
         runs = question.full.logits[one.position], question.base.logits[one.position]
         for found, logits in zip((one.with_context, one.baseline), runs, strict=True):
-            noise = 2 * subject.captured * float(abs(logits).max())
+            noise = 2 * CAPTURED * float(abs(logits).max())
             shares = oracle.probabilities(logits)
             assert len(found) == len({token.id for token in found}) == 10
             for token, (_, probability) in zip(found, oracle.likeliest(logits), strict=True):
                 assert token.text == model.tokenizer.token(token.id).text
                 assert token.probability == pytest.approx(float(shares[token.id]), rel=noise)
                 assert token.probability == pytest.approx(probability, rel=noise)
-        bound = 2 * subject.captured * oracle.cancellation(*runs)
+        bound = 2 * CAPTURED * oracle.cancellation(*runs)
         theirs = oracle.next_token_divergence(question, one.position)
         assert one.kl_divergence == pytest.approx(theirs, rel=bound)
 

@@ -26,14 +26,12 @@ def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
     )
 
 
-def agree_norms(
-    found: Norms, theirs: oracle.Difference, captured: float, bound: float, what: object
-) -> None:
-    """The captured figures agree as captured, the difference as a difference."""
-    agree(found.norm_with_context, theirs.norm_with_context, captured, what)
-    agree(found.norm_baseline, theirs.norm_baseline, captured, what)
+def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: object) -> None:
+    """The captured figures agree as CAPTURED, the difference as a difference."""
+    agree(found.norm_with_context, theirs.norm_with_context, CAPTURED, what)
+    agree(found.norm_baseline, theirs.norm_baseline, CAPTURED, what)
     agree(found.norm_difference, theirs.norm_difference, bound, what)
-    assert found.cosine == pytest.approx(theirs.cosine, abs=2 * captured), what
+    assert found.cosine == pytest.approx(theirs.cosine, abs=2 * CAPTURED), what
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
@@ -46,18 +44,18 @@ def test_updates_are_the_oracles(subject: Subject, baseline: str) -> None:
     assert answer.next_tokens is None
     for one in answer.updates:
         theirs = oracle.update(question, one.layer, one.position)
-        what, bound = (one.layer, one.position), subject.captured * theirs.cancellation
-        bound_h = subject.captured * oracle.cancellation(theirs.h_with, theirs.h)
+        what, bound = (one.layer, one.position), CAPTURED * theirs.cancellation
+        bound_h = CAPTURED * oracle.cancellation(theirs.h_with, theirs.h)
         agree(one.norm, theirs.norm, bound, what)
         agree(one.relative_norm, theirs.relative_norm, bound, what)
         agree(one.spectral_share, theirs.spectral_share, bound, what)
-        agree_norms(one.mlp_in, theirs.mlp_in, subject.captured, bound, what)
-        agree_norms(one.resid_mid, theirs.resid_mid, subject.captured, bound_h, what)
+        agree_norms(one.mlp_in, theirs.mlp_in, bound, what)
+        agree_norms(one.resid_mid, theirs.resid_mid, bound_h, what)
         assert one.factors is not None
-        agree(one.factors.input, theirs.input_factor, subject.captured, what)
+        agree(one.factors.input, theirs.input_factor, CAPTURED, what)
         agree(one.factors.output, theirs.output_factor, bound, what)
         dense = np.outer(one.factors.input.double(), one.factors.output.double())
-        agree(dense, theirs.dense, bound + subject.captured, what)
+        agree(dense, theirs.dense, bound + CAPTURED, what)
         agree(one.bias, theirs.delta_h, bound_h, what)
         assert one.rank == 1
         assert one.shape == theirs.dense.shape == (model.d_model, model.d_mlp)
@@ -149,7 +147,7 @@ def test_layers_and_positions_come_as_asked(subject: Subject) -> None:
     assert [(one.layer, one.position) for one in answer.updates] == [(2, 2), (2, 0), (0, 2), (0, 0)]
     for one in answer.updates:
         theirs = oracle.update(subject.question("matched"), one.layer, one.position)
-        agree(one.norm, theirs.norm, subject.captured * theirs.cancellation)
+        agree(one.norm, theirs.norm, CAPTURED * theirs.cancellation)
 
 
 def nothing_changed(one: Update) -> bool:
