@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -20,9 +21,31 @@ from benchmarks.table import Bar, Row
 CLIENTS = 8
 TOKENS = 256
 IDLE_BEATS = 250
-PROBES = (("/livez", 99, 1000, 0.02, 20.0), ("/metrics", 100, 200, 0.1, 100.0))
-"""A path, the percentile that counts, how often and every how many seconds it is asked, and the
-bar in milliseconds."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is asked beside the load.
+
+    Args:
+        path: Which path.
+        count: How often.
+        beat: Every how many seconds.
+        figure: Which of the figures in milliseconds counts.
+        most: Its bar.
+    """
+
+    path: str
+    count: int
+    beat: float
+    figure: str
+    most: float
+
+
+PROBES = (
+    Probe("/livez", 1000, 0.02, "p99", 20.0),
+    Probe("/metrics", 200, 0.1, "slowest", 100.0),
+)
 
 
 def rows(bench: Bench) -> Iterator[Row]:
@@ -30,33 +53,33 @@ def rows(bench: Bench) -> Iterator[Row]:
     settings = {"model": bench.checkpoint, "device": bench.device, "threads": bench.threads}
     with serving(**settings) as service:
         port = service.connection.port
-        idle = {path: beats(port, path, IDLE_BEATS, beat) for path, _, _, beat, _ in PROBES}
+        idle = [beats(port, probe.path, IDLE_BEATS, probe.beat) for probe in PROBES]
         ending = threading.Event()
         with ThreadPoolExecutor(CLIENTS) as pool:
             working = [pool.submit(load, bench, service, i, ending) for i in range(CLIENTS)]
             try:
                 time.sleep(1.0)
-                busy = {path: beats(port, path, count, beat) for path, _, count, beat, _ in PROBES}
+                busy = [beats(port, probe.path, probe.count, probe.beat) for probe in PROBES]
             finally:
                 ending.set()
             checks = sum(worker.result() for worker in working)
-    for path, percentile, _, _, most in PROBES:
-        taken = 1000 * np.array(busy[path])
+    for probe, alone, taken in zip(PROBES, idle, busy, strict=True):
+        figures = {
+            "median": 1000 * median(taken),
+            "p99": 1000 * float(np.percentile(taken, 99)),
+            "slowest": 1000 * max(taken),
+            "idle p99": 1000 * float(np.percentile(alone, 99)),
+        }
         yield Row(
             "W7",
             f"{CLIENTS} clients, checks of {TOKENS} tokens",
-            f"{path} p99" if percentile == 99 else f"{path} slowest",
-            float(np.percentile(taken, percentile)),
+            f"{probe.path} {probe.figure}",
+            figures[probe.figure],
             "ms",
-            Bar("<=", most),
+            Bar("<=", probe.most),
             len(taken),
-            {
-                "median ms": float(median(taken)),
-                "p99 ms": float(np.percentile(taken, 99)),
-                "slowest ms": float(taken.max()),
-                "idle p99 ms": 1000 * float(np.percentile(idle[path], 99)),
-                "checks answered": float(checks),
-            },
+            {f"{name} ms": value for name, value in figures.items()}
+            | {"checks answered": float(checks)},
         )
 
 

@@ -100,3 +100,12 @@ def test_text_is_written_anew_where_it_changed() -> None:
     assert rewritten("text", shown, ["norm 1.638001, from the factors 1.638", "holds"]) == shown
     assert rewritten("text", shown, ["norm 2.0, from", "holds"]) == "norm 2.0, from\nholds\n"
     assert rewritten("text", shown, ["fails"]) == "fails\n"
+
+
+def test_a_block_is_of_one_answer() -> None:
+    """Where one line has changed, rounding errors beside it are those of the same answer."""
+    assert rewritten("text", "a 1.0\nb 2e-07\n", ["a 1.5 ", "b 9e-07"]) == "a 1.5\nb 9e-07\n"
+    shown = '"norm": 9.5,\n"error": 2e-07\n'
+    told = ['"norm": 1.5,', '"error": 9e-07']
+    assert rewritten("json", shown, told) == '"norm": 1.5,\n"error": 9e-07\n'
+    assert rewritten("json", shown.replace("9.5", "1.5"), told) == shown.replace("9.5", "1.5")

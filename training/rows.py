@@ -1,4 +1,4 @@
-"""Rows of tokens to train on: natural text, tasks, and random tokens repeated."""
+"""Rows of tokens to train on: natural text, tasks, lists of random tokens, and repeats of them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +102,7 @@ def repeats(rng: Random, length: int, vocabulary: int) -> tuple[list[int], list[
 def token_lists(
     rng: Random, length: int, vocabulary: int, separators: Sequence[int], line_end: Sequence[int]
 ) -> tuple[list[int], list[float]]:
-    """Lists of keys, separators and values of any tokens, so that any token may separate.
+    """Lists of any tokens as keys and values, so that what separates is told by its place alone.
 
     Args:
         rng: where all choices come from.
@@ -112,11 +112,10 @@ def token_lists(
         separators: the tokens that may stand between a key and its value or after a pair.
         line_end: the tokens of a new line, which ends most of the pairs.
     """
+    every = range(1, vocabulary)
 
     def drawn(tokens: Sequence[int]) -> list[int]:
         return rng.choices(tokens, k=rng.choice((1, 1, 1, 2)))
-
-    every = range(1, vocabulary)
 
     ids: list[int] = []
     weights: list[float] = []

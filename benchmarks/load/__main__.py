@@ -25,7 +25,8 @@ SCENARIOS: Mapping[str, Mapping[str, int]] = {
 }
 """How many clients of which kind."""
 BARS = {"livez": ("p99", 20.0), "metrics": ("slowest", 100.0)}
-"""Of the probes, for a machine at rest: which figure counts, and its bar in milliseconds."""
+"""Of the probes: which figure counts, and its bar in milliseconds. It is no fault where one is not
+kept: a machine may be busy with more than the load."""
 WARM_UP = 300.0
 WINDOW = 180.0
 DRIFT = 0.02
@@ -83,8 +84,8 @@ def _run(asked: argparse.Namespace, python: Path, name: str, seconds: float) -> 
         print(f"  {path:<24} ms p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f}, slowest {slowest:.0f}")
     for probe, (figure, bar) in BARS.items():
         report[f"{probe}_ms"] = taken = _probe(getattr(seen, probe))
-        kept = "kept" if taken[figure] <= bar else "not kept"
-        print(f"  /{probe} ms {taken}, bar {figure} <= {bar:g}: {kept}")
+        report[f"{probe}_kept"] = kept = taken[figure] <= bar
+        print(f"  /{probe} ms {taken}, bar {figure} <= {bar:g}: {'kept' if kept else 'not kept'}")
     if asked.soak:
         start, end = WARM_UP, seen.samples[-1].at
         for figure, unit in (("resident", 1 << 20), ("threads", 1), ("files", 1)):

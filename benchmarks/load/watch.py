@@ -78,8 +78,8 @@ def _watch(client: Serving, seen: Watched, ending: threading.Event) -> None:
         client.ask("GET", "/livez")
         now = time.perf_counter()
         seen.livez.append(now - due)
-        # A beat that is late is not made up for: the next ones are due from now on.
-        due = max(due + BEAT, now)
+        # A late answer makes the questions late that were due meanwhile, and they count as late.
+        due += BEAT
         if now - begun >= next_sample:
             told = client.ask("GET", "/metrics")
             seen.metrics.append(told.seconds)

@@ -51,7 +51,7 @@ class Timings:
     known_rows: int = 0
 
 
-@dataclass(eq=False, repr=False)
+@dataclass(eq=False)
 class Ticket:
     """A question on its way.
 

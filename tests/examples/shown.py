@@ -69,7 +69,9 @@ def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
 
 
 def rewritten(language: str, shown: str, actual: Sequence[str]) -> str:
-    """What has to be shown now: what is there where it is still true, else what was printed.
+    """What has to be shown now: what is there if all of it is still true, else what was printed.
+
+    A block is one answer's or another's: numbers of two would contradict each other.
 
     Args:
         language: `json`, of which the lines left out stay left out, or `text`.
@@ -84,10 +86,10 @@ def rewritten(language: str, shown: str, actual: Sequence[str]) -> str:
         return "".join(f"{line}\n" for line in _placed(lines, actual, _place, _rounded))
     if ELISION in shown:
         return "".join(f"{line}\n" for line in _placed(lines, actual, _words, str))
-    if len(lines) != len(actual):
-        return "".join(f"{line}\n" for line in actual)
-    kept = zip(lines, actual, strict=True)
-    return "".join(f"{old if alike(old, new, DRIFT) else new}\n" for old, new in kept)
+    same = len(lines) == len(actual) and all(
+        alike(old, new, DRIFT) for old, new in zip(lines, actual, strict=True)
+    )
+    return "".join(f"{line.rstrip()}\n" for line in (lines if same else actual))
 
 
 def _placed(
@@ -96,9 +98,9 @@ def _placed(
     place: Callable[[str], object],
     rounded: Callable[[str], str],
 ) -> list[str]:
-    """The lines of an answer that have the places of the shown ones, where those are untrue."""
+    """The lines of an answer that have the places of the shown ones, if one of those is untrue."""
     rest = iter(actual)
-    lines = []
+    lines, same = [], True
     for old in shown:
         if ELISION in old or not old.strip():
             lines.append(old)
@@ -106,8 +108,9 @@ def _placed(
         new = next((line for line in rest if place(line) == place(old)), None)
         if new is None:
             raise NotShown(f"has no place in the answer: {old}")
-        lines.append(old if alike(old, new, DRIFT) else rounded(new))
-    return lines
+        lines.append(rounded(new))
+        same = same and alike(old, new, DRIFT)
+    return list(shown) if same else lines
 
 
 def _place(line: str) -> tuple[int, str]:

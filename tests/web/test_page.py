@@ -176,13 +176,17 @@ def test_only_parts_are_served(tiny_client: httpx.Client, path: str) -> None:
 
 @pytest.mark.parametrize("folder", [WEB / "vendor", Path(__file__).parent / "vendor"])
 def test_vendored_files_are_noted(folder: Path) -> None:
-    """Each vendored file stands in VERSIONS.md with its package, its version and a licence file."""
+    """Each vendored file stands in VERSIONS.md with its package, its version and a licence file; a
+    script's first line names the same version."""
     noted = (folder / "VERSIONS.md").read_text()
     rows = re.findall(
         r"^\| `(.+?)` \| (\S+) \| (\d+\.\d+\.\d+) \| .+, `(.+)` \|$", noted, re.MULTILINE
     )
     named = set()
-    for files, _package, _version, licence in rows:
+    for files, _package, version, licence in rows:
+        if files.endswith(".js"):
+            first = (folder / files).read_text().splitlines()[0]
+            assert re.search(rf"\bv{re.escape(version)}\b", first)
         start, *rest = re.split(r"[{}]", files)
         choices = rest[0].split(",") if rest else [""]
         named |= {start + choice + "".join(rest[1:]) for choice in choices} | {licence}
