@@ -153,6 +153,7 @@ sys.exit(server.serve(Settings(model=sys.argv[1], port=0)))
 """
 
 
+@pytest.mark.slow
 def test_what_the_start_has_made_is_no_garbage(tiny_folder: Path) -> None:
     """Once it is ready, garbage collection passes over libraries and model."""
     command = [sys.executable, "-c", FROZEN, str(tiny_folder)]
@@ -209,6 +210,7 @@ def test_a_stuck_computation_ends_the_process(tiny_folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_stuck_computation_does_not_keep_a_drain(tiny_folder: Path) -> None:
     """A process that is told to stop ends with 0 though its computation never returns."""
     script = STUCK.replace("stuck_seconds=0.5", "stuck_seconds=600, drain_seconds=1")
@@ -237,6 +239,7 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_port_taken(tiny_folder: Path) -> None:
     """Where another listens on the port the process says so in a sentence and does not end with
     0."""

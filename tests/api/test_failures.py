@@ -114,7 +114,8 @@ def wordy_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("log_format", ["console", pytest.param("json", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("log_format", ["console", "json"])
 def test_internal(wordy_folder: Path, log_format: str) -> None:
     """A fault that nobody has a name for is a generic 500; the log has its id and its traceback,
     but no prompt, key or query string; the next request is answered."""

@@ -28,7 +28,7 @@ CHECKS = {
 """Those of schemathesis, and our own."""
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [None, pytest.param(KEY, marks=pytest.mark.slow)])
 def test_generated(tiny_folder: Path, key: str | None) -> None:
     """Whatever the OpenAPI document allows or forbids is answered as it says, never with 500, and
     an error holds nothing of the request."""
