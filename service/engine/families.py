@@ -8,6 +8,7 @@ is kept is a copy, as a view would keep the whole file in memory. Nothing reside
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,9 @@ BLOCKS = (
     and all(hasattr(torch.ops.mkldnn, op) for op in ("_linear_pointwise", "_reorder_linear_weight"))
 )
 """Whether torch has what its own compiler freezes linear layers with, for this processor."""
-FEWEST_ROWS = 4
-"""Of a product with blocks: one of fewer rows takes longer than one of these."""
+ROWS = ((64, 4), (256, 8), (math.inf, 16))
+"""Up to how many rows a product with blocks has a multiple of how many: oneDNN compiles for each
+number of rows and each matrix, and keeps half a megabyte of it. One row takes longer than four."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Affine:
         """Rows of (rows, d_in) to (rows, d_out)."""
         if not self.matrix.is_mkldnn:
             return torch.addmm(self.bias, x, self.matrix)
-        lacking = FEWEST_ROWS - len(x)
+        step = next(step for most, step in ROWS if len(x) <= most)
+        lacking = max(step, math.ceil(len(x) / step) * step) - len(x)
         padded = F.pad(x, (0, 0, 0, lacking)) if lacking > 0 else x
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             padded, self.matrix, self.bias, "none", [], ""

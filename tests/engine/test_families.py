@@ -49,7 +49,7 @@ def test_an_affine_map_is_stored_in_by_out(block: Block) -> None:
     torch.testing.assert_close(w_in(x), by_hand)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 3, 4, 17])
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 17, 65, 257])
 @pytest.mark.parametrize("keep", [True, False])
 def test_blocks_hold_the_matrix_and_multiply_as_it_does(rows: int, keep: bool) -> None:
     """W comes back from oneDNN's blocks bit by bit, and a product is float32's own, row by row."""
@@ -63,6 +63,26 @@ def test_blocks_hold_the_matrix_and_multiply_as_it_does(rows: int, keep: bool) -
     exact = torch.addmm(bias.double(), x.double(), weight.double())
     assert blocks(x).shape == exact.shape
     assert (blocks(x) - exact).norm() <= 1e-6 * exact.norm()
+
+
+@pytest.mark.skipif(not BLOCKS, reason="torch has no blocks for this processor")
+def test_products_have_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand numbers of rows oneDNN sees under a hundred, none a ninth larger but the small
+    ones: it compiles for each, and keeps what it has compiled."""
+    seen = []
+    blocks = affine(torch.eye(8), torch.zeros(8))
+    product = torch.ops.mkldnn._linear_pointwise
+
+    def counted(x: torch.Tensor, *others: object) -> torch.Tensor:
+        seen.append(len(x))
+        result: torch.Tensor = product(x, *others)
+        return result
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", counted)
+    for rows in range(1, 1025):
+        assert blocks(torch.ones(rows, 8)).shape == (rows, 8)
+        assert rows <= seen[-1] <= max(rows + 3, 10 / 9 * rows)
+    assert len(set(seen)) < 100
 
 
 def test_half_precision_keeps_the_matrix_as_it_lies() -> None:
