@@ -83,7 +83,6 @@ class Server(uvicorn.Server):
             self._announced = True
             # What the start has made stays. Looked through for garbage, it would hold every thread
             # for 0.2 s, again and again.
-            gc.collect()
             gc.freeze()
             print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)
