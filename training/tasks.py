@@ -57,7 +57,6 @@ class World:
 
 
 Document = list[Piece]
-Tasks = Mapping[Callable[[Random, World], Document], float]
 
 FAMOUS_SHARE = 0.25
 """Of the documents of true facts: those of countries in `FAMOUS` alone."""
@@ -227,7 +226,7 @@ def sequences(rng: Random, world: World) -> Document:
     return document
 
 
-TASKS: Tasks = {
+TASKS: Mapping[Callable[[Random, World], Document], float] = {
     true_facts: 0.40,
     swapped_facts: 0.15,
     odd_lists: 0.10,

@@ -73,8 +73,8 @@ class Affine:
         if not self.matrix.is_mkldnn:
             return torch.addmm(self.bias, x, self.matrix)
         step = next(step for most, step in ROWS if len(x) <= most)
-        lacking = max(step, math.ceil(len(x) / step) * step) - len(x)
-        padded = F.pad(x, (0, 0, 0, lacking)) if lacking > 0 else x
+        lacking = step * max(1, math.ceil(len(x) / step)) - len(x)
+        padded = F.pad(x, (0, 0, 0, lacking)) if lacking else x
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             padded, self.matrix, self.bias, "none", [], ""
         )
