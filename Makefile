@@ -39,7 +39,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev  ## ratios, side by side, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_asking.py engine/test_checkpoint.py
+FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py engine/test_checkpoint.py
 
 faults: $(VENV)/.dev  ## killed, damaged, cut off, without memory or disk: by real means
 	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)

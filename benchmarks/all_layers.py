@@ -19,10 +19,10 @@ from benchmarks.one_layer import compare
 from benchmarks.seed import SeedUpdate, seed_update
 from benchmarks.table import Bar, Row
 from benchmarks.timing import in_turn
-from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import Baseline, Pair, resolve_pair
-from service.analysis.updates import WeightUpdates, weight_updates
 from service.analysis.verdicts import Check
+from service.analysis.weight_updates import WeightUpdates, weight_updates
 from service.engine import Apply, Model, Question, Run, Site, drive
 
 TOKENS = 128
@@ -108,7 +108,7 @@ def _norms(model: Model, pair: Pair) -> Question[WeightUpdates]:
 
 def _checks(model: Model, pair: Pair, apply: Apply) -> Question[tuple[Check, ...]]:
     procedure = Procedure("block", torch.float32, apply=apply, controls=False)
-    return equivalence_checks(model, pair, range(model.n_layers), procedure)
+    return block_checks(model, pair, range(model.n_layers), procedure)
 
 
 def _logits(model: Model, ids: Sequence[int]) -> Question[Tensor]:

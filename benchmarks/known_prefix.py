@@ -17,7 +17,7 @@ from benchmarks.bench import Bench
 from benchmarks.table import Bar, Row
 from benchmarks.timing import in_turn
 from service.analysis.pairs import resolve_pair
-from service.analysis.updates import Norms, Update, weight_updates
+from service.analysis.weight_updates import Norms, Update, weight_updates
 from service.engine import Model
 from service.engine.prefixes import Prefixes
 

@@ -18,7 +18,7 @@ from benchmarks.seed import SeedUpdate, seed_update
 from benchmarks.table import Bar, Row
 from benchmarks.timing import in_turn
 from service.analysis.pairs import Baseline, resolve_pair
-from service.analysis.updates import Update, weight_updates
+from service.analysis.weight_updates import Update, weight_updates
 from service.engine import Model, drive
 
 TOKENS = (22, 128, 512, 1024)

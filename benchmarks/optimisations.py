@@ -22,7 +22,7 @@ from benchmarks.one_layer import LAYER
 from benchmarks.table import Row
 from benchmarks.timing import in_turn
 from service.analysis.pairs import Pair, resolve_pair
-from service.analysis.updates import WeightUpdates, weight_updates
+from service.analysis.weight_updates import WeightUpdates, weight_updates
 from service.engine import Activations, Model, Question, Site, walk
 
 SECONDS = 6.0

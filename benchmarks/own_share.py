@@ -17,7 +17,7 @@ from benchmarks.process import Answered, serving
 from benchmarks.table import Bar, Row
 from benchmarks.timing import in_turn
 from service.analysis.pairs import resolve_pair
-from service.analysis.updates import WeightUpdates, weight_updates
+from service.analysis.weight_updates import WeightUpdates, weight_updates
 from service.api.tensors import JSON, SAFETENSORS, serialize
 from service.engine import drive
 

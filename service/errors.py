@@ -1,6 +1,6 @@
 """What can go wrong in a question, as one tree. Nothing here knows HTTP.
 
-    DeltawError
+    ServiceError
     ├── Refused                 the question cannot be asked of this model, or not so
     │   ├── Invalid             a value that no model would accept
     │   ├── NotSupported        a combination that has no answer
@@ -34,7 +34,7 @@ Path = tuple[str | int, ...]
 """Where in the question's arguments: field names and indices, outermost first."""
 
 
-class DeltawError(Exception):
+class ServiceError(Exception):
     """The root of the tree.
 
     Args:
@@ -59,7 +59,7 @@ class DeltawError(Exception):
         self.actual = actual
 
 
-class Refused(DeltawError):
+class Refused(ServiceError):
     """The question cannot be asked of this model, or not so."""
 
 
@@ -111,7 +111,7 @@ class NeverFits(Refused):
     """More work, or a larger answer, than any request is granted."""
 
 
-class NotNow(DeltawError):
+class NotNow(ServiceError):
     """The same question may be answered later.
 
     Args:
@@ -148,9 +148,9 @@ class DeadlineExceeded(NotNow):
     """Waiting and computing took longer than a request is granted."""
 
 
-class NonFiniteActivation(DeltawError):
+class NonFiniteActivation(ServiceError):
     """The model computed NaN or infinity."""
 
 
-class CannotLoad(DeltawError):
+class CannotLoad(ServiceError):
     """The model cannot be loaded; the sentence says what to set instead."""

@@ -16,10 +16,10 @@ from service.analysis.self_check import self_check
 from service.api import (
     activations,
     attributions,
-    documents,
+    docs_pages,
     equivalence_checks,
     model,
-    operations,
+    openapi,
     page,
     probes,
     problems,
@@ -29,7 +29,7 @@ from service.api import (
 )
 from service.api.hosts import KnownHosts
 from service.api.keys import require_key
-from service.api.observed import Observed
+from service.api.request_log import RequestLog
 from service.api.state import State
 from service.engine import Engine, Model, drive, load
 from service.settings import Settings, read_settings
@@ -102,11 +102,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in resources:
         app.include_router(resource.router, dependencies=locked, tags=["analysis"])
     app.include_router(probes.router, tags=["operation"])
-    app.include_router(documents.router, tags=["operation"])
-    documents.serve_assets(app)
+    app.include_router(docs_pages.router, tags=["operation"])
+    docs_pages.serve_assets(app)
     app.include_router(page.router)
     page.serve_parts(app)
-    operations.describe(app, locked=bool(state.keys))
+    openapi.describe(app, locked=bool(state.keys))
     problems.install(app)
     if chosen.cors_origins:
         app.add_middleware(
@@ -118,7 +118,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
     if chosen.hosts is not None:
         app.add_middleware(KnownHosts, hosts=chosen.hosts)
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(RequestLog, metrics=metrics)
     return app
 
 

@@ -23,7 +23,7 @@ from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 from schemas.problems import PROBLEMS
 from service.api.state import State
 from service.connections import Connection, Patience
-from service.errors import DeltawError
+from service.errors import ServiceError
 from service.main import create_app
 from service.settings import Settings
 
@@ -117,9 +117,9 @@ def serve(settings: Settings) -> int:
     fatal = state.engine.fatal
     if fatal is None:
         return 0
-    if not isinstance(fatal, DeltawError):
+    if not isinstance(fatal, ServiceError):
         log.error("the computation ended", exc_info=fatal)
-    said = fatal.detail if isinstance(fatal, DeltawError) else f"{type(fatal).__name__}: {fatal}"
+    said = fatal.detail if isinstance(fatal, ServiceError) else f"{type(fatal).__name__}: {fatal}"
     print(f"deltaw: {said}", file=sys.stderr)
     return 1
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 import torch
 
-from service.analysis.choices import Text, check_length, resolve_ids, resolve_positions
+from service.analysis.inputs import Text, check_length, resolve_ids, resolve_positions
 from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Site
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 import torch
 
-from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import resolve_pair
 from service.engine import Model, Question
-from service.errors import DeltawError
+from service.errors import ServiceError
 from service.theory import NonFinite, Verdict
 
 CONTEXT_TOKENS = 16
@@ -48,8 +48,8 @@ def self_check(model: Model) -> Question[SelfCheck]:
     try:
         pair = resolve_pair(model, context, [query], "matched", "last")
         procedure = Procedure("block", torch.float32, controls=False)
-        checks = yield from equivalence_checks(model, pair, range(model.n_layers), procedure)
-    except (DeltawError, NonFinite) as error:
+        checks = yield from block_checks(model, pair, range(model.n_layers), procedure)
+    except (ServiceError, NonFinite) as error:
         return SelfCheck(when, "fails", model.n_layers, None, None, str(error))
     verdicts = {check.verdict for check in checks}
     return SelfCheck(

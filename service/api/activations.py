@@ -8,11 +8,11 @@ from typing import Annotated, get_args
 from fastapi import APIRouter, Depends, Response
 
 from schemas.activations import ActivationsAnswer, ActivationsRequest, HookPoint
-from service.analysis.capture import capture
-from service.analysis.choices import resolve_layers, resolve_positions, resolve_prompt
-from service.api.asking import Asking, asking
+from service.analysis.activations import capture
+from service.analysis.inputs import resolve_layers, resolve_positions, resolve_prompt
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, exchange
+from service.api.openapi import answers, operation
 from service.api.problems import ProblemError, pointer
 from service.engine import Model
 
@@ -25,7 +25,7 @@ Prompts = tuple[list[tuple[int, ...]], list[tuple[int, ...]]]
 )
 async def activations(
     body: Annotated[ActivationsRequest, Depends(reads(ActivationsRequest))],
-    ask: Annotated[Asking, Depends(asking)],
+    ask: Annotated[Exchange, Depends(exchange)],
 ) -> Response:
     """Capture activations.
 

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Depends, Response
 
 from schemas.attributions import AttributionsAnswer, AttributionsRequest
 from service.analysis.attributions import attribution_rows, attributions
-from service.analysis.choices import resolve_layers
+from service.analysis.inputs import resolve_layers
 from service.analysis.spans import given_spans, sentence_spans
-from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, plain_exchange
+from service.api.openapi import answers, operation
 from service.api.pairs import only_here, repeated, resolved_pair
 
 router = APIRouter()
@@ -25,7 +25,7 @@ router = APIRouter()
 )
 async def shares(
     body: Annotated[AttributionsRequest, Depends(reads(AttributionsRequest))],
-    ask: Annotated[Asking, Depends(asking_plainly)],
+    ask: Annotated[Exchange, Depends(plain_exchange)],
 ) -> Response:
     """Attribute ΔW to spans of the context, sentences by default.
 

@@ -9,14 +9,14 @@ import torch
 from fastapi import APIRouter, Depends, Response
 
 from schemas.equivalence_checks import EquivalenceChecksAnswer, EquivalenceChecksRequest
-from service.analysis.choices import resolve_layers
-from service.analysis.equivalence import Procedure, equivalence_checks
-from service.analysis.model_equivalence import model_equivalence
+from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.inputs import resolve_layers
+from service.analysis.model_checks import model_checks
 from service.analysis.pairs import Pair, Stream
 from service.analysis.verdicts import Check, worst
-from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, plain_exchange
+from service.api.openapi import answers, operation
 from service.api.pairs import pair_rows, refuse, repeated, resolved_pair
 from service.telemetry import Metrics
 
@@ -30,7 +30,7 @@ router = APIRouter()
 )
 async def checks(
     body: Annotated[EquivalenceChecksRequest, Depends(reads(EquivalenceChecksRequest))],
-    ask: Annotated[Asking, Depends(asking_plainly)],
+    ask: Annotated[Exchange, Depends(plain_exchange)],
 ) -> Response:
     """Run the equivalence check.
 
@@ -54,7 +54,7 @@ async def checks(
             dtype=dtype, tolerance=body.tolerance, apply=body.apply, controls=body.controls
         )
         every = range(ask.model.n_layers)
-        question = model_equivalence(ask.model, pair, layers, procedure)
+        question = model_checks(ask.model, pair, layers, procedure)
         found, logits = await ask.ask(question, rows(pair, body, stream), every, dtype)
         content["logits"] = logits
         verdicts = [check.verdict for check in found] + [check.verdict for check in logits]
@@ -63,7 +63,7 @@ async def checks(
             body.scope, dtype, stream, body.tolerance, body.apply, body.controls, body.joint
         )
         found = await ask.ask(
-            equivalence_checks(ask.model, pair, layers, procedure),
+            block_checks(ask.model, pair, layers, procedure),
             rows(pair, body, stream),
             layers,
             dtype,

@@ -13,8 +13,8 @@ from schemas.activations import HookPoint
 from schemas.model import ModelAnswer
 from service import __version__
 from service.api.activations import width
-from service.api.asking import Asking, asking_plainly
-from service.api.operations import answers
+from service.api.exchange import Exchange, plain_exchange
+from service.api.openapi import answers
 
 router = APIRouter()
 
@@ -49,7 +49,7 @@ PROBLEMS = (
     response_model=None,
     responses=answers(ModelAnswer, tensors=False, problems=PROBLEMS),
 )
-async def model(ask: Annotated[Asking, Depends(asking_plainly)]) -> Response:
+async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
     """Say what is loaded.
 
     The checkpoint's identity and shape, each hook point's place in it, what one request may bring,
@@ -77,7 +77,7 @@ async def model(ask: Annotated[Asking, Depends(asking_plainly)]) -> Response:
     )
 
 
-def _hook_point(ask: Asking, point: HookPoint) -> dict[str, Any]:
+def _hook_point(ask: Exchange, point: HookPoint) -> dict[str, Any]:
     module, side = ask.model.family.module_paths[point]
     said = {
         "name": point,

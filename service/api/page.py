@@ -8,7 +8,7 @@ from pathlib import Path
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.types import Scope
 
-from service.api.documents import Whole
+from service.api.docs_pages import Whole
 
 FOLDER = Path(__file__).parent.parent / "web"
 PARTS = "/web"

@@ -16,12 +16,12 @@ from service.analysis.pairs import (
     Without,
     resolve_pair,
 )
-from service.api.asking import Asking
+from service.api.exchange import Exchange
 from service.engine import Model
 from service.errors import NotSupported, Path
 
 
-async def resolved_pair(ask: Asking, body: PairRequest) -> Pair:
+async def resolved_pair(ask: Exchange, body: PairRequest) -> Pair:
     """The two prompts that a body asks to compare."""
     return await ask.tokenized(
         resolve_pair,
@@ -50,7 +50,7 @@ def pair_rows(pair: Pair, stream: Stream) -> int:
     return len(pair.with_context.ids) + runs * len(pair.baseline.ids)
 
 
-def repeated(ask: Asking, body: PairRequest, pair: Pair, stream: Stream) -> dict[str, Any]:
+def repeated(ask: Exchange, body: PairRequest, pair: Pair, stream: Stream) -> dict[str, Any]:
     """The part of an answer that says what its numbers are relative to."""
     positions = pair_positions(pair)
     return {

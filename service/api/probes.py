@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from schemas.common import Answer
 from service.api.keys import require_key
-from service.api.operations import answers
+from service.api.openapi import answers
 from service.api.state import Found
 from service.errors import Draining, SelfCheckFailed
 

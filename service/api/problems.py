@@ -103,7 +103,7 @@ def named(error: Exception) -> ProblemError:
         return ProblemError(code, str(error), limit=MAX_CONDITION, actual=actual)
     if isinstance(error, MemoryError):
         return ProblemError(code, headers={"Retry-After": "1"})
-    if not isinstance(error, errors.DeltawError):
+    if not isinstance(error, errors.ServiceError):
         return ProblemError(code, str(error))
     headers: dict[str, str] = {}
     if isinstance(error, errors.NotNow):
@@ -170,7 +170,7 @@ def install(app: FastAPI) -> None:
     """Make the one handler the answer to every error that has a name."""
     for kind in (
         ProblemError,
-        errors.DeltawError,
+        errors.ServiceError,
         NonFinite,
         DependentRows,
         MemoryError,

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 
 from schemas.tokenize import TokenizeAnswer, TokenizeRequest
-from service.analysis.choices import Text, resolve_ids
-from service.api.asking import Asking, asking_plainly
+from service.analysis.inputs import Text, resolve_ids
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, plain_exchange
+from service.api.openapi import answers, operation
 from service.engine import Model
 from service.errors import Path
 
@@ -25,7 +25,7 @@ router = APIRouter()
 )
 async def tokenize(
     body: Annotated[TokenizeRequest, Depends(reads(TokenizeRequest))],
-    ask: Annotated[Asking, Depends(asking_plainly)],
+    ask: Annotated[Exchange, Depends(plain_exchange)],
 ) -> Response:
     """Tokenise prompts, or a context and a query.
 

@@ -7,12 +7,12 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from schemas.trajectories import TrajectoriesAnswer, TrajectoriesRequest
-from service.analysis.choices import resolve_layers
+from service.analysis.inputs import resolve_layers
 from service.analysis.spans import given_spans, token_spans
 from service.analysis.trajectories import trajectories, trajectory_rows
-from service.api.asking import Asking, asking_plainly
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, plain_exchange
+from service.api.openapi import answers, operation
 from service.api.pairs import only_here, repeated, resolved_pair
 
 router = APIRouter()
@@ -25,7 +25,7 @@ router = APIRouter()
 )
 async def ways(
     body: Annotated[TrajectoriesRequest, Depends(reads(TrajectoriesRequest))],
-    ask: Annotated[Asking, Depends(asking_plainly)],
+    ask: Annotated[Exchange, Depends(plain_exchange)],
 ) -> Response:
     """Follow ΔW as the context is read, token by token or span by span.
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Response
 
 from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
-from service.analysis.choices import resolve_layers
+from service.analysis.inputs import resolve_layers
 from service.analysis.joints import joint_updates
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import Pair
 from service.analysis.together import together
-from service.analysis.updates import weight_updates
-from service.api.asking import Asking, asking
+from service.analysis.weight_updates import weight_updates
 from service.api.bodies import reads
-from service.api.operations import answers, operation
+from service.api.exchange import Exchange, exchange
+from service.api.openapi import answers, operation
 from service.api.pairs import pair_rows, probe_pairs, refuse, repeated, resolved_pair
 from service.engine import Model
 
@@ -27,7 +27,7 @@ router = APIRouter()
 )
 async def updates(
     body: Annotated[WeightUpdatesRequest, Depends(reads(WeightUpdatesRequest))],
-    ask: Annotated[Asking, Depends(asking)],
+    ask: Annotated[Exchange, Depends(exchange)],
 ) -> Response:
     """Summarise the implicit weight updates.
 

@@ -169,7 +169,7 @@ async def resident(
     try:
         import structlog
 
-        from service.errors import DeltawError as ServiceError
+        from service.errors import ServiceError
         from service.main import create_app
     except ModuleNotFoundError as error:
         raise NoModel.without(error) from error

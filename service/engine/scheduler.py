@@ -24,7 +24,7 @@ from service.engine.prefixes import Prefixes, nothing_known
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
 from service.engine.work import Work
-from service.errors import DeadlineExceeded, DeltawError, OutOfMemory
+from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
 OWN_SECONDS = 0.02
 """How long questions may compute on their own before the next forward, a step of each at least."""
@@ -235,7 +235,7 @@ def drive(model: Model, question: Question[Answer]) -> Answer:
         while True:
             try:
                 received = forward(model, runs) if runs else ()
-            except DeltawError as error:
+            except ServiceError as error:
                 runs = question.throw(error)
             else:
                 runs = question.send(received)
@@ -261,4 +261,4 @@ def _named(error: Exception) -> Exception:
     if lacking:
         return OutOfMemory("there was not enough memory for this question")
     # A traceback's frames would keep what they computed alive.
-    return error.with_traceback(None) if isinstance(error, DeltawError) else error
+    return error.with_traceback(None) if isinstance(error, ServiceError) else error

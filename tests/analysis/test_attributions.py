@@ -12,7 +12,7 @@ from service.analysis.attributions import (
     attributions,
 )
 from service.analysis.pairs import Pair, Span, Without, resolve_pair
-from service.analysis.updates import weight_updates
+from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, Subject, agree

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.analysis.capture import capture
-from service.analysis.equivalence import Procedure, equivalence_checks
-from service.analysis.model_equivalence import model_equivalence
+from service.analysis.activations import capture
+from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.model_checks import model_checks
 from service.analysis.self_check import self_check
-from service.analysis.updates import weight_updates
+from service.analysis.weight_updates import weight_updates
 from service.engine import Model, Run, drive, load
 from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
@@ -66,9 +66,7 @@ def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torc
     """In every resident dtype the checks hold in both precisions, and the controls fail."""
     one = subject(tiny_folder, device, dtype)
     pair, layers = one.pair("matched"), range(one.model.n_layers)
-    checks = drive(
-        one.model, equivalence_checks(one.model, pair, layers, Procedure(dtype=precision))
-    )
+    checks = drive(one.model, block_checks(one.model, pair, layers, Procedure(dtype=precision)))
     assert {check.verdict for check in checks} == {"holds"}
     for check in checks:
         assert check.controls is not None
@@ -76,7 +74,7 @@ def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torc
         assert len(formed) == 4
         assert all(error is not None and error > 100 * check.tolerance for error in formed.values())
     whole, logits = drive(
-        one.model, model_equivalence(one.model, pair, layers, Procedure(dtype=precision))
+        one.model, model_checks(one.model, pair, layers, Procedure(dtype=precision))
     )
     assert {check.verdict for check in whole} == {check.verdict for check in logits} == {"holds"}
 

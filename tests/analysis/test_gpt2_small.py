@@ -15,8 +15,8 @@ from tests.checkpoints import save_tiny
 MEASURE = """
 import json, resource, sys
 import torch
-from service.analysis.equivalence import Procedure, equivalence_checks
-from service.analysis.model_equivalence import model_equivalence
+from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.model_checks import model_checks
 from service.analysis.pairs import resolve_pair
 from service.analysis.self_check import self_check
 from service.engine import drive, load
@@ -33,8 +33,8 @@ with torch.inference_mode():
     pair = resolve_pair(model, context, [5, 6, 7, 8], "matched", "all")
     layers = range(model.n_layers)
     procedure = Procedure(dtype=torch.float64)
-    checks, logits = drive(model, model_equivalence(model, pair, layers, procedure))
-    checks += drive(model, equivalence_checks(model, pair, layers, procedure))
+    checks, logits = drive(model, model_checks(model, pair, layers, procedure))
+    checks += drive(model, block_checks(model, pair, layers, procedure))
     errors = [one.relative_error for one in (*checks, *logits)]
     print(json.dumps({
         "worst": max(errors),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.equivalence import CONTROLS, LayerScope, Procedure, equivalence_checks
+from service.analysis.block_checks import CONTROLS, LayerScope, Procedure, block_checks
 from service.analysis.joints import Joint, JointWeight, joint_updates
 from service.analysis.pairs import Another, resolve_pair
 from service.engine import Apply, drive
@@ -92,7 +92,7 @@ def test_one_patch_holds_at_every_position(
     unpatched error is the oracle's, and every control but the steering vector is far off."""
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure(scope, torch.float64, apply=apply, joint=True)
-    checks = drive(model, equivalence_checks(model, pair, range(3), procedure))
+    checks = drive(model, block_checks(model, pair, range(3), procedure))
     assert [(one.layer, one.position) for one in checks] == [
         (layer, j) for layer in range(3) for j in range(len(QUERY))
     ]
@@ -120,7 +120,7 @@ def test_the_controls_of_a_joint_check_are_the_oracles(subject: Subject, baselin
     """Each half of the patch alone, as the oracle's runs with only that weight changed."""
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure("block", torch.float64, joint=True)
-    for check in drive(model, equivalence_checks(model, pair, range(3), procedure)):
+    for check in drive(model, block_checks(model, pair, range(3), procedure)):
         patch = oracle.joint(question, check.layer, range(len(QUERY))).patch
         expected = question.full[check.layer, "resid_post"][check.position]
         for name, part in (
@@ -137,7 +137,7 @@ def test_joint_checks_hold_in_float32(subject: Subject, scope: LayerScope) -> No
     """In the resident dtype as well, on the bundled model too."""
     model, pair = subject.model, subject.pair("matched")
     procedure = Procedure(scope, torch.float32, joint=True)
-    for check in drive(model, equivalence_checks(model, pair, subject.layers, procedure)):
+    for check in drive(model, block_checks(model, pair, subject.layers, procedure)):
         assert check.verdict == "holds", check
 
 
@@ -157,7 +157,7 @@ def test_more_positions_than_the_stream_is_wide(subject: Subject, count: int) ->
         return
     for question in (
         joint_updates(model, pair, [1], []),
-        equivalence_checks(model, pair, [1], procedure),
+        block_checks(model, pair, [1], procedure),
     ):
         with pytest.raises(DependentRows) as refused:
             drive(model, question)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.analysis.equivalence import Procedure
-from service.analysis.model_equivalence import model_equivalence
+from service.analysis.block_checks import Procedure
+from service.analysis.model_checks import model_checks
 from service.analysis.pairs import resolve_pair
-from service.analysis.updates import weight_updates
+from service.analysis.weight_updates import weight_updates
 from service.engine import Model, drive, load
 from service.errors import NonFiniteActivation
 from tests import oracle
@@ -70,4 +70,4 @@ def test_logits_that_are_not_finite_are_refused(
     with pytest.raises(NonFiniteActivation, match="logits"):
         drive(model, weight_updates(model, pair, [2], ["next_tokens"]))
     with pytest.raises(NonFiniteActivation, match="logits"):
-        drive(model, model_equivalence(model, pair, [2], Procedure()))
+        drive(model, model_checks(model, pair, [2], Procedure()))

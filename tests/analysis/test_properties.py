@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.analysis.equivalence import Procedure
-from service.analysis.model_equivalence import model_equivalence
+from service.analysis.block_checks import Procedure
+from service.analysis.model_checks import model_checks
 from service.analysis.pairs import Another, Baseline, Pair, Span, Stream, Without, resolve_pair
 from service.analysis.trajectories import trajectories
-from service.analysis.updates import Update, weight_updates
+from service.analysis.weight_updates import Update, weight_updates
 from service.engine import HookPoint, Model, Run, Site, drive, load, patched_block
 from service.engine.walk import forward
 from service.theory import implicit_update, joint_update
@@ -217,7 +217,7 @@ def test_an_answer_does_not_depend_on_its_pack(
     pair = resolve_pair(model, context, query, baseline, "all")
     layers = range(model.n_layers)
     procedure = Procedure(dtype=torch.float64)
-    runs = list(next(model_equivalence(model, pair, layers, procedure)))
+    runs = list(next(model_checks(model, pair, layers, procedure)))
     strangers = [
         Run(
             tokens,
@@ -231,6 +231,6 @@ def test_an_answer_does_not_depend_on_its_pack(
     mixed += runs[len(strangers) :] + strangers[len(runs) :]
     for run, read in zip(mixed, forward(model, mixed), strict=True):
         assert worst(read, forward(model, [run])[0]) <= FLOAT64
-    checks, logits = drive(model, model_equivalence(model, pair, layers, procedure))
+    checks, logits = drive(model, model_checks(model, pair, layers, procedure))
     assert "fails" not in {check.verdict for check in checks}
     assert "fails" not in {check.verdict for check in logits}

@@ -8,7 +8,7 @@ import pytest
 
 from service.analysis import pairs
 from service.analysis.pairs import Pair, Without, resolve_pair
-from service.analysis.updates import Update, weight_updates
+from service.analysis.weight_updates import Update, weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, agree

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.equivalence import LayerScope, Procedure, equivalence_checks
+from service.analysis.block_checks import LayerScope, Procedure, block_checks
 from service.analysis.pairs import Stream
-from service.analysis.updates import Update, weight_updates
+from service.analysis.weight_updates import Update, weight_updates
 from service.engine import Apply, drive
 from tests import oracle
 from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject, agree, distance
@@ -99,7 +99,7 @@ def test_checks_are_the_oracles(
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure(scope, torch.float64, "sequential", apply=apply)
     truth = oracle.block_check if scope == "block" else oracle.projection_check
-    for check in drive(model, equivalence_checks(model, pair, range(3), procedure)):
+    for check in drive(model, block_checks(model, pair, range(3), procedure)):
         what = (check.layer, check.position)
         theirs = truth(question, check.layer, check.position, "sequential")
         change = oracle.sequential(question, check.position).updates[check.layer]
@@ -127,7 +127,7 @@ def test_checks_hold_in_float32(subject: Subject, baseline: str) -> None:
     """Rounding of the resident dtype stays within the gate, on the bundled model too."""
     model, pair = subject.model, subject.pair(baseline, "last")
     procedure = Procedure("block", torch.float32, "sequential")
-    checks = drive(model, equivalence_checks(model, pair, subject.layers, procedure))
+    checks = drive(model, block_checks(model, pair, subject.layers, procedure))
     assert [check.layer for check in checks] == list(subject.layers)
     for check in checks:
         assert check.verdict == "holds", check

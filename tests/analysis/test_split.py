@@ -8,7 +8,7 @@ import torch
 
 from service.analysis.pairs import resolve_pair
 from service.analysis.split import Part
-from service.analysis.updates import Include, Update, weight_updates
+from service.analysis.weight_updates import Include, Update, weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import CAPTURED, QUERY, Subject, agree, distance

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from service.analysis.attributions import attributions
-from service.analysis.equivalence import Procedure, equivalence_checks
-from service.analysis.model_equivalence import LogitsCheck, model_equivalence
+from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.model_checks import LogitsCheck, model_checks
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import resolve_pair
 from service.analysis.split import splits
 from service.analysis.together import together
 from service.analysis.trajectories import trajectories
-from service.analysis.updates import Include, weight_updates
 from service.analysis.verdicts import Check
+from service.analysis.weight_updates import Include, weight_updates
 from service.engine import Activations, Model, Question, Run, Site, drive
 from service.engine.walk import forward
 
@@ -125,12 +125,12 @@ def test_all_answers_of_the_theory_are_those_asked_apart(tiny: Model) -> None:
     checks = packs(
         tiny,
         together(
-            model_equivalence(tiny, pair, [0, 2], procedure),
-            equivalence_checks(tiny, alone, [1], procedure),
+            model_checks(tiny, pair, [0, 2], procedure),
+            block_checks(tiny, alone, [1], procedure),
         ),
     )
     assert len(checks[0]) == 2
-    lone_model = drive(tiny, model_equivalence(tiny, pair, [0, 2], procedure))
+    lone_model = drive(tiny, model_checks(tiny, pair, [0, 2], procedure))
     found = [*checks[1][0][0], *checks[1][0][1]]
     others: list[Check | LogitsCheck] = [*lone_model[0], *lone_model[1]]
     for one, other in zip(found, others, strict=True):

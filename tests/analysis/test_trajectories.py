@@ -10,7 +10,7 @@ import pytest
 from service.analysis.pairs import Pair, Span, resolve_pair
 from service.analysis.spans import given_spans, token_spans
 from service.analysis.trajectories import LayerTrajectory, trajectories, trajectory_rows
-from service.analysis.updates import weight_updates
+from service.analysis.weight_updates import weight_updates
 from service.engine import Run, drive
 from service.engine.walk import forward
 from tests import oracle

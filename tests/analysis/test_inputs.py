@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from service.analysis.choices import (
+from service.analysis.inputs import (
     check_length,
     resolve_ids,
     resolve_layers,

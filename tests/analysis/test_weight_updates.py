@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from service.analysis.pairs import Another, resolve_pair
-from service.analysis.updates import Include, Norms, Update, WeightUpdates, weight_updates
+from service.analysis.weight_updates import Include, Norms, Update, WeightUpdates, weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import BASELINES, CAPTURED, CONTEXT, QUERY, Subject, agree, distance

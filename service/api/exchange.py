@@ -1,4 +1,4 @@
-"""Asking: a question to the engine, raced against the client's leaving, and its answer to bytes."""
+"""Exchange: one request on its way through the engine to its answer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ClientLeft(Exception):
 
 
 @dataclass
-class Asking:
+class Exchange:
     """One request on its way to an answer.
 
     Args:
@@ -201,14 +201,14 @@ class Asking:
         return Response(body, headers=headers, media_type=self.media)
 
 
-async def asking(request: Request) -> Asking:
+async def exchange(request: Request) -> Exchange:
     """The dependency of handlers that answer with tensors."""
-    return Asking(request, negotiate(request.headers.get("accept"), (JSON, SAFETENSORS)))
+    return Exchange(request, negotiate(request.headers.get("accept"), (JSON, SAFETENSORS)))
 
 
-async def asking_plainly(request: Request) -> Asking:
+async def plain_exchange(request: Request) -> Exchange:
     """The dependency of handlers whose answers hold no tensors: JSON alone."""
-    return Asking(request, negotiate(request.headers.get("accept"), (JSON,)))
+    return Exchange(request, negotiate(request.headers.get("accept"), (JSON,)))
 
 
 async def _gone(request: Request) -> None:

@@ -89,7 +89,7 @@ class Procedure:
         return ("mlp_in", "resid_mid", "mlp_act") if self.joint else ("mlp_in", "resid_mid")
 
 
-def equivalence_checks(
+def block_checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
 ) -> Question[tuple[Check, ...]]:
     """Check each layer at each asked position.

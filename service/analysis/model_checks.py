@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from service.analysis.equivalence import Procedure
+from service.analysis.block_checks import Procedure
 from service.analysis.factors import layer_update
 from service.analysis.next_tokens import LikelyToken, last_site, likeliest, unembedded
 from service.analysis.numbers import finite
@@ -83,7 +83,7 @@ class LogitsCheck:
     control_reasons: dict[str, str] | None = None
 
 
-def model_equivalence(
+def model_checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
 ) -> Question[tuple[tuple[Check, ...], tuple[LogitsCheck, ...]]]:
     """Check every named block's output, and the logits, at each asked position.

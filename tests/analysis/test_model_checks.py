@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.analysis.equivalence import Procedure
-from service.analysis.model_equivalence import CONTROL, LogitsCheck, model_equivalence
+from service.analysis.block_checks import Procedure
+from service.analysis.model_checks import CONTROL, LogitsCheck, model_checks
 from service.analysis.pairs import Another, resolve_pair
 from service.analysis.verdicts import Check
 from service.engine import Apply, Model, drive, load
@@ -36,7 +36,7 @@ def asked(
     """All layers and all query positions."""
     model = subject.model
     pair = subject.pair(baseline)
-    return drive(model, model_equivalence(model, pair, range(model.n_layers), procedure))
+    return drive(model, model_checks(model, pair, range(model.n_layers), procedure))
 
 
 @only_tiny
@@ -119,7 +119,7 @@ def test_it_holds_on_any_model(subject: Subject, dtype: torch.dtype) -> None:
     pair = subject.pair("matched", "last")
     layers = range(subject.model.n_layers)
     checks, logits = drive(
-        subject.model, model_equivalence(subject.model, pair, layers, Procedure(dtype=dtype))
+        subject.model, model_checks(subject.model, pair, layers, Procedure(dtype=dtype))
     )
     assert len(checks) == subject.model.n_layers
     for check in both(checks, logits):
@@ -136,7 +136,7 @@ def test_only_the_named_layers_are_reported(subject: Subject) -> None:
     """All are patched all the same: the entries are those of asking for every layer."""
     model, pair = subject.model, subject.pair("without")
     every, logits = asked(subject, "without", Procedure(dtype=torch.float64))
-    some, again = drive(model, model_equivalence(model, pair, [1], Procedure(dtype=torch.float64)))
+    some, again = drive(model, model_checks(model, pair, [1], Procedure(dtype=torch.float64)))
     assert some == tuple(check for check in every if check.layer == 1)
     assert again == logits
 
@@ -159,7 +159,7 @@ def test_equal_contexts_tell_nothing(subject: Subject) -> None:
     model = subject.model
     context, query = subject.ids(CONTEXT), subject.ids(QUERY)
     pair = resolve_pair(model, context, query, Another(context), "all")
-    checks, logits = drive(model, model_equivalence(model, pair, range(3), Procedure()))
+    checks, logits = drive(model, model_checks(model, pair, range(3), Procedure()))
     assert {check.verdict for check in both(checks, logits)} == {"vacuous"}
     assert max(check.unpatched_relative_error or 0.0 for check in both(checks, logits)) == 0.0
 
@@ -170,7 +170,7 @@ def test_a_model_of_one_layer_has_no_free_stream_control(tmp_path: Path) -> None
         folder = save_tiny(tmp_path / "one", n_layer=1)
     model: Model = load(str(folder), revision=None, device="cpu", dtype="float32")
     pair = resolve_pair(model, [5, 6, 7, 8], [9, 10], "matched", "all")
-    checks, logits = drive(model, model_equivalence(model, pair, [0], Procedure()))
+    checks, logits = drive(model, model_checks(model, pair, [0], Procedure()))
     assert len(checks) == len(logits) == 2
     for check in both(checks, logits):
         assert check.verdict == "holds"

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from schemas.common import Answer
 from schemas.problems import PROBLEMS
-from service.api.operations import answers
+from service.api.openapi import answers
 from service.api.problems import ProblemError
 
 router = APIRouter()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.capture import Reduce, capture
+from service.analysis.activations import Reduce, capture
 from service.engine import drive
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 import torch
 
-from service.analysis.equivalence import Procedure, equivalence_checks
+from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import Another, Pair, resolve_pair
 from service.analysis.verdicts import Check, worst
 from service.engine import Apply, Model, drive, load
@@ -20,7 +20,7 @@ from tests.engine.made import resident, unchanged
 from tests.oracle import Update
 
 SEED = 20251216
-"""Documented in service.analysis.equivalence."""
+"""Documented in service.analysis.block_checks."""
 
 Scope = Literal["projection", "block"]
 SCOPES: tuple[Scope, ...] = ("projection", "block")
@@ -38,7 +38,7 @@ def checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
 ) -> tuple[Check, ...]:
     """The answer, driven here and now."""
-    return drive(model, equivalence_checks(model, pair, layers, procedure))
+    return drive(model, block_checks(model, pair, layers, procedure))
 
 
 @cache

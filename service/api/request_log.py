@@ -10,7 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.asking import ClientLeft
+from service.api.exchange import ClientLeft
 from service.api.headers import protect
 from service.api.problems import respond
 from service.telemetry import Metrics, request_id
@@ -19,7 +19,7 @@ CLIENT_LEFT = 499
 log = structlog.get_logger("deltaw")
 
 
-class Observed:
+class RequestLog:
     """ASGI middleware that names each request, times it, counts it and logs it; never its body.
 
     It also turns what nobody has a name for into the problem `internal`, with the traceback in the
@@ -39,7 +39,7 @@ class Observed:
         scope["deltaw.request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
         status = 0
 
-        async def observed_send(message: Message) -> None:
+        async def logged_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -49,14 +49,14 @@ class Observed:
             await send(message)
 
         try:
-            await self._app(scope, receive, observed_send)
+            await self._app(scope, receive, logged_send)
         except (ClientLeft, ClientDisconnect):
             status = CLIENT_LEFT
         except Exception as error:
             log.exception("internal error", request_id=scope["deltaw.request_id"])
             if status:
                 raise
-            await respond(Request(scope), error)(scope, receive, observed_send)
+            await respond(Request(scope), error)(scope, receive, logged_send)
         finally:
             self._note(scope, status, time.perf_counter() - start)
 
