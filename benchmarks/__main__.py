@@ -1,6 +1,6 @@
-"""`python -m benchmarks`: measure the workloads and print the table.
+"""Measure the workloads of docs/benchmarks.md and print a table.
 
-What needs torch is imported once `OMP_WAIT_POLICY` and the threads are in the environment.
+Exit code 1 if a workload failed, 2 for an unknown workload, else 0.
 """
 
 from __future__ import annotations
@@ -12,66 +12,54 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Measure what the command line asks for; exit code 1 where two sides disagree."""
-    asked = _arguments()
+    """Measure the workloads that the command line selects."""
+    options = _options()
+    # torch reads these when it is imported.
     os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    os.environ["OMP_NUM_THREADS"] = str(asked.threads)
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
     os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
-    from benchmarks.agreement import Disagreement
     from benchmarks.bench import Bench
-    from benchmarks.machine import describe
-    from benchmarks.table import as_json, heading, line
-    from benchmarks.workloads import WORKLOADS
+    from benchmarks.run import WORKLOADS, measure
 
-    if unknown := sorted(set(asked.only) - set(WORKLOADS)):
-        print(f"benchmarks: {unknown[0]} is none of {', '.join(WORKLOADS)}", file=sys.stderr)
+    if unknown := sorted(set(options.only) - set(WORKLOADS)):
+        names = ", ".join(WORKLOADS)
+        print(f"benchmarks: no workload {unknown[0]}; there are {names}", file=sys.stderr)
         return 2
-    torch.set_num_threads(asked.threads)
-    device = torch.device(asked.device)
-    machine = describe(device)
-    bench = Bench(asked.model, asked.cache, device, asked.seconds, asked.threads, asked.peers)
-    print(f"{machine}\n\n{heading()}", flush=True)
-    rows = []
-    with torch.inference_mode():
-        for name, measure in WORKLOADS.items():
-            if asked.only and name not in asked.only:
-                continue
-            try:
-                for row in measure(bench):
-                    rows.append(row)
-                    print(line(row), flush=True)
-            except Disagreement as error:
-                print(f"benchmarks: {name}: {error}", file=sys.stderr)
-                return 1
-            if asked.json is not None:
-                asked.json.write_text(as_json(machine, rows) + "\n")
-    return 0
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    bench = Bench(
+        options.model, options.cache, device, options.seconds, options.threads, options.peers
+    )
+    failed = measure(bench, WORKLOADS, options.only, options.json)
+    if failed:
+        print(f"benchmarks: failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="W1", help="one workload; may be repeated"
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows as JSON")
-    parser.add_argument(
-        "--model",
-        help="`bundled`, a folder or a hub id; by default a random GPT-2 of the small one's shape",
-    )
-    parser.add_argument("--device", default="cpu", help="of the models; `cpu` by default")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--only", action="append", default=[], metavar="W1", help="workload; repeatable")
+    option("--json", type=Path, metavar="FILE", help="file that receives the rows as JSON")
+    option("--model", help="`bundled`, a folder or a hub id instead of the random checkpoint")
+    option("--device", default="cpu", help="torch device of the models")
+    option(
         "--cache",
         type=Path,
         default=Path("build/benchmarks"),
-        help="where checkpoints and the peers' environments are kept; build/benchmarks by default",
+        help="folder of the random checkpoint and of the peers' environments",
     )
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each comparison; about 20")
-    parser.add_argument(
-        "--no-peers", dest="peers", action="store_false", help="leave nnsight and TransformerLens"
+    option("--seconds", type=float, default=20.0, help="seconds for each comparison")
+    option(
+        "--no-peers", dest="peers", action="store_false", help="skip nnsight and TransformerLens"
     )
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads; 1 by default")
+    option("--threads", type=int, default=1, help="CPU threads")
     return parser.parse_args()
 
 

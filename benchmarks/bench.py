@@ -1,7 +1,9 @@
-"""What the workloads share: the model under test, the peer's copy of it, how long to measure."""
+"""The set-up that workloads share: checkpoint, models, tokens and measuring time."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel
 
-import service.checkpoints
-from benchmarks.checkpoint import SMALL, random_checkpoint
-from service.engine import Model, load
+from benchmarks import engine
+from tests.checkpoints import save_tiny
 
-IDS_SEED = 7
+SMALL: Mapping[str, Any] = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50257}
+VOCABULARY = 5000
+"""Token ids are drawn below this; every checkpoint that is measured has more."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +25,13 @@ class Bench:
     """One call of the benchmark.
 
     Args:
-        chosen: The checkpoint that was asked for: a folder, a hub id or `bundled`; None for a
-            random GPT-2 of the small one's shape.
-        cache: Where random checkpoints are kept.
-        device: Where the models are.
-        seconds: Of one comparison.
+        chosen: Checkpoint to measure: a folder, a hub id or `bundled`. None takes a random GPT-2
+            of GPT-2 small's shape.
+        cache: Folder of the random checkpoint and of the peers' environments.
+        device: Device of the models.
+        seconds: Seconds for each comparison.
         threads: CPU threads.
-        peers: Whether nnsight and TransformerLens are measured too.
+        peers: Whether to measure nnsight and TransformerLens.
     """
 
     chosen: str | None
@@ -40,36 +43,49 @@ class Bench:
 
     @cached_property
     def checkpoint(self) -> str:
-        """What the service is told to load."""
-        return self.chosen or str(random_checkpoint(SMALL, self.cache))
+        """The checkpoint as the service's setting `model` takes it; the random one is made once.
+
+        Random weights cost what trained weights cost, and need no download.
+        """
+        if self.chosen is not None:
+            return self.chosen
+        folder = self.cache / "gpt2-small-shaped"
+        if not (folder / "tokenizer.json").exists():
+            save_tiny(folder, seed=20251216, n_positions=1024, **SMALL)
+        return str(folder)
 
     @property
     def name(self) -> str:
-        """The checkpoint, as a row of the table names it."""
+        """Name of the checkpoint in a row of the table."""
         return Path(self.checkpoint).name
 
-    @cached_property
-    def model(self) -> Model:
-        """Resident as the service has it, in float32."""
-        return load(self.checkpoint, revision=None, device=str(self.device), dtype="float32")
-
     @property
-    def folder(self) -> str:
-        """The checkpoint, for a library that does not know what `bundled` is."""
-        if self.checkpoint == "bundled":
-            return str(Path(service.checkpoints.__path__[0]) / "bundled")
-        return self.checkpoint
+    def folder(self) -> Path:
+        """Folder of the checkpoint."""
+        return engine.BUNDLED if self.checkpoint == "bundled" else Path(self.checkpoint)
 
     @cached_property
-    def peer(self) -> Any:
-        """The same weights as transformers has them, loaded as the seed script does."""
+    def model(self) -> engine.Model:
+        """The resident model, in float32."""
+        return engine.load_model(self.checkpoint, self.device)
+
+    @cached_property
+    def transformers_model(self) -> Any:
+        """The same weights in transformers, loaded as the seed script loads them."""
         model = GPT2LMHeadModel.from_pretrained(self.folder, dtype=torch.float32)
         return model.eval().to(self.device)
 
-    def ids(self, count: int, seed: int = IDS_SEED) -> list[int]:
-        """Random ids, the same in every call with the same seed."""
-        generator = torch.Generator().manual_seed(seed)
-        drawn: list[int] = torch.randint(
-            self.model.vocab_size, (count,), generator=generator
-        ).tolist()
-        return drawn
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Settings of a service on this checkpoint; its deadline outlasts a busy machine."""
+        return {
+            "model": self.checkpoint,
+            "device": self.device,
+            "threads": self.threads,
+            "deadline_seconds": 600,
+        }
+
+
+def token_ids(count: int, seed: int = 7) -> list[int]:
+    """Random token ids, equal for an equal seed."""
+    return random.Random(seed).choices(range(VOCABULARY), k=count)

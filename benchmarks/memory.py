@@ -1,22 +1,34 @@
-"""W8, under load: what is resident beside the weights while 64 requests are under way at once."""
+"""W8: start to ready, and memory beside the weights: at rest, and under 64 requests at once."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.agreement import Disagreement
-from benchmarks.bench import Bench
-from benchmarks.process import Serving, serving
-from benchmarks.start import MiB, float32_bytes
-from benchmarks.table import Bar, Row
+from safetensors import safe_open
 
+from benchmarks.agreement import Disagreement
+from benchmarks.bench import Bench, token_ids
+from benchmarks.engine import BUNDLED
+from benchmarks.results import Row
+from benchmarks.server import Answer, Request, running_server
+
+STARTS = 5
 CLIENTS = 64
 LENGTHS = (22, 128, 256)
-RESIDENT = Bar("<=", 600.0)
+MiB = 1 << 20
+LIBRARIES = """
+import os, torch, transformers, fastapi, uvicorn
+from benchmarks.server import memory_bytes
+print(memory_bytes(os.getpid(), "VmRSS"))
+"""
 KINDS: Sequence[tuple[str, dict[str, Any]]] = (
     ("/v1/weight-updates", {}),
     ("/v1/equivalence-checks", {}),
@@ -26,57 +38,71 @@ KINDS: Sequence[tuple[str, dict[str, Any]]] = (
 )
 
 
-def rows(bench: Bench) -> Iterator[Row]:
-    """One row: the peak, with what the libraries and known prefixes have of it beside."""
-    settings = {"model": bench.checkpoint, "device": bench.device, "threads": bench.threads}
-    weights = float32_bytes(Path(bench.folder))
-    asked = [request(bench, i) for i in range(CLIENTS)]
-    with (
-        serving(**settings, deadline_seconds=600) as service,
-        ThreadPoolExecutor(CLIENTS) as pool,
-    ):
-        before = service.resident
-        clients = [service.another() for _ in asked]
-        service.forget_peak()
-        for answer in pool.map(answered, clients, asked):
-            if answer.get("holds") is False:
-                raise Disagreement("a check under load does not hold")
-        peak, after = service.peak, service.resident
-        kept = known_bytes(service.another())
-    yield Row(
-        "W8",
-        f"{CLIENTS} requests at once, {bench.name}",
-        "peak resident − weights",
-        (peak - weights) / MiB,
-        "MB",
-        RESIDENT,
-        1,
-        {
-            "weights MB": weights / MiB,
-            "before MB": (before - weights) / MiB,
-            "afterwards MB": (after - weights) / MiB,
-            "known prefixes MB": kept / MiB,
-        },
-    )
+def start_and_memory(bench: Bench) -> Iterator[Row]:
+    """W8: starts of the bundled model (or the chosen one), then the peak of the default one."""
+    yield from _starts(bench)
+    yield _peak(bench)
 
 
-def request(bench: Bench, i: int) -> tuple[str, dict[str, Any]]:
-    """Kinds and lengths mixed; every context is another one."""
-    path, more = KINDS[i % len(KINDS)]
-    length = min(LENGTHS[i % len(LENGTHS)], bench.model.n_positions)
-    *context, query = bench.ids(length, seed=5000 + i)
-    return path, {"context": context, "query": [query], **more}
+def _starts(bench: Bench) -> Iterator[Row]:
+    checkpoint = bench.chosen or "bundled"
+    weights = _weight_bytes(BUNDLED if checkpoint == "bundled" else bench.folder)
+    starts, imports, libraries, ready, worked = (list[float]() for _ in range(5))
+    for _ in range(STARTS):
+        with running_server(**{**bench.settings, "model": checkpoint}) as server:
+            starts.append(server.start_seconds)
+            ready.append((server.resident - weights) / MiB)
+            _check(map(server.post, _requests(20, LENGTHS[:1])))
+            worked.append((server.resident - weights) / MiB)
+        start = time.perf_counter()
+        command = [sys.executable, "-c", LIBRARIES]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        imports.append(time.perf_counter() - start)
+        libraries.append(int(output) / MiB)
+    name = Path(checkpoint).name
+    medians = {"importing the libraries s": median(imports), "slowest s": max(starts)}
+    yield Row("W8", name, "start to ready", median(starts), "s", None, STARTS, medians)
+    medians = {"weights MiB": weights / MiB, "libraries alone MiB": median(libraries)}
+    for when, values in (("when ready", ready), ("after 20 requests", worked)):
+        figure = f"resident − weights, {when}"
+        yield Row("W8", name, figure, median(values), "MiB", None, STARTS, medians)
 
 
-def answered(client: Serving, asked: tuple[str, dict[str, Any]]) -> dict[str, Any]:
-    """The answer to one request."""
-    path, body = asked
-    told: dict[str, Any] = json.loads(client.ask("POST", path, body).body)
-    return told
+def _peak(bench: Bench) -> Row:
+    weights = _weight_bytes(bench.folder)
+    with running_server(**bench.settings) as server, ThreadPoolExecutor(CLIENTS) as clients:
+        before = server.resident
+        server.reset_peak()
+        _check(clients.map(server.post, _requests(CLIENTS, LENGTHS)))
+        peak, after = server.peak, server.resident
+        cached = server.metrics()["deltaw_prefix_cache_bytes"]
+    sizes = {"before": before - weights, "afterwards": after - weights, "prefix cache": cached}
+    medians = {f"{name} MiB": value / MiB for name, value in {"weights": weights, **sizes}.items()}
+    case, figure = f"{CLIENTS} requests at once, {bench.name}", "peak resident − weights"
+    return Row("W8", case, figure, (peak - weights) / MiB, "MiB", medians=medians)
 
 
-def known_bytes(service: Serving) -> float:
-    """What known prefixes take, as `/metrics` says."""
-    lines = service.ask("GET", "/metrics").body.decode().splitlines()
-    name = "deltaw_prefix_cache_bytes "
-    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+def _requests(count: int, lengths: Sequence[int]) -> list[Request]:
+    """Requests of all kinds and lengths, each with a context of its own."""
+    requests = []
+    for i in range(count):
+        path, options = KINDS[i % len(KINDS)]
+        *context, query = token_ids(lengths[i % len(lengths)], 5000 + i)
+        requests.append(Request(path, {"context": context, "query": [query], **options}))
+    return requests
+
+
+def _check(answers: Iterable[Answer]) -> None:
+    """Refuse to report figures of a service whose equivalence checks do not hold."""
+    if any(answer.json.get("holds") is False for answer in answers):
+        raise Disagreement("an equivalence check does not hold")
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Size of a checkpoint's weights in float32, in bytes."""
+    numbers = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as stored:
+            for name in stored.keys():  # noqa: SIM118 – safetensors' handle is not a mapping
+                numbers += math.prod(stored.get_slice(name).get_shape())
+    return 4 * numbers

@@ -1,117 +1,77 @@
-"""Timing in turn: A B C A B C …, so that what disturbs the machine disturbs every side.
-
-Beside the wall's time, which is what counts, stands the processor time of the process that works:
-where other processes take turns on the cores, the ratio of the latter is the steadier one.
-"""
+"""Timing of sides that take turns, A B C A B C …, so that a disturbance affects every side."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
+import numpy as np
 import torch
 
-LEAST_ROUNDS = 7
-MOST_ROUNDS = 200
+MIN_ROUNDS = 7
+Sides = Mapping[str, Callable[[], object]]
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What one run of a side took; a side that runs in another process returns its own.
+class Seconds:
+    """Duration of one run; a side that runs in another process returns its own.
 
     Args:
-        seconds: On the wall.
-        processor: Of the processor, all threads.
+        wall: Wall-clock seconds.
+        processor: Processor seconds of the process that computes, all threads.
     """
 
-    seconds: float
+    wall: float
     processor: float
 
 
-@dataclass(frozen=True)
-class Times:
-    """Seconds of each side, one a round; both by the side's name, all of one length.
+Times = Mapping[str, Sequence[Seconds]]
+"""Durations by the side's name, one a round."""
 
-    Args:
-        sides: On the wall.
-        processor: Of the processor, all threads.
+
+def milliseconds(times: Times) -> dict[str, float]:
+    """Median wall-clock milliseconds of each side."""
+    return {side: 1000 * median(one.wall for one in runs) for side, runs in times.items()}
+
+
+def ratio(times: Times, above: str, below: str, clock: Literal["wall", "processor"]) -> float:
+    """Median over rounds of one side's time, relative to the other's in the same round.
+
+    Other processes disturb the ratio of processor times less.
     """
-
-    sides: Mapping[str, list[float]]
-    processor: Mapping[str, list[float]]
-
-    @property
-    def rounds(self) -> int:
-        """How often each side ran."""
-        return len(next(iter(self.sides.values())))
-
-    def median(self, side: str) -> float:
-        """Seconds."""
-        return median(self.sides[side])
-
-    def ratio(self, above: str, below: str) -> float:
-        """The median over rounds of one side's time over another's in the same round."""
-        return _ratio(self.sides[above], self.sides[below])
-
-    def processor_ratio(self, above: str, below: str) -> float:
-        """The same of the processor's time."""
-        return _ratio(self.processor[above], self.processor[below])
-
-    @property
-    def milliseconds(self) -> dict[str, float]:
-        """The median of each side."""
-        return {side: 1000 * self.median(side) for side in self.sides}
+    one, other = (np.array([getattr(run, clock) for run in times[side]]) for side in (above, below))
+    return float(np.median(one / other))
 
 
-def in_turn(
-    sides: Mapping[str, Callable[[], object]],
-    device: torch.device,
-    seconds: float,
-    least: int = LEAST_ROUNDS,
-    *,
-    warm: bool = False,
+def alternate(
+    sides: Sides, device: torch.device, seconds: float, rounds: int = MIN_ROUNDS
 ) -> Times:
-    """Run all sides in turn, once unmeasured, then for about so many seconds.
+    """Run each side once without timing it, then time all sides in turn.
 
     Args:
-        sides: What to run, by name.
-        device: Which is waited for at the end of each run.
-        seconds: Of all rounds together; at most two hundred rounds are run.
-        least: Rounds that are run whatever they take.
-        warm: Whether all sides ran before, so that none needs to run unmeasured.
+        sides: Functions to time, by name.
+        device: Device to synchronize after each run.
+        seconds: Seconds for all rounds together.
+        rounds: Minimum number of rounds, which `seconds` does not shorten.
     """
-    for work in () if warm else sides.values():
-        work()
-    taken: dict[str, list[float]] = {side: [] for side in sides}
-    worked: dict[str, list[float]] = {side: [] for side in sides}
-    wait_for(device)
+    for side in sides.values():
+        _timed(side, device)
+    times: dict[str, list[Seconds]] = {name: [] for name in sides}
     end = time.perf_counter() + seconds
-    for done in range(MOST_ROUNDS):
-        if done >= least and time.perf_counter() > end:
-            break
-        for side, work in sides.items():
-            one = _timed(work, device)
-            taken[side].append(one.seconds)
-            worked[side].append(one.processor)
-    return Times(taken, worked)
+    while len(next(iter(times.values()))) < rounds or time.perf_counter() < end:
+        for name, side in sides.items():
+            times[name].append(_timed(side, device))
+    return times
 
 
-def _timed(work: Callable[[], object], device: torch.device) -> Taken:
-    start, start_worked = time.perf_counter(), time.process_time()
-    told = work()
-    wait_for(device)
-    if isinstance(told, Taken):
-        return told
-    return Taken(time.perf_counter() - start, time.process_time() - start_worked)
-
-
-def _ratio(above: list[float], below: list[float]) -> float:
-    return median(one / other for one, other in zip(above, below, strict=True))
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+def _timed(side: Callable[[], object], device: torch.device) -> Seconds:
+    start, start_processor = time.perf_counter(), time.process_time()
+    result = side()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    if isinstance(result, Seconds):
+        return result
+    return Seconds(time.perf_counter() - start, time.process_time() - start_processor)

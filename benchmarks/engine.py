@@ -1,0 +1,183 @@
+"""The engine in this process: the only module that imports the service's models and questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+import service.checkpoints
+from benchmarks.agreement import Disagreement, Update
+from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.pairs import Baseline, resolve_pair
+from service.analysis.together import together
+from service.analysis.trajectories import trajectories
+from service.analysis.weight_updates import Update as Answer
+from service.analysis.weight_updates import weight_updates
+from service.api.tensors import JSON, SAFETENSORS, serialize
+from service.engine import Activations, Apply, Model, Question, Run, Site, drive, load
+from service.engine.families import Affine, affine
+from service.engine.prefixes import Prefixes
+from service.engine.walk import forward
+
+BUNDLED = Path(service.checkpoints.__path__[0]) / "bundled"
+PREFIX_CACHE_BYTES = 256 << 20
+T = TypeVar("T")
+Compute = Callable[[Sequence[Run]], Sequence[Activations]]
+__all__ = ["BUNDLED", "Model", "Prefixes"]
+
+
+def load_model(checkpoint: str, device: torch.device) -> Model:
+    """Load a checkpoint as the service does, in float32."""
+    return load(checkpoint, revision=None, device=str(device), dtype="float32")
+
+
+def new_cache(model: Model) -> Prefixes:
+    """An empty prefix cache of 256 MiB."""
+    return Prefixes(PREFIX_CACHE_BYTES, model.dtype)
+
+
+def update(
+    model: Model,
+    layer: int,
+    context: str | Sequence[int],
+    query: str | Sequence[int],
+    baseline: Baseline = "matched",
+    cache: Prefixes | None = None,
+) -> Update:
+    """One layer's update at the query's last token, from ids to factors."""
+    pair = resolve_pair(model, context, query, baseline, "last")
+    question = weight_updates(model, pair, [layer], {"factors"})
+    answer = _drive(question, lambda runs: forward(model, runs, prefixes=cache))
+    return _update(answer.updates[0])
+
+
+def norms(
+    model: Model, context: Sequence[int], query: int, baseline: Baseline = "matched"
+) -> list[float]:
+    """‖ΔW‖ of every layer."""
+    pair = resolve_pair(model, context, [query], baseline, "last")
+    answer = drive(model, weight_updates(model, pair, range(model.n_layers), ()))
+    return [one.norm for one in answer.updates]
+
+
+def norms_and_checks(model: Model, context: Sequence[int], query: int, apply: Apply) -> None:
+    """‖ΔW‖ and the block check of every layer: two questions in one pack.
+
+    Raises:
+        Disagreement: A check does not hold.
+    """
+    pair = resolve_pair(model, context, [query], "matched", "last")
+    procedure = Procedure("block", torch.float32, apply=apply, controls=False)
+    layers = range(model.n_layers)
+    questions = (
+        weight_updates(model, pair, layers, ()),
+        block_checks(model, pair, layers, procedure),
+    )
+    _norms, checks = drive(model, together(*questions))
+    if failed := [check.layer for check in checks if not check.holds]:
+        raise Disagreement(f"the block checks of layers {failed} do not hold")
+
+
+def trajectory_activations(
+    model: Model, context: Sequence[int], query: int, *, packed: bool
+) -> list[Activations]:
+    """Compute the trajectory of every layer, token by token; return each run's activations.
+
+    Args:
+        model: The resident model.
+        context: Token ids of the context.
+        query: Token id of the query.
+        packed: Compute all runs in one forward, or each run in a forward of its own.
+    """
+    pair = resolve_pair(model, context, [query], "matched", "last")
+    spans = [(i, i + 1) for i in range(len(context))]
+    activations: list[Activations] = []
+
+    def compute(runs: Sequence[Run]) -> Sequence[Activations]:
+        packs = [runs] if packed else [[run] for run in runs]
+        read = [one for pack in packs for one in forward(model, pack)]
+        activations.extend(read)
+        return read
+
+    _drive(trajectories(model, pair, range(model.n_layers), spans), compute)
+    return activations
+
+
+def logits(model: Model, ids: Sequence[int]) -> Tensor:
+    """Logits of every row, (rows, vocab)."""
+    site, rows = Site(model.n_layers - 1, "resid_post"), range(len(ids))
+    (activations,) = forward(model, [Run(ids, rows, {site: rows})])
+    return model.logits(activations[site])
+
+
+def needed_products(
+    model: Model, layer: int, rows: int, read: int, *, packed: bool = False
+) -> Callable[[], None]:
+    """A function that computes only the weight products that one layer's update needs.
+
+    That is the machine's limit: attention's own products, norms, the activation function and data
+    movement are excluded. Every product has random matrices of its own, so that none is in the
+    processor's cache.
+
+    Args:
+        model: Model whose widths to take.
+        layer: Layer of the update. Its own attention needs only keys and values of every row.
+        rows: Rows of both runs together.
+        read: Rows that are read, two for each update.
+        packed: Keep the matrices in oneDNN's packed layout, as the engine does.
+    """
+    d, mlp = model.d_model, model.d_mlp
+    block = [(rows, d, 3 * d), (rows, d, d), (rows, d, mlp), (rows, mlp, d)]
+    last = [(rows, d, 2 * d), (read, d, d), (read, d, d), (read // 2, d, mlp)]
+    like, times = model.token_embedding, affine if packed else Affine
+    products = [
+        (
+            like.new_empty(count, d_in).normal_(),
+            times(like.new_empty(d_in, d_out).normal_(), like.new_zeros(d_out)),
+        )
+        for count, d_in, d_out in layer * block + last
+    ]
+
+    def multiply() -> None:
+        for x, product in products:
+            product(x)
+
+    return multiply
+
+
+def serializers(
+    model: Model, context: Sequence[int], query: int
+) -> Mapping[str, Callable[[], bytes]]:
+    """Functions that write the factors of twelve layers, by format."""
+    pair = resolve_pair(model, context, [query], "matched", "last")
+    layers = [i % model.n_layers for i in range(12)]
+    answer = drive(model, weight_updates(model, pair, layers, {"factors"}))
+    content = {"updates": answer.updates}
+    return {
+        "JSON": lambda: serialize(content, JSON, "json"),
+        "base64": lambda: serialize(content, JSON, "base64"),
+        "safetensors": lambda: serialize(content, SAFETENSORS, "json"),
+    }
+
+
+def _update(answer: Answer) -> Update:
+    if answer.factors is None:
+        raise Disagreement("the answer has no factors")
+    n = answer.mlp_in
+    cancellation = (n.norm_with_context + n.norm_baseline) / n.norm_difference
+    return Update(answer.factors.input, answer.factors.output, cancellation)
+
+
+def _drive(question: Question[T], compute: Compute) -> T:
+    """The answer to one question, whose runs are computed by a function."""
+    try:
+        runs = next(question)
+        while True:
+            runs = question.send(compute(runs) if runs else ())
+    except StopIteration as stop:
+        answer: T = stop.value
+        return answer

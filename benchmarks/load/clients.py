@@ -1,0 +1,228 @@
+"""`python -m benchmarks.load.clients PORT SECONDS RECORDS KIND=COUNT…`: clients of several kinds.
+
+Each request becomes one JSON line in RECORDS: id, path, outcome, status, problem code and seconds.
+Its outcome is `answered` (200, whole and valid), `refused` (a problem), `left` (the client meant to
+leave) or `lost` (anything else).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import httpx
+
+ANSWER_SECONDS = 120.0
+"""Seconds after which an answer counts as lost; the service's deadline is 60."""
+BURST_SECONDS = 15.0
+WORDS = ("the", "capital", "of", "Germany", "is", "Berlin", "and", "a", "river", "runs", "through")
+SAFETENSORS = "application/vnd.safetensors"
+Chance = random.Random
+
+
+class Drawn(NamedTuple):
+    """A request: path, JSON body (None sends a GET request) and `Accept`."""
+
+    path: str
+    body: Mapping[str, Any] | None
+    accept: str = "*/*"
+
+
+Send = Callable[[httpx.AsyncClient, httpx.Request, Chance], Awaitable[httpx.Response | None]]
+"""Sends a request and reads its answer; returns None when the client left."""
+
+
+class Kind(NamedTuple):
+    """A kind of client.
+
+    Args:
+        wait: Seconds to wait before the next request, given when the last one began (epoch).
+        draw: Draws a request.
+        send: Sends it.
+    """
+
+    wait: Callable[[float], float]
+    draw: Callable[[Chance], Drawn]
+    send: Send
+
+
+def text(chance: Chance, words: int) -> str:
+    """Random words."""
+    return " ".join(chance.choices(WORDS, k=words))
+
+
+def pair(chance: Chance, words: int = 40, **options: Any) -> dict[str, Any]:
+    """A query and a context; one context in four is one of ten that return."""
+    if chance.random() < 0.25:
+        context = text(random.Random(chance.randrange(10)), words)
+    else:
+        context = text(chance, chance.randint(3, words))
+    return {"context": context, "query": " " + chance.choice(WORDS), **options}
+
+
+UPDATES, CHECKS = "/v1/weight-updates", "/v1/equivalence-checks"
+MIXED: tuple[tuple[int, Callable[[Chance], Drawn]], ...] = (
+    (6, lambda c: Drawn(UPDATES, pair(c, layers=[-1]))),
+    (2, lambda c: Drawn(UPDATES, pair(c), SAFETENSORS)),
+    (1, lambda c: Drawn(UPDATES, pair(c, include=["next_tokens"]))),
+    (4, lambda c: Drawn(CHECKS, pair(c))),
+    (1, lambda c: Drawn(CHECKS, pair(c, 20, scope="model"))),
+    (1, lambda c: Drawn("/v1/trajectories", pair(c, 20, layers=[-1]))),
+    (1, lambda c: Drawn("/v1/attributions", pair(c, 20, spans=[[0, 1]]))),
+    (3, lambda c: Drawn("/v1/activations", {"prompts": [text(c, 30)]})),
+    (3, lambda c: Drawn("/v1/tokenize", {"context": text(c, 30), "query": " a"})),
+    (1, lambda _: Drawn("/v1/model", None)),
+    (1, lambda c: Drawn(UPDATES, pair(c, layers=[99]))),
+    (1, lambda c: Drawn("/v1/activations", {"prompts": [text(c, 3000)]})),
+)
+"""Weight and request; the last two are refused."""
+
+
+def mixed(chance: Chance) -> Drawn:
+    """One of the mixed requests."""
+    (draw,) = chance.choices([draw for _, draw in MIXED], [weight for weight, _ in MIXED])
+    return draw(chance)
+
+
+def long_check(chance: Chance) -> Drawn:
+    """A check of all layers on 256 random token ids."""
+    *context, query = chance.choices(range(5000), k=256)
+    return Drawn(CHECKS, {"context": context, "query": [query]})
+
+
+async def send(http: httpx.AsyncClient, request: httpx.Request, _: Chance) -> httpx.Response:
+    """Send and read at once; after a refusal wait for as long as `Retry-After` says."""
+    response = await http.send(request)
+    await asyncio.sleep(float(response.headers.get("Retry-After", 0)))
+    return response
+
+
+async def send_slowly(http: httpx.AsyncClient, request: httpx.Request, _: Chance) -> httpx.Response:
+    """Send 16 bytes every 0.1 s (a body above 2,000 bytes at once); read 4 KiB every 0.05 s."""
+    body = request.content
+    piece = 16 if len(body) <= 2000 else len(body)
+
+    async def drops() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), piece):
+            yield body[start : start + piece]
+            await asyncio.sleep(0.1)
+
+    slow = httpx.Request(request.method, request.url, headers=request.headers, content=drops())
+    response = await http.send(slow, stream=True)
+    content = b""
+    async for part in response.aiter_raw(4096):
+        content += part
+        await asyncio.sleep(0.05)
+    return httpx.Response(response.status_code, headers=response.headers, content=content)
+
+
+async def leave(http: httpx.AsyncClient, request: httpx.Request, chance: Chance) -> None:
+    """Close the connection in the middle of the body, or up to 0.1 s after the start."""
+    body, half = request.content, chance.random() < 0.5
+
+    async def part() -> AsyncIterator[bytes]:
+        yield body[: len(body) // 2] if half else body
+        if half:
+            await asyncio.sleep(ANSWER_SECONDS)
+
+    cut = httpx.Request(request.method, request.url, headers=request.headers, content=part())
+    try:
+        async with asyncio.timeout(chance.uniform(0.0, 0.1)):
+            await http.send(cut)
+    except TimeoutError:
+        pass
+
+
+def paced(seconds: float) -> Callable[[float], float]:
+    """Begin one request every so many seconds."""
+    return lambda begun: begun + seconds - time.time()
+
+
+def aligned(_begun: float) -> float:
+    """Begin at the same moment as every other client, every 15 s."""
+    return BURST_SECONDS - time.time() % BURST_SECONDS
+
+
+KINDS: Mapping[str, Kind] = {
+    "Mixed": Kind(paced(0.7), mixed, send),
+    "Burst": Kind(aligned, lambda c: Drawn(CHECKS, pair(c, layers=[-1])), send),
+    "Slow": Kind(paced(5.0), mixed, send_slowly),
+    "Leaving": Kind(paced(1.0), lambda c: Drawn(CHECKS, pair(c, 60, scope="model")), leave),
+    "Check": Kind(paced(0.0), long_check, send),
+}
+
+
+def run_clients(port: int, counts: Mapping[str, int], seconds: float, records: Path) -> None:
+    """Run clients in a process of their own, then wait for the requests under way.
+
+    Args:
+        port: Port of the service.
+        counts: Number of clients by kind.
+        seconds: Seconds after which no client begins a request.
+        records: File that receives a line for each request.
+    """
+    command = [sys.executable, "-m", "benchmarks.load.clients", str(port), str(seconds)]
+    kinds = [f"{kind}={count}" for kind, count in counts.items()]
+    subprocess.run([*command, str(records), *kinds], check=True)
+
+
+async def _client(http: httpx.AsyncClient, name: str, kind: Kind, end: float, out: TextIO) -> None:
+    """Send requests until the end; the same ones in every run."""
+    chance, begun, count = random.Random(name), 0.0, 0
+    while (start := time.time() + max(0.0, kind.wait(begun))) < end:
+        await asyncio.sleep(start - time.time())
+        drawn, begun, count = kind.draw(chance), time.time(), count + 1
+        record: dict[str, Any] = {"id": f"{name}.{count}", "path": drawn.path, "begun": begun}
+        headers = {"X-Request-ID": f"{name}.{count}", "Accept": drawn.accept}
+        method = "GET" if drawn.body is None else "POST"
+        request = http.build_request(method, drawn.path, json=drawn.body, headers=headers)
+        outcome, status, code, fault = "left", 0, "", ""
+        try:
+            if (response := await kind.send(http, request, chance)) is not None:
+                status = response.status_code
+                outcome, code = _outcome(response)
+        except (httpx.HTTPError, ValueError, KeyError) as error:
+            outcome, fault = "lost", f"{type(error).__name__}: {error}"
+        record |= {"outcome": outcome, "status": status, "code": code, "fault": fault}
+        out.write(json.dumps(record | {"seconds": time.time() - begun}) + "\n")
+
+
+def _outcome(response: httpx.Response) -> tuple[str, str]:
+    """Outcome and problem code of a whole answer."""
+    status, media = response.status_code, response.headers["content-type"]
+    if status == 200 and media == SAFETENSORS:
+        return "answered", ""
+    answer = response.json()
+    if status == 200:
+        return ("answered" if answer.get("holds", True) else "lost"), ""
+    if media == "application/problem+json" and answer["status"] == status:
+        return "refused", answer["code"]
+    return "lost", ""
+
+
+async def _main(port: str, seconds: str, records: str, *kinds: str) -> None:
+    counts = (kind.split("=") for kind in kinds)
+    end = time.time() + float(seconds)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    base = f"http://127.0.0.1:{port}"
+    with Path(records).open("w") as out:
+        async with (
+            httpx.AsyncClient(
+                base_url=base, timeout=ANSWER_SECONDS, limits=limits, trust_env=False
+            ) as http,
+            asyncio.TaskGroup() as group,
+        ):
+            for name, count in counts:
+                for i in range(int(count)):
+                    group.create_task(_client(http, f"{name}-{i + 1}", KINDS[name], end, out))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(*sys.argv[1:]))
