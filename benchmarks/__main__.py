@@ -23,17 +23,19 @@ def main() -> int:
     from benchmarks.bench import Bench
     from benchmarks.run import WORKLOADS, measure
 
-    if unknown := sorted(set(options.only) - set(WORKLOADS)):
-        names = ", ".join(WORKLOADS)
-        print(f"benchmarks: no workload {unknown[0]}; there are {names}", file=sys.stderr)
+    if unknown := set(options.only) - set(WORKLOADS):
+        print(f"benchmarks: {unknown} are none of {', '.join(WORKLOADS)}", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
-    device = torch.device(options.device)
     bench = Bench(
-        options.model, options.cache, device, options.seconds, options.threads, options.peers
+        options.model,
+        options.cache,
+        torch.device(options.device),
+        options.seconds,
+        options.threads,
+        options.peers,
     )
-    failed = measure(bench, WORKLOADS, options.only, options.json)
-    if failed:
+    if failed := measure(bench, WORKLOADS, options.only, options.json):
         print(f"benchmarks: failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 

@@ -18,7 +18,7 @@ from benchmarks.agreement import Disagreement
 from benchmarks.bench import Bench, token_ids
 from benchmarks.engine import BUNDLED
 from benchmarks.results import Row
-from benchmarks.server import Answer, Request, running_server
+from benchmarks.server import Answer, Request, parse_metrics, running_server
 
 STARTS = 5
 CLIENTS = 64
@@ -75,7 +75,7 @@ def _peak(bench: Bench) -> Row:
         server.reset_peak()
         _check(clients.map(server.post, _requests(CLIENTS, LENGTHS)))
         peak, after = server.peak, server.resident
-        cached = server.metrics()["deltaw_prefix_cache_bytes"]
+        cached = parse_metrics(server.get("/metrics").body)["deltaw_prefix_cache_bytes"]
     sizes = {"before": before - weights, "afterwards": after - weights, "prefix cache": cached}
     medians = {f"{name} MiB": value / MiB for name, value in {"weights": weights, **sizes}.items()}
     case, figure = f"{CLIENTS} requests at once, {bench.name}", "peak resident − weights"

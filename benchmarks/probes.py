@@ -40,27 +40,26 @@ def probes_under_load(bench: Bench) -> Iterator[Row]:
             found = account(records, log)
             if found.faults:
                 raise Disagreement(found.faults[0])
-            values = milliseconds(busy[path])
+            values = percentiles(busy[path])
             medians = {f"{name} ms": value for name, value in values.items()}
-            medians["idle p99 ms"] = milliseconds(idle[path])["p99"]
+            medians["idle p99 ms"] = percentiles(idle[path])["p99"]
             medians |= {outcome: float(count) for outcome, count in found.outcomes.items()}
-            case = f"{CLIENTS} clients, checks of 256 tokens"
-            yield Row(
-                "W7", case, f"{path} {figure}", values[figure], "ms", None, len(busy[path]), medians
-            )
+            case, count = f"{CLIENTS} clients, checks of 256 tokens", len(busy[path])
+            name = f"{path} {figure}"
+            yield Row("W7", case, name, values[figure], "ms", None, count, medians)
 
 
-def milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     """Median, 95th and 99th percentile, and maximum, in milliseconds."""
-    p50, p95, p99, slowest = 1000 * np.percentile(seconds, [50, 95, 99, 100])
-    return {"p50": float(p50), "p95": float(p95), "p99": float(p99), "slowest": float(slowest)}
+    values = (1000 * np.percentile(seconds, [50, 95, 99, 100])).tolist()
+    return dict(zip(("p50", "p95", "p99", "slowest"), values, strict=True))
 
 
 @contextmanager
 def probing(
     server: Server,
     intervals: Mapping[str, float],
-    observe: Callable[[str, bytes], None] = lambda _path, _body: None,
+    observe: Callable[[Server, str, bytes], None] = lambda *_: None,
 ) -> Iterator[Mapping[str, list[float]]]:
     """Send GET requests until the block ends; a failed request raises at the end.
 
@@ -70,7 +69,7 @@ def probing(
     Args:
         server: The service.
         intervals: Seconds between two requests, by path.
-        observe: Called with the path and body of each answer.
+        observe: Called with the service, and the path and body of each answer.
 
     Yields:
         Seconds until each answer, by path.
@@ -84,7 +83,7 @@ def probing(
             body = server.get(path).body
             taken[path].append(time.perf_counter() - due)
             due += interval
-            observe(path, body)
+            observe(server, path, body)
 
     with ThreadPoolExecutor(len(intervals)) as pool:
         probes = [pool.submit(probe, *item) for item in intervals.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -59,12 +59,11 @@ def compare(
 ) -> Iterator[Row]:
     """Time the sides for a share of the measuring time; one row for each ratio of two sides."""
     times = alternate(sides, bench.device, share * bench.seconds, rounds)
-    medians = {f"{side} ms": value for side, value in milliseconds(times).items()}
     for above, below in ratios:
-        processor = {"in processor time": ratio(times, above, below, "processor")}
-        value, count = ratio(times, above, below, "wall"), len(times[above])
-        name = f"{above} / {below}"
-        yield Row(workload, case, name, value, "times", tokens, count, processor | medians)
+        medians = {f"{side} ms": milliseconds(times)[side] for side in (above, below)}
+        medians["ratio of processor times"] = ratio(times, above, below, "processor")
+        name, value = f"{above} / {below}", ratio(times, above, below, "wall")
+        yield Row(workload, case, name, value, "times", tokens, len(times[above]), medians)
 
 
 def heading() -> str:
@@ -76,31 +75,19 @@ def heading() -> str:
 def table_line(row: Row, bar: Bar | None) -> str:
     """A row as a line of the table, with its earlier figure and its bar."""
     medians = ", ".join(f"{name} {value:.4g}" for name, value in row.medians.items())
-    limit = None if bar is None else bar.limit
-    reached = None if bar is None else bar.reached(row.value)
-    return COLUMNS.format(
-        row.workload,
-        row.case,
-        row.figure,
-        "" if bar is None or bar.earlier is None else f"{bar.earlier:g}",
-        f"{row.value:.3g}" if abs(row.value) < 100 else f"{row.value:.0f}",
-        row.unit,
-        "" if bar is None or limit is None else f"{bar.side} {limit:g}",
-        {None: "", True: "yes", False: "NO"}[reached],
-        f"{medians} ({row.rounds} rounds)",
-    )
+    earlier = limit = reached = ""
+    if bar is not None:
+        earlier = "" if bar.earlier is None else f"{bar.earlier:g}"
+        limit = "" if bar.limit is None else f"{bar.side} {bar.limit:g}"
+        reached = {None: "", True: "yes", False: "NO"}[bar.reached(row.value)]
+    value = f"{row.value:.3g}" if abs(row.value) < 100 else f"{row.value:.0f}"
+    columns = (row.workload, row.case, row.figure, earlier, value, row.unit, limit, reached)
+    return COLUMNS.format(*columns, f"{medians} ({row.rounds} rounds)")
 
 
-def as_json(machine: Mapping[str, object], rows: Sequence[tuple[Row, Bar | None]]) -> str:
+def as_json(machine: Mapping[str, object], rows: Iterable[tuple[Row, Bar | None]]) -> str:
     """The machine and all rows as JSON."""
-    written = [
-        asdict(row)
-        | {
-            "bar": None if bar is None else asdict(bar),
-            "reached": None if bar is None else bar.reached(row.value),
-        }
-        for row, bar in rows
-    ]
+    written = [asdict(row) | {"bar": None if bar is None else asdict(bar)} for row, bar in rows]
     return json.dumps({"machine": machine, "rows": written}, indent=2, ensure_ascii=False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -54,19 +53,13 @@ def measure(
         try:
             with torch.inference_mode():
                 for row in workload(bench):
-                    rows.append((row, _bar(bench, row)))
+                    # Bars hold for the default checkpoint only.
+                    found = find_bar(bench.device.type, row.workload, row.figure, row.tokens)
+                    rows.append((row, found if bench.chosen is None else None))
                     print(table_line(*rows[-1]), flush=True)
-        except Exception as error:
+        except Exception:
             failed.append(name)
             traceback.print_exc()
-            print(f"benchmarks: {name} failed: {error}", file=sys.stderr, flush=True)
         if json is not None:
             json.write_text(as_json(machine, rows) + "\n")
     return failed
-
-
-def _bar(bench: Bench, row: Row) -> Bar | None:
-    """The row's bar; bars hold for the default checkpoint only."""
-    if bench.chosen is not None:
-        return None
-    return find_bar(bench.device.type, row.workload, row.figure, row.tokens)

@@ -36,21 +36,18 @@ def seed_update(
     handle = c_fc.register_forward_hook(hook)
     ids_full = torch.tensor([[*context, query]], device=model.device)
     ids_query = torch.tensor([[query]], device=model.device)
+    placed: dict[str, Tensor] = {}
+    if start is not None:
+        placed["position_ids"] = torch.tensor([[start]], device=model.device)
+        # Without a mask, transformers takes a gap in the positions for packed sequences.
+        placed["attention_mask"] = torch.ones_like(ids_query)
     with torch.no_grad():
         model(ids_full)
     a_context = activations["mlp_input"][0, -1, :].clone()
     with torch.no_grad():
-        model(ids_query, **_positions(ids_query, start))
+        model(ids_query, **placed)
     a = activations["mlp_input"][0, -1, :].clone()
     handle.remove()
     output = torch.matmul(a_context - a, c_fc.weight.detach())
     _matrix = torch.outer(a, output) / torch.norm(a) ** 2
     return Update.from_activations(a_context, a, output)
-
-
-def _positions(ids: Tensor, start: int | None) -> dict[str, Tensor]:
-    """The position with a mask, without which transformers takes a gap for packed sequences."""
-    if start is None:
-        return {}
-    positions = torch.tensor([[start]], device=ids.device)
-    return {"position_ids": positions, "attention_mask": torch.ones_like(ids)}

@@ -99,10 +99,6 @@ class Server:
         """
         return self._ask("POST", request.path, json.dumps(request.body).encode(), accept)
 
-    def metrics(self) -> dict[str, float]:
-        """The samples of `/metrics`, by name with labels."""
-        return parse_metrics(self.get("/metrics").body)
-
     def _ask(self, method: str, path: str, body: bytes | None, accept: str) -> Answer:
         if not hasattr(self.local, "connection"):
             self.local.connection = HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)

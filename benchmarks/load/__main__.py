@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -61,40 +62,38 @@ def _run(options: argparse.Namespace, name: str, seconds: float) -> dict[str, An
     """Run one scenario against a service of its own; print and return its report."""
     from benchmarks.load.account import account
     from benchmarks.load.clients import run_clients
-    from benchmarks.probes import milliseconds, probing
-    from benchmarks.server import parse_metrics, running_server
+    from benchmarks.probes import percentiles, probing
+    from benchmarks.server import Server, parse_metrics, running_server
 
     samples: list[dict[str, float]] = []
+
+    def observe(server: Server, path: str, body: bytes) -> None:
+        if path == "/metrics":
+            metrics, proc = parse_metrics(body), Path(f"/proc/{server.process.pid}")
+            sample = {
+                "second": len(samples) * INTERVALS[path],
+                "resident MiB": server.resident / (1 << 20),
+                "threads": len(list((proc / "task").iterdir())),
+                "open files": len(list((proc / "fd").iterdir())),
+            }
+            names = ("deltaw_queue_depth", "deltaw_prefix_cache_bytes")
+            samples.append(sample | {name: metrics[name] for name in names})
+
     with tempfile.TemporaryDirectory(prefix="deltaw-load-") as folder:
         log, records = Path(folder, "log"), Path(folder, "records")
-        with running_server(log, model=options.model, threads=options.threads) as server:
-            proc = Path(f"/proc/{server.process.pid}")
-
-            def observe(path: str, body: bytes) -> None:
-                if path == "/metrics":
-                    values = parse_metrics(body)
-                    samples.append(
-                        {
-                            "second": len(samples) * INTERVALS[path],
-                            "resident MiB": server.resident / (1 << 20),
-                            "threads": len(list((proc / "task").iterdir())),
-                            "open files": len(list((proc / "fd").iterdir())),
-                            "queue": values["deltaw_queue_depth"],
-                            "prefix cache bytes": values["deltaw_prefix_cache_bytes"],
-                        }
-                    )
-
-            with probing(server, INTERVALS, observe) as probes:
-                run_clients(server.port, SCENARIOS[name], seconds, records)
+        with (
+            running_server(log, model=options.model, threads=options.threads) as server,
+            probing(server, INTERVALS, observe) as probes,
+        ):
+            run_clients(server.port, SCENARIOS[name], seconds, records)
         found = account(records, log)
     faults = list(found.faults)
     if server.process.returncode != 0:
         faults.append(f"the service ended with {server.process.returncode}")
-    times = {path: milliseconds(taken) for path, taken in found.seconds.items()}
-    probe_times = {path: milliseconds(taken) for path, taken in probes.items()}
-    print(f"\n{name}, {seconds:g} s: {found.sent} sent, {dict(found.outcomes)}")
-    print(f"  refused: {dict(found.refused)}")
-    for path, values in (times | probe_times).items():
+    times = {path: percentiles(taken) for path, taken in (*found.seconds.items(), *probes.items())}
+    print(f"\n{name}, {seconds:g} s: {found.sent} sent, {found.outcomes}")
+    print(f"  refused: {found.refused}")
+    for path, values in times.items():
         told = ", ".join(f"{figure} {value:.1f}" for figure, value in values.items())
         if path in BARS:
             figure, bar = BARS[path]
@@ -103,15 +102,9 @@ def _run(options: argparse.Namespace, name: str, seconds: float) -> dict[str, An
     if options.soak:
         faults += _growth(samples)
     print("  " + ("; ".join(faults[:10]) or "no request lost, exit code 0"), flush=True)
-    return {
-        "scenario": name,
-        "seconds": seconds,
-        "outcomes": found.outcomes,
-        "refused": found.refused,
-        "milliseconds": times | probe_times,
-        "samples": samples,
-        "faults": faults,
-    }
+    found = replace(found, faults=tuple(faults), seconds={})
+    run = {"scenario": name, "seconds": seconds, "milliseconds": times, "samples": samples}
+    return asdict(found) | run
 
 
 def _growth(samples: Sequence[Mapping[str, float]]) -> list[str]:

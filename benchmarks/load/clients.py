@@ -212,13 +212,9 @@ async def _main(port: str, seconds: str, records: str, *kinds: str) -> None:
     end = time.time() + float(seconds)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     base = f"http://127.0.0.1:{port}"
+    http = httpx.AsyncClient(base_url=base, timeout=ANSWER_SECONDS, limits=limits, trust_env=False)
     with Path(records).open("w") as out:
-        async with (
-            httpx.AsyncClient(
-                base_url=base, timeout=ANSWER_SECONDS, limits=limits, trust_env=False
-            ) as http,
-            asyncio.TaskGroup() as group,
-        ):
+        async with http, asyncio.TaskGroup() as group:
             for name, count in counts:
                 for i in range(int(count)):
                     group.create_task(_client(http, f"{name}-{i + 1}", KINDS[name], end, out))

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def running_peers(bench: Bench) -> Iterator[list[Peer]]:
             except (subprocess.SubprocessError, OSError, RuntimeError) as error:
                 told = getattr(error, "stderr", "") or ""
                 print(f"benchmarks: without {name}: {error} {told[-500:]}", file=sys.stderr)
+                print(f"benchmarks: its log is {bench.cache}/peers/{name}.log", file=sys.stderr)
         yield peers
 
 
@@ -98,10 +100,7 @@ def _running(name: str, bench: Bench) -> Iterator[Peer]:
         )
     try:
         peer = Peer(name, process)
-        try:
-            peer.read()
-        except RuntimeError as error:
-            raise RuntimeError(f"{error}, see {log.name}") from error
+        peer.read()
         yield peer
     finally:
         process.terminate()
@@ -120,9 +119,8 @@ def _python(name: str, folder: Path) -> str:
         shutil.rmtree(folder, ignore_errors=True)
         print(f"benchmarks: making {name}'s environment in {folder}", file=sys.stderr)
         install = [python, "-m", "pip", "install", "--quiet", PINS[name], "-c", str(lock)]
+        run = partial(subprocess.run, check=True, capture_output=True, text=True)
         for command in ([sys.executable, "-m", "venv", str(folder)], install):
-            subprocess.run(
-                command, check=True, capture_output=True, text=True, timeout=INSTALL_SECONDS
-            )
+            run(command, timeout=INSTALL_SECONDS)
         made_from.write_text(versions)
     return python
