@@ -24,7 +24,7 @@ def main() -> int:
     from benchmarks.run import WORKLOADS, measure
 
     if unknown := set(options.only) - set(WORKLOADS):
-        print(f"benchmarks: {unknown} are none of {', '.join(WORKLOADS)}", file=sys.stderr)
+        print(f"benchmarks: no workload {unknown.pop()}: {', '.join(WORKLOADS)}", file=sys.stderr)
         return 2
     torch.set_num_threads(options.threads)
     bench = Bench(

@@ -47,8 +47,8 @@ def account(records: Path, log: Path) -> Account:
     faults = (_fault(request, logged.get(request["id"])) for request in requests)
     return Account(
         sent=len(requests),
-        outcomes=Counter(request["outcome"] for request in requests),
-        refused=Counter(request["code"] for request in requests if request["outcome"] == "refused"),
+        outcomes=dict(Counter(request["outcome"] for request in requests)),
+        refused=dict(Counter(code for request in requests if (code := request["code"]))),
         faults=tuple(fault for fault in faults if fault is not None),
         seconds=dict(sorted(seconds.items())),
     )

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +22,8 @@ Read = Callable[[Tensor, int], Tensor]
 """Ids (1, rows) and a layer to the last row's input of that layer's first MLP weight, (d_model)."""
 
 
-class Loaded(NamedTuple):
-    """A peer's model: its idioms, and each layer's first MLP weight, (d_model, d_mlp)."""
-
-    idioms: Mapping[str, Read]
-    weight: Callable[[int], Tensor]
+Loaded = tuple[Mapping[str, Read], Callable[[int], Tensor]]
+"""A peer's idioms, and a layer's first MLP weight, (d_model, d_mlp)."""
 
 
 def nnsight(folder: str, device: str) -> Loaded:
@@ -52,7 +49,7 @@ def nnsight(folder: str, device: str) -> Loaded:
         return vector
 
     idioms = {"early stop": early_stop, "documented": documented}
-    return Loaded(idioms, lambda layer: blocks[layer].mlp.c_fc.weight)
+    return idioms, lambda layer: blocks[layer].mlp.c_fc.weight
 
 
 def transformer_lens(folder: str, device: str) -> Loaded:
@@ -76,7 +73,7 @@ def transformer_lens(folder: str, device: str) -> Loaded:
         return read(ids, layer, names_filter=name, stop_at_layer=layer + 1)
 
     idioms = {"early stop": early_stop, "documented": read}
-    return Loaded(idioms, lambda layer: model.blocks[layer].mlp.W_in)
+    return idioms, lambda layer: model.blocks[layer].mlp.W_in
 
 
 LOADERS = {"nnsight": nnsight, "TransformerLens": transformer_lens}
@@ -96,13 +93,14 @@ def main() -> None:
 
 def _answer(question: Mapping[str, Any], loaded: Loaded, device: str) -> dict[str, Any]:
     """Compute both runs and the factors, as the engine does; no matrix is formed."""
-    read, layer = loaded.idioms[question["idiom"]], question["layer"]
+    idioms, weight = loaded
+    read, layer = idioms[question["idiom"]], question["layer"]
     context, query = question["context"], question["query"]
     start, start_processor = time.perf_counter(), time.process_time()
     with torch.no_grad():
         a_context = read(torch.tensor([[*context, query]], device=device), layer)
         a = read(torch.tensor([[query]], device=device), layer)
-        output = (a_context - a) @ loaded.weight(layer)
+        output = (a_context - a) @ weight(layer)
         _input_factor = a / a.square().sum()
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
