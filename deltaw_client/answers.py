@@ -23,7 +23,12 @@ from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, Update, WeightUpdatesAnswer
+from schemas.weight_updates import (
+    JointUpdate,
+    JointUpdatesAnswer,
+    Update,
+    WeightUpdatesAnswer,
+)
 
 
 def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
@@ -127,7 +132,7 @@ class WeightUpdates(WeightUpdatesAnswer[Array], Received):
 
 
 @dataclass(frozen=True)
-class JointUpdates(WeightUpdatesAnswer[Array], Received):
+class JointUpdates(JointUpdatesAnswer[Array], Received):
     """The answer of `weight_updates(joint=True)`: one entry per layer."""
 
     updates: Sequence[JointUpdate[Array]]

@@ -222,7 +222,15 @@ class NextTokens(Answer):
 
 @dataclass(frozen=True)
 class WeightUpdatesAnswer(PairAnswer, Generic[Values]):
-    """One entry per layer and position. With `joint`, one entry per layer."""
+    """One entry per layer and position."""
 
-    updates: Sequence[Update[Values]] | Sequence[JointUpdate[Values]]
+    updates: Sequence[Update[Values]]
+    next_tokens: Asked[Sequence[NextTokens]] = UNSET
+
+
+@dataclass(frozen=True)
+class JointUpdatesAnswer(PairAnswer, Generic[Values]):
+    """One entry per layer: the answer with `joint`."""
+
+    updates: Sequence[JointUpdate[Values]]
     next_tokens: Asked[Sequence[NextTokens]] = UNSET

@@ -12,6 +12,7 @@ from schemas.pairs import AnotherContext, Stream
 from schemas.weight_updates import (
     Include,
     JointUpdate,
+    JointUpdatesAnswer,
     NextTokens,
     Norms,
     Reuse,
@@ -33,7 +34,7 @@ from service.theory import Comparison, below_noise, compare
 
 def plan_weight_updates(
     model: Model, request: WeightUpdatesRequest
-) -> Plan[WeightUpdatesAnswer[Tensor]]:
+) -> Plan[WeightUpdatesAnswer[Tensor] | JointUpdatesAnswer[Tensor]]:
     """Plan the weight updates of a context.
 
     Args:
@@ -54,11 +55,9 @@ def plan_weight_updates(
         numbers=entries * numbers(model, request, len(pair.positions)),
     )
     include = frozenset(request.include)
-    question = (
-        joint_weight_updates(model, pair, layers, include)
-        if request.joint
-        else weight_updates(model, pair, layers, include, request.stream, probes)
-    )
+    if request.joint:
+        return plan(model, joint_weight_updates(model, pair, layers, include), size)
+    question = weight_updates(model, pair, layers, include, request.stream, probes)
     return plan(model, question, size)
 
 
@@ -152,7 +151,7 @@ def weight_updates(
 
 def joint_weight_updates(
     model: Model, pair: Pair, layers: Sequence[int], include: Collection[Include]
-) -> Question[WeightUpdatesAnswer[Tensor]]:
+) -> Question[JointUpdatesAnswer[Tensor]]:
     """Form one patch per layer for all requested positions; arguments as `weight_updates`."""
     relation = pair.relation(model)
     updates: Sequence[JointUpdate[Tensor]]
@@ -161,7 +160,7 @@ def joint_weight_updates(
         joint_updates(model, pair, layers, include),
         next_tokens(model, pair, "next_tokens" in include),
     )
-    return WeightUpdatesAnswer(*relation, updates, likely)
+    return JointUpdatesAnswer(*relation, updates, likely)
 
 
 def _updates(

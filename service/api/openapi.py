@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from schemas.common import Answer, Values, adapter
+from schemas.common import Values, adapter
 from schemas.problems import PROBLEMS, Problem
 from service.api.problems import MEDIA_TYPE
 from service.api.tensors import JSON, SAFETENSORS
@@ -34,7 +34,7 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 
 
 def answers(
-    answer: type[Answer] | None, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
+    answer: Any, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its answer, and each status that a problem may have."""
     documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}

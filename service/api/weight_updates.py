@@ -6,7 +6,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
+from schemas.weight_updates import (
+    JointUpdatesAnswer,
+    WeightUpdatesAnswer,
+    WeightUpdatesRequest,
+)
 from service.analysis.weight_updates import plan_weight_updates
 from service.api.bodies import reads
 from service.api.exchange import Exchange, exchange
@@ -16,7 +20,9 @@ router = APIRouter()
 
 
 @router.post(
-    "/v1/weight-updates", **operation(WeightUpdatesRequest), responses=answers(WeightUpdatesAnswer)
+    "/v1/weight-updates",
+    **operation(WeightUpdatesRequest),
+    responses=answers(WeightUpdatesAnswer | JointUpdatesAnswer),
 )
 async def weight_updates(
     body: Annotated[WeightUpdatesRequest, Depends(reads(WeightUpdatesRequest))],
