@@ -78,11 +78,18 @@ def read_answer(kind: type[T], content: str | bytes) -> T:
 
 def write_answer(answer: object) -> bytes:
     """Write an answer as JSON, without the fields that were not asked for."""
-    # `UNSET` is the only default that a field of an answer has.
-    return adapter(type(answer)).dump_json(answer, exclude_defaults=True)
+    return adapter(type(answer)).dump_json(answer)
 
 
-Asked = Annotated[T | Unset, Field(json_schema_extra=lambda schema: schema.pop("default", None))]
+def _is_unset(value: Any) -> bool:
+    return value is UNSET
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    schema.pop("default", None)
+
+
+Asked = Annotated[T | Unset, Field(exclude_if=_is_unset, json_schema_extra=_without_default)]
 """A field that is present only if it was asked for."""
 
 

@@ -172,6 +172,7 @@ def test_answers_are_sent_at_once() -> None:
 STUCK = """
 import asyncio, sys, threading
 from service import server
+from service.engine import Plan
 from service.settings import Settings
 
 def never():

@@ -48,7 +48,9 @@ def test_a_neighbouring_point_layer_or_position_would_be_seen(subject: Subject) 
     """No other point of the block, no other layer and no other position agrees with a point."""
     ids, layer = subject.ids(IDS), 1
     trace = subject.oracle.run(ids)
-    (found,) = drive(subject.model, activations(subject.model, [ids], [(4,)], [layer], POINTS, "none"))
+    (found,) = drive(
+        subject.model, activations(subject.model, [ids], [(4,)], [layer], POINTS, "none")
+    )
     for one in found.activations:
         values, point = one.values[0].double().numpy(), one.hook_point
         wrong = [trace[layer, point][5], trace[layer, point][3], trace[2, point][4]]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from service.analysis.echo import pair_positions, pair_tokens
+
 from service.analysis.pairs import Another, Without, resolve_pair
 from service.engine import Model, Site, load
 from service.errors import (

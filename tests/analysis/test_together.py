@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from service.analysis.together import together
 
 from service.analysis.attributions import attributions
 from service.analysis.block_checks import Procedure, block_checks
@@ -14,7 +15,6 @@ from service.analysis.model_checks import LogitsCheck, model_checks
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import resolve_pair
 from service.analysis.split import splits
-from service.analysis.together import together
 from service.analysis.trajectories import trajectories
 from service.analysis.verdicts import Check
 from service.analysis.weight_updates import Include, weight_updates

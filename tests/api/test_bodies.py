@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from tests.api.conftest import NARROW, Heard
 from tests.api.wire import CANARY, problem, resolve
 
@@ -148,7 +149,7 @@ def test_validation(
     """One mistake in a body is one error, whose pointer resolves in what was sent."""
     sent = FILLED[resource] | changes
     said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [where]
 
 
@@ -158,7 +159,7 @@ def test_missing(tiny_client: httpx.Client, field: str) -> None:
     resource = "activations" if field == "prompts" else "updates"
     sent = {name: value for name, value in FILLED[resource].items() if name != field}
     said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [""]
     assert field in said.errors[0].message
 
@@ -175,7 +176,7 @@ def test_not_a_number(tiny_client: httpx.Client, resource: str, field: str, numb
     said = problem(
         post(tiny_client, PATHS[resource], body.encode()), "validation", json.loads(body)
     )
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer.split("/")[1] for mistake in said.errors] == [field]
 
 
@@ -197,7 +198,7 @@ def test_endless_integer(tiny_client: httpx.Client) -> None:
 def test_not_an_object(tiny_client: httpx.Client, body: bytes) -> None:
     """JSON that is no object is a validation error of the whole document."""
     said = problem(post(tiny_client, PATHS["updates"], body), "validation", json.loads(body))
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [""]
 
 
@@ -205,7 +206,7 @@ def test_long_field_name(tiny_client: httpx.Client) -> None:
     """A caller's field name that is echoed in a pointer is cut at 64 characters."""
     sent = PAIR | {"n" * 500: CANARY}
     said = problem(tiny_client.post(PATHS["updates"], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert said.errors[0].pointer == "/" + "n" * 63
 
 
@@ -278,6 +279,6 @@ def test_body_too_large(narrow: Heard, chunked: bool) -> None:
     )
     said = problem(response, "body_too_large")
     assert said.limit == NARROW["max_body_bytes"]
-    assert said.limit is not None
-    assert said.actual is not None
+    assert said.limit is not UNSET
+    assert said.actual is not UNSET
     assert said.limit < said.actual <= len(body)

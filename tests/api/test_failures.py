@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from schemas.common import UNSET
 from tests.api.conftest import KEY, Heard, poison
 from tests.api.test_bodies import PATHS
 from tests.api.wire import CANARY, client_of, listening, log_of, metric, problem, until
@@ -133,7 +134,7 @@ def test_internal(wordy_folder: Path, log_format: str) -> None:
             sent,
         )
         assert said.request_id == "faulty"
-        assert said.errors is None
+        assert said.errors is UNSET
         assert "WordLevel" not in said.detail
         until(lambda: "Traceback" in log.text or None)
         assert "faulty" in log.text

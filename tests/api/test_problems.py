@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from schemas.problems import PROBLEMS
 from tests.api.conftest import NARROW, POISON, Heard
 from tests.api.test_bodies import PATHS
@@ -130,9 +131,9 @@ def test_refused(
     if where:
         assert [mistake.pointer for mistake in said.errors or ()] == [where]
     if code in BOUNDED:
-        assert said.limit is not None
+        assert said.limit is not UNSET
     if code in ("prompt_too_long", "token_out_of_range", "layer_out_of_range"):
-        assert said.actual is not None
+        assert said.actual is not UNSET
         assert said.actual > (said.limit or 0) or said.actual < 0
 
 
@@ -248,8 +249,8 @@ def test_never_fits(
     """Work or an answer that no request is granted is refused before it, with both numbers."""
     said = problem(narrow.client.post(PATHS[resource], json=sent), "never_fits", sent)
     assert said.limit == NARROW[limit]
-    assert said.limit is not None
-    assert said.actual is not None
+    assert said.limit is not UNSET
+    assert said.actual is not UNSET
     assert said.actual > said.limit
     if actual is not None:
         assert said.actual == actual
@@ -258,7 +259,7 @@ def test_never_fits(
 def test_never_fits_in_double_precision(narrow: Heard) -> None:
     """Rows that fit in float32 through all layers do not in float64: what is bounded is rows ×
     layers × bytes, and in half of the layers it fits."""
-    sent = {"context": [1] * 8, "query": [2] * 3, "precision": "float64", "baseline": "alone"}
+    sent = {"context": [*range(8)], "query": [2] * 3, "precision": "float64", "baseline": "alone"}
     said = problem(narrow.client.post(PATHS["checks"], json=sent), "never_fits", sent)
     layers = narrow.client.get("/v1/model").json()["n_layers"]
     assert said.limit == NARROW["max_tokens_per_request"] * layers * 4

@@ -64,7 +64,9 @@ def test_headers(tiny_client: httpx.Client, resource: str) -> None:
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     entries = [part.strip() for part in response.headers["server-timing"].split(",")]
-    known = [part for part in entries if re.fullmatch(r'prefix;desc="\d+ of \d+ rows known"', part)]
+    known = [
+        part for part in entries if re.fullmatch(r'prefix;desc="\d+ of \d+ rows cached"', part)
+    ]
     assert len(known) == (resource != "tokenize")
     parts = [part.split(";dur=") for part in entries if part not in known]
     timings = {name: float(milliseconds) for name, milliseconds in parts}

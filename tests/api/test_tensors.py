@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from schemas.activations import ActivationsAnswer
-from schemas.weight_updates import WeightUpdatesAnswer
+from schemas.common import adapter
+from schemas.weight_updates import JointUpdatesAnswer, WeightUpdatesAnswer
 from tests.api.test_bodies import PATHS
 from tests.api.wire import SAFETENSORS, array, arrays, problem, restored, unpack
 
@@ -58,8 +59,8 @@ SHAPES: dict[str, dict[str, list[tuple[int, ...]]]] = {
 
 def answer_of(resource: str, answer: Any) -> None:
     """Hold an answer against its model."""
-    model = ActivationsAnswer if resource == "activations" else WeightUpdatesAnswer
-    model.model_validate_json(json.dumps(answer))
+    kinds = {"activations": ActivationsAnswer, "updates": WeightUpdatesAnswer | JointUpdatesAnswer}
+    adapter(kinds[resource]).validate_json(json.dumps(answer))
 
 
 @pytest.mark.parametrize("name", ASKED)

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from tests.api.conftest import NARROW, Heard
 from tests.api.wire import SAFETENSORS, problem, resolve
 
@@ -98,7 +99,7 @@ def refusal(client: httpx.Client, resource: str, changes: Any, code: str, where:
     """The problem of a request, which has one mistake, at a place that was sent."""
     sent = PAIR | changes
     said = problem(client.post(PATHS[resource], json=sent), code, sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [where]
     resolve(where, sent)
     return said
@@ -131,7 +132,7 @@ def test_what_cannot_be_read_in_parts(
     """Spans that are empty, overlap, leave the context or hold the anchor, other baselines and the
     other stream: each its 422, with the bound and the value where there are."""
     said = refusal(tiny_client, resource, changes, code, where)
-    assert bound == (None if said.limit is None else (said.limit, said.actual))
+    assert bound == (None if said.limit is UNSET else (said.limit, said.actual))
 
 
 @pytest.mark.parametrize(("changes", "where", "bound"), GAPS)
@@ -151,7 +152,7 @@ def test_dependent_rows(tiny_client: httpx.Client, resource: str) -> None:
     sent = PAIR | JOINT | {"query": [1 + (37 * i) % 250 for i in range(33)], "layers": [1]}
     said = problem(tiny_client.post(PATHS[resource], json=sent), "not_supported", sent)
     assert said.limit == 1e6
-    assert said.actual is not None
+    assert said.actual is not UNSET
     assert said.actual > said.limit
     assert "independent" in said.detail
 
@@ -164,7 +165,8 @@ def test_dependent_rows(tiny_client: httpx.Client, resource: str) -> None:
         ("ways", {"context": [5] * 13, "query": [6, 7], "spans": [[0, 13]]}, 17),
         ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 5}, 35),
         ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 6}, 47),
-        ("updates", {"query": [6], "probe_queries": [[7] * 12] * 2}, 65),
+        ("updates", {"query": [6], "probe_queries": [[7] * 12, [8] * 12]}, 55),
+        ("updates", {"query": [6], "probe_queries": [[7] * 12, [7] * 12]}, 31),
         ("checks", JOINT | {"query": [6] * 6, "controls": False}, 17),
         ("checks", JOINT | {"query": [6] * 12}, 46),
         ("checks", MODEL | {"positions": "all", "query": [6] * 4}, 45),

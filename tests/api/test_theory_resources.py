@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from schemas.attributions import AttributionsAnswer
-from schemas.common import Tensor
+from schemas.common import Tensor, adapter
 from schemas.equivalence_checks import EquivalenceChecksAnswer
-from schemas.pairs import PairAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, Update, WeightUpdatesAnswer
+from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
 from tests import oracle
 from tests.api.wire import SAFETENSORS, array, arrays, unpack
 from tests.oracle import GPT2
 
-PATHS: dict[str, tuple[str, type[PairAnswer]]] = {
-    "updates": ("/v1/weight-updates", WeightUpdatesAnswer),
+PATHS: dict[str, tuple[str, Any]] = {
+    "updates": ("/v1/weight-updates", WeightUpdatesAnswer | JointUpdatesAnswer),
     "checks": ("/v1/equivalence-checks", EquivalenceChecksAnswer),
     "ways": ("/v1/trajectories", TrajectoriesAnswer),
     "shares": ("/v1/attributions", AttributionsAnswer),
@@ -37,7 +36,7 @@ def ask(client: httpx.Client, resource: str, **changes: Any) -> Any:
     path, model = PATHS[resource]
     response = client.post(path, json=PAIR | changes)
     assert response.status_code == 200, response.text
-    model.model_validate_json(response.content)
+    adapter(model).validate_json(response.content)
     return response.json()
 
 
@@ -68,7 +67,7 @@ def sequential_updates(said: Any, model: GPT2) -> None:
 def split_updates(said: Any, model: GPT2) -> None:
     """Content and position add up to the update's factors."""
     for one in said["updates"]:
-        Update.model_validate(one)
+        adapter(Update).validate_python(one)
         parts = [array(one["split"][part]["factors"]["output"]) for part in ("content", "position")]
         np.testing.assert_allclose(sum(parts), array(one["factors"]["output"]), atol=1e-5)
         theirs = oracle.split(question(model, "alone"), one["layer"], one["position"])
@@ -89,10 +88,10 @@ def joint_updates(said: Any, model: GPT2) -> None:
     """Factors whose product is the least solution, one entry a layer."""
     assert [one["layer"] for one in said["updates"]] == [2, 0]
     for one in said["updates"]:
-        JointUpdate.model_validate(one)
+        adapter(JointUpdate).validate_python(one)
         theirs = oracle.joint(question(model), one["layer"], [0, 1])
         for weight, solution in zip(one["weights"], (theirs.w_in, theirs.w_out), strict=True):
-            Tensor.model_validate(weight["factors"]["input"])
+            adapter(Tensor).validate_python(weight["factors"]["input"])
             dense = array(weight["factors"]["input"]).T @ array(weight["factors"]["output"])
             np.testing.assert_allclose(
                 dense, solution.dense, atol=CLOSE * abs(solution.dense).max()

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from service.engine import Activations, HookPoint, Model, Run, Site
+from schemas.activations import HookPoint
+from service.engine import Activations, Model, Run, Site
 
 POINTS: tuple[HookPoint, ...] = (
     "resid_pre",

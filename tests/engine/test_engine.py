@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine import Activations, Engine, Model, Question, Run, Site, Work, drive
+from service.engine import Activations, Engine, Model, Plan, Question, Run, Site, Work, drive
 from service.engine.engine import ACTIVE
 from service.engine.scheduler import Ticket
 from service.errors import (
@@ -170,17 +170,21 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once(tiny: Model) -> None
 
     async def main() -> None:
         with running(sound(tiny, batching=False)) as engine:
-            await engine.ask(Plan(reading(1)), SECONDS, Work(rows=1))
+            await engine.ask(Plan(reading(1), work=Work(rows=1)), SECONDS)
             held, release = await occupied(engine)
             large = Work(rows=1_000_000, layers=1000)
-            waits = asyncio.create_task(engine.ask(Plan(reading(2)), SECONDS, large))
+
+            def short() -> Plan[torch.Tensor]:
+                return Plan(reading(3), work=Work(rows=1))
+
+            waits = asyncio.create_task(engine.ask(Plan(reading(2), work=large), SECONDS))
             await until(lambda: engine.waiting == 1)
             wait = engine.outstanding_seconds
             assert wait > 1.0
             with pytest.raises(QueueFull) as refused:
-                await engine.ask(Plan(reading(3)), wait / 2, Work(rows=1))
+                await engine.ask(short(), wait / 2)
             assert wait / 2 <= refused.value.retry_after <= wait / 2 + 1
-            patient = asyncio.create_task(engine.ask(Plan(reading(3)), 2 * wait, Work(rows=1)))
+            patient = asyncio.create_task(engine.ask(short(), 2 * wait))
             await until(lambda: engine.waiting == 2)
             waits.cancel()
             await until(lambda: engine.waiting == 1)
@@ -219,7 +223,8 @@ def test_with_batching_several_are_under_way(tiny: Model) -> None:
             held, release = await occupied(engine)
             tasks: list[asyncio.Task[Any]] = [held]
             tasks += [
-                asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS)) for i in range(ACTIVE - 1)
+                asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS))
+                for i in range(ACTIVE - 1)
             ]
             await asyncio.sleep(0.01)
             with pytest.raises(QueueFull):
@@ -356,6 +361,8 @@ def test_an_error_of_a_question_climbs_to_its_caller(tiny: Model) -> None:
             with pytest.raises(ArithmeticError) as climbed:
                 await engine.ask(Plan(question()), SECONDS)
             assert climbed.value is error
-            assert torch.equal((await engine.ask(Plan(reading(7)), SECONDS))[0], drive(tiny, reading(7)))
+            assert torch.equal(
+                (await engine.ask(Plan(reading(7)), SECONDS))[0], drive(tiny, reading(7))
+            )
 
     in_loop(main())

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine import Apply, Model, Site, patched_block, patched_mlp_pre
+from schemas.equivalence_checks import Apply
+from service.engine import Model, Site, patched_block, patched_mlp_pre
 from service.engine.families import Block
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne, implicit_update

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from schemas.activations import HookPoint
+from schemas.equivalence_checks import Apply
 from service.engine import (
     Activations,
-    Apply,
     Fixed,
     Follow,
-    HookPoint,
     Model,
+    Plan,
     Question,
     Run,
     Site,

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from schemas.common import read_answer
 from schemas.problems import PROBLEMS, Problem
 from tests.service_process import Served
 
@@ -109,7 +110,7 @@ def answers(received: bytes) -> list[Answer]:
 def problem(answer: Answer, code: str) -> Problem:
     """The problem that an answer off the wire is."""
     assert answer.headers["content-type"] == "application/problem+json"
-    said = Problem.model_validate_json(answer.body)
+    said = read_answer(Problem, answer.body)
     assert said.code == code
     assert answer.status == said.status == PROBLEMS[code].status
     assert answer.headers["x-request-id"] == said.request_id

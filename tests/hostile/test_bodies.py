@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import read_answer
 from schemas.problems import PROBLEMS, Problem
 from tests.api.test_bodies import PATHS, post
 from tests.api.wire import CANARY, RETRYABLE, problem
@@ -105,7 +106,7 @@ def test_wrong(tiny_client: httpx.Client, body: bytes) -> None:
     """JSON that is no request is 422, short, with pointers that are short."""
     said = post(tiny_client, PATHS["updates"], body)
     assert said.status_code == 422
-    read = Problem.model_validate_json(said.content)
+    read = read_answer(Problem, said.content)
     assert read.code == "validation"
     assert 1 <= len(read.errors or ()) <= 16
     assert CANARY not in said.text
@@ -117,7 +118,7 @@ def test_large(tiny_client: httpx.Client, sent: dict[str, Any]) -> None:
     """Far too much of anything in a body is refused as what it is, not as a fault."""
     said = tiny_client.post(PATHS["updates"], json=sent)
     assert said.status_code in (413, 422), said.text[:300]
-    read = Problem.model_validate_json(said.content)
+    read = read_answer(Problem, said.content)
     assert read.code in (
         "prompt_too_long",
         "validation",
