@@ -1,13 +1,13 @@
-"""When an equivalence check holds: the tolerance, and what a verdict needs beside it.
+"""The tolerance of an equivalence check, and the verdict that it leads to.
 
-The identity is exact, so a check measures rounding. Its tolerance is a gate, by scope and dtype,
-times
+The identity is exact, so the error that a check measures is rounding. Its tolerance is a gate, by
+scope and dtype, times
 
-    max(1, (‖h‖ + ‖h_C‖) / ‖expected‖),
+    max(1, (‖h‖ + ‖h_C‖) / ‖expected‖).
 
-since Δh = h_C − h loses what cancels; the factor matters where the baseline's stream is far larger
-than the compared vector, as for GPT-2's first position. A check says something only where the
-context matters: with an unpatched error of no more than ten tolerances it is vacuous.
+The factor allows for the cancellation in Δh = h_C − h. It matters where the baseline's residual
+stream is far larger than the compared vector, as at GPT-2's first position. A check tells something
+only where the context matters: it is vacuous if the unpatched error is at most ten tolerances.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GATES: dict[tuple[Scope, torch.dtype], float] = {
 """Relative error allowed, before cancellation. Measured worst cases lie 7 to 1,000 times below."""
 
 KL_GATES = {torch.float32: 1e-8, torch.float64: 1e-12}
-"""KL(with context ‖ patched) allowed, in nats."""
+"""Allowed KL(with context ‖ patched), in nats."""
 
 VACUOUS_FACTOR = 10.0
 
@@ -44,18 +44,18 @@ def gate(scope: Scope, dtype: torch.dtype) -> float:
 
 
 def kl_gate(dtype: torch.dtype) -> float:
-    """The KL divergence that scope `model` allows in float32 or float64, in nats."""
+    """The KL divergence that the scope `model` allows in float32 or float64, in nats."""
     return KL_GATES[dtype]
 
 
 def tolerance(
     scope: Scope, dtype: torch.dtype, h: Tensor, h_context: Tensor, expected: Tensor
 ) -> Tensor:
-    """The relative error up to which a check holds, float64, (...).
+    """The largest relative error at which a check holds, float64, (...).
 
     Args:
-        scope: What is compared.
-        dtype: The dtype in which both passes were computed: float32 or float64.
+        scope: The compared quantity.
+        dtype: The dtype of both forward passes: float32 or float64.
         h: resid_mid in the baseline run, (..., d_model).
         h_context: resid_mid with context, (..., d_model).
         expected: The compared vector with context, (..., width).
@@ -65,12 +65,13 @@ def tolerance(
 
 
 def verdict(relative_error: float, unpatched: float, allowed: float) -> Verdict:
-    """`fails` beyond the tolerance, `vacuous` where the unpatched run nearly passes, or `holds`."""
+    """`fails` above the tolerance; else `vacuous` if the unpatched run nearly passes, or
+    `holds`."""
     if not relative_error <= allowed:
         return "fails"
     return "vacuous" if unpatched <= VACUOUS_FACTOR * allowed else "holds"
 
 
 def improvement(relative_error: float, unpatched: float, dtype: torch.dtype) -> float:
-    """Unpatched / patched error, the latter floored at the dtype's ε: never infinite."""
+    """Unpatched over patched error, the latter at least the dtype's ε, so that it is finite."""
     return unpatched / max(relative_error, torch.finfo(dtype).eps)
