@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from schemas.common import Answer
+from schemas.common import UNSET, Answer, Asked
 
 POINTER_LENGTH = 64
-"""A pointer is cut here, since it may name a field of the caller's."""
+"""Characters of a pointer. Longer ones are cut, because a pointer may name a caller's field."""
 
 
+@dataclass(frozen=True)
 class FieldError(Answer):
-    """One mistake in the body; never the value itself."""
+    """One mistake in the body, without the value itself."""
 
-    pointer: Annotated[str, Field(description="RFC 6901, into the sent body")]
+    pointer: Annotated[str, Field(description="JSON pointer (RFC 6901) into the sent body.")]
     message: str
 
 
+@dataclass(frozen=True)
 class Problem(Answer):
     """`application/problem+json`."""
 
-    type: Annotated[str, Field(description="`/problems/{code}`, which explains it")]
+    type: Annotated[str, Field(description="`/problems/{code}`, a page that explains the code.")]
     title: str
     status: int
     detail: str
     instance: Annotated[
-        str, Field(description="the path that was asked, as far as the service knows it")
+        str, Field(description="Path of the request, as far as it names a resource of the service.")
     ]
-    code: Annotated[str, Field(description="stable; for programs")]
+    code: Annotated[str, Field(description="Stable name of the problem, for programs.")]
     request_id: str
-    retryable: Annotated[bool, Field(description="whether the same request may succeed later")]
-    errors: list[FieldError] | None = None
-    limit: float | int | None = None
-    actual: float | int | None = None
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    errors: Asked[Sequence[FieldError]] = UNSET
+    limit: Annotated[Asked[float | int], Field(description="The limit that was exceeded.")] = UNSET
+    actual: Annotated[
+        Asked[float | int], Field(description="The value that exceeded the limit.")
+    ] = UNSET
 
 
 class Kind(NamedTuple):

@@ -181,7 +181,7 @@ def never():
 def keep(state):
     while not state.engine.checked:
         threading.Event().wait(0.05)
-    asyncio.run(state.engine.ask(never(), 600.0))
+    asyncio.run(state.engine.ask(Plan(never()), 600.0))
 
 made = server.create_app
 def create_app(settings):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from schemas.problems import POINTER_LENGTH, PROBLEMS
+from schemas.common import UNSET, write_answer
+from schemas.problems import POINTER_LENGTH, PROBLEMS, FieldError, Problem
 from service import errors
 from service.theory import MAX_CONDITION, DependentRows, NonFinite
 
@@ -28,6 +27,7 @@ CODES: Mapping[type[Exception], str] = {
     errors.LayerOutOfRange: "layer_out_of_range",
     errors.PositionOutOfRange: "position_out_of_range",
     errors.TokenOutOfRange: "token_out_of_range",
+    errors.UnknownHookPoint: "unknown_hook_point",
     errors.TooManyItems: "too_many_items",
     errors.NeverFits: "never_fits",
     errors.Invalid: "validation",
@@ -127,23 +127,21 @@ def written(problem: ProblemError, instance: str, request_id: str) -> bytes:
         request_id: Of the request.
     """
     kind = PROBLEMS[problem.code]
-    body: dict[str, Any] = {
-        "type": f"/problems/{problem.code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": problem.detail,
-        "instance": instance,
-        "code": problem.code,
-        "request_id": request_id,
-        "retryable": kind.retryable,
-    }
-    if problem.mistakes:
-        body["errors"] = [
-            {"pointer": where, "message": message} for where, message in problem.mistakes
-        ]
-    if problem.limit is not None:
-        body["limit"], body["actual"] = problem.limit, problem.actual
-    return orjson.dumps(body)
+    return write_answer(
+        Problem(
+            type=f"/problems/{problem.code}",
+            title=kind.title,
+            status=kind.status,
+            detail=problem.detail,
+            instance=instance,
+            code=problem.code,
+            request_id=request_id,
+            retryable=kind.retryable,
+            errors=[FieldError(*mistake) for mistake in problem.mistakes] or UNSET,
+            limit=UNSET if problem.limit is None else problem.limit,
+            actual=UNSET if problem.actual is None else problem.actual,
+        )
+    )
 
 
 def respond(request: Request, error: Exception) -> Response:

@@ -7,8 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from schemas.model import Limits
-from service.analysis.self_check import SelfCheck
+from schemas.model import Limits, SelfCheck
 from service.engine import Engine
 from service.settings import Settings
 from service.telemetry import Metrics

@@ -1,15 +1,16 @@
-"""Answers to bytes: JSON with tensors as lists or base64, or one safetensors file.
+"""Answers as bytes: JSON with tensors as lists or base64, or one safetensors file.
 
-A tensor goes from memory to the wire without a Python list in between. A field that defaults to
-None and is None was not asked for, and is left out.
+Tensors are written from memory without a Python list in between. Fields that are `UNSET` were not
+asked for and are left out.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import orjson
@@ -17,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from safetensors.numpy import save
+from typing_extensions import TypeVar
 
+from schemas.common import UNSET, Answer, Encoding
 from service.api.problems import ProblemError
 
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
-Encoding = Literal["json", "base64"]
 
 NUMBER_BYTES = 16
 """The longest that a float32 number gets, with its comma."""
@@ -78,13 +80,13 @@ def tensor_bytes(numbers: int, media: str, encoding: Encoding) -> int:
     return (numbers * 4 + 2) // 3 * 4 if encoding == "base64" else numbers * NUMBER_BYTES
 
 
-def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> bytes:
+def serialize(answer: Answer, media: str, encoding: Encoding) -> bytes:
     """The bytes of an answer.
 
     Args:
-        answer: Mappings, sequences, dataclasses and models of plain values and tensors.
+        answer: A dataclass of `schemas`, with torch tensors.
         media: JSON or safetensors.
-        encoding: How tensors are written in JSON.
+        encoding: Form of the tensors in JSON.
     """
     if media == JSON:
         write = _as_base64 if encoding == "base64" else _as_lists
@@ -100,25 +102,38 @@ def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> byte
 
 
 def _plain(value: Any, path: str, write: Write) -> Any:
-    """Plain containers, with every tensor as `write` gives it."""
+    """Containers that orjson knows, with every tensor as `write` returns it."""
+    if isinstance(value, Answer):
+        present = ((name, leaf, getattr(value, name)) for name, leaf in _fields(type(value)))  # type: ignore[arg-type]
+        return {
+            name: item if leaf else _plain(item, _under(path, name), write)
+            for name, leaf, item in present
+            if item is not UNSET
+        }
     if isinstance(value, torch.Tensor):
         return write(path, _array(value))
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
-    if is_dataclass(value):
-        present = (
-            (field.name, getattr(value, field.name))
-            for field in fields(value)
-            if field.default is not None or getattr(value, field.name) is not None
-        )
-        return {name: _plain(item, _under(path, name), write) for name, item in present}
-    if isinstance(value, Mapping):
-        return {name: _plain(item, _under(path, name), write) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        if value and isinstance(value[0], int):
-            return value
         return [_plain(item, _under(path, str(i)), write) for i, item in enumerate(value)]
     return value
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, bool], ...]:
+    """Each field of an answer, and whether orjson can write its values as they are."""
+    types = get_type_hints(kind)
+    return tuple((field.name, _is_leaf(types[field.name])) for field in fields(kind))
+
+
+def _is_leaf(annotation: Any) -> bool:
+    """Whether values of a type hold no tensor, no answer and no request."""
+    if isinstance(annotation, TypeVar):
+        return False
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type) and issubclass(origin, Answer | BaseModel):
+        return False
+    return get_origin(annotation) is Literal or all(map(_is_leaf, get_args(annotation)))
 
 
 def _under(path: str, name: str) -> str:

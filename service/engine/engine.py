@@ -25,15 +25,14 @@ from service.engine.machine import (
     give_back_large_blocks,
 )
 from service.engine.prefixes import Prefixes
-from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
-from service.engine.work import Work
+from service.engine.question import Answer, Plan
+from service.engine.scheduler import Scheduler, Ticket, Timings, expiry
 from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
 
 ACTIVE = 16
 """Questions of few rows under way at once, and of many; the others wait."""
 FEW_ROWS = 256
 """Of a question that does not wait for those with more."""
-NO_WORK = Work()
 CLOSE_SECONDS = 5.0
 """For the block, or the step of a question, that is under way when the engine is closed."""
 
@@ -146,17 +145,14 @@ class Engine:
         """How long what waits and runs will take, at the pace of what ended last."""
         return self._pace * self._cost
 
-    async def ask(
-        self, question: Question[Answer], seconds: float, work: Work = NO_WORK
-    ) -> tuple[Answer, Timings]:
+    async def ask(self, plan: Plan[Answer], seconds: float) -> tuple[Answer, Timings]:
         """The answer to a question, and where its time went.
 
         A caller that is cancelled loses its place, and its work stops before the next block.
 
         Args:
-            question: A generator that has not been started.
-            seconds: After which it expires.
-            work: What it will take; one of few rows has slots of its own.
+            plan: The question and its work. Questions of few rows have slots of their own.
+            seconds: Time until it expires.
 
         Raises:
             Draining: No new work is taken.
@@ -172,7 +168,7 @@ class Engine:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
 
-        ticket = Ticket(question, time.monotonic() + seconds, settle, work)
+        ticket = Ticket(plan, time.monotonic() + seconds, settle)
         with self._changed:
             self._admit(ticket, seconds)
         try:
@@ -182,7 +178,7 @@ class Engine:
             with self._changed:
                 if ticket in self._waiting:
                     self._waiting.remove(ticket)
-                    self._cost -= work.cost
+                    self._cost -= plan.work.cost
 
     def _admit(self, ticket: Ticket, seconds: float) -> None:
         """Let a question wait, or refuse it."""
@@ -198,7 +194,7 @@ class Engine:
                 retry_after=float(math.ceil(before - seconds)),
             )
         self._waiting.append(ticket)
-        self._cost += ticket.work.cost
+        self._cost += ticket.plan.work.cost
         self._changed.notify_all()
 
     def _main(self) -> None:
@@ -241,7 +237,7 @@ class Engine:
             for ticket in tuple(self._waiting):
                 if not ticket.wanted:
                     self._waiting.remove(ticket)
-                    self._cost -= ticket.work.cost
+                    self._cost -= ticket.plan.work.cost
                     ticket.settle(None, expiry(ticket))
                 elif self._has_slot(ticket, scheduler.active):
                     self._waiting.remove(ticket)
@@ -260,13 +256,13 @@ class Engine:
         """Seconds of the thread for a unit of the cost that was answered, over the last ten or so
         times that some was; what was given up counts for nothing."""
         self._since_end += seconds
-        answered = sum(ticket.work.cost for ticket in ended if ticket.answered)
+        answered = sum(ticket.plan.work.cost for ticket in ended if ticket.answered)
         if answered > 0:
             share = self._since_end / answered
             self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
             self._since_end = 0.0
         with self._changed:
-            self._cost -= sum(ticket.work.cost for ticket in ended)
+            self._cost -= sum(ticket.plan.work.cost for ticket in ended)
 
     def _beats(self) -> None:
         """The thread goes on to something else."""
@@ -285,7 +281,7 @@ class Engine:
 
 
 def _is_small(ticket: Ticket) -> bool:
-    return ticket.work.rows <= FEW_ROWS
+    return ticket.plan.work.rows <= FEW_ROWS
 
 
 def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

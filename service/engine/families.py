@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from schemas.activations import HookPoint
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -87,6 +89,23 @@ class Affine:
         return Affine(self.weight.to(dtype), self.bias.to(dtype))
 
 
+Note = Callable[[HookPoint, Tensor], None]
+"""Receives each hook point's vectors as the block computes them."""
+
+
+class MLPPatch(Protocol):
+    """Changed weights of one block's MLP."""
+
+    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+        """mlp_pre of rows of mlp_in, (rows, d_model) to (rows, d_mlp)."""
+
+    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+        """mlp_out of rows of mlp_act, (rows, d_mlp) to (rows, d_model)."""
+
+    def shift(self, resid_post: Tensor) -> Tensor:
+        """The block's output with Δh, (rows, d_model)."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One pre-norm transformer block with a serial MLP.
@@ -114,6 +133,25 @@ class Block:
     act: Activation
     n_heads: int
     scaling: float
+
+    def mlp(self, h: Tensor, n: Tensor, note: Note, patch: MLPPatch | None = None) -> Tensor:
+        """The second half of the block, from mlp_in to resid_post: h + w_out(act(w_in(n))).
+
+        Args:
+            h: resid_mid, (rows, d_model).
+            n: mlp_in = ln_2(h), (rows, d_model).
+            note: Receives mlp_pre, mlp_act, mlp_out and resid_post.
+            patch: Changed weights; None: the resident ones.
+        """
+        pre = self.w_in(n) if patch is None else patch.mlp_pre(self, n)
+        note("mlp_pre", pre)
+        act = self.act(pre)
+        note("mlp_act", act)
+        out = self.w_out(act) if patch is None else patch.mlp_out(self, act)
+        note("mlp_out", out)
+        post = h + out if patch is None else patch.shift(h + out)
+        note("resid_post", post)
+        return post
 
     def to(self, dtype: torch.dtype) -> Block:
         """The block in another dtype: a cast for one use, nothing stays resident."""
@@ -148,7 +186,7 @@ class Family:
 
     weight_in: str
     weight_out: str
-    module_paths: Mapping[str, tuple[str, str]]
+    module_paths: Mapping[HookPoint, tuple[str, Literal["input", "output"]]]
     fan_in_fan_out: bool
     refuse: Callable[[Any], str | None]
     blocks: Callable[[Any], tuple[Block, ...]]

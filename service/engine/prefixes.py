@@ -10,7 +10,7 @@ read nor write it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -183,6 +183,15 @@ class Prefixes:
             level = self._roots if stretch.parent is None else stretch.parent.children
             del level[stretch.rows[0]]
             self.bytes -= stretch.size
+
+
+def known_rows(beginnings: Iterable[Sequence[Known]]) -> int:
+    """Number of distinct cached rows that several runs begin with."""
+    longest: dict[Stretch, int] = {}
+    for known in beginnings:
+        for stretch, rows in known:
+            longest[stretch] = max(rows, longest.get(stretch, 0))
+    return sum(longest.values())
 
 
 def _rows(run: Run) -> tuple[Row, ...]:

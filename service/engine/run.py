@@ -9,25 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from schemas.activations import HookPoint
+from schemas.equivalence_checks import Apply
 from service.theory import ImplicitUpdate
-
-HookPoint = Literal[
-    "resid_pre",
-    "ln_1_out",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_pre",
-    "mlp_act",
-    "mlp_out",
-    "resid_post",
-]
-"""The vectors of one block, in the order in which it computes them."""
 
 STAGE: Mapping[HookPoint, int] = {point: i for i, point in enumerate(get_args(HookPoint))}
 
@@ -37,10 +26,6 @@ class Site(NamedTuple):
 
     layer: int
     point: HookPoint
-
-
-Apply = Literal["factored", "materialized"]
-"""How W + ΔW is applied: ΔW's factors beside W, or one matrix."""
 
 
 @dataclass(frozen=True, eq=False)

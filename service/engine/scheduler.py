@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_CREATED, getgeneratorstate
 from itertools import takewhile, zip_longest
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
 
 from service.engine.checkpoint import Model
 from service.engine.pack import fill
-from service.engine.prefixes import Prefixes, nothing_known
+from service.engine.prefixes import Prefixes, known_rows, nothing_known
+from service.engine.question import Plan
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
-from service.engine.work import Work
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
 OWN_SECONDS = 0.02
 """How long questions may compute on their own before the next forward, a step of each at least."""
-Answer = TypeVar("Answer")
-Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
 
 
 @dataclass
@@ -40,15 +39,13 @@ class Timings:
         queue: Seconds of waiting for its turn.
         forward: Seconds in forwards, shared ones in full.
         compute: Seconds in its own computation.
-        rows: Rows that its runs have, before any is shared.
-        known_rows: How many of them were known from earlier forwards.
+        cached_rows: How many of its rows were cached when it asked for them.
     """
 
     queue: float = 0.0
     forward: float = 0.0
     compute: float = 0.0
-    rows: int = 0
-    known_rows: int = 0
+    cached_rows: int = 0
 
 
 @dataclass(eq=False)
@@ -56,22 +53,19 @@ class Ticket:
     """A question on its way.
 
     Args:
-        question: The generator.
+        plan: The question and its work.
         deadline: When it expires, on the monotonic clock.
         settle: Called once, with the answer or with the error.
-        work: What it will take.
     """
 
-    question: Question[Any]
+    plan: Plan[Any]
     deadline: float
     settle: Callable[[Any, BaseException | None], None]
-    work: Work = field(default_factory=Work)
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
     outstanding: list[Run] = field(default_factory=list)
     received: list[Activations] = field(default_factory=list)
     cancelled: bool = False
-    begun: bool = False
     answered: bool = False
 
     @property
@@ -118,6 +112,7 @@ class Scheduler:
     def admit(self, ticket: Ticket) -> None:
         """Take a question in; its waiting is over."""
         ticket.timings.queue = time.monotonic() - ticket.asked
+        self._receive_runs(ticket, ticket.plan.runs)
         self.active.append(ticket)
 
     def turn(self) -> None:
@@ -146,16 +141,14 @@ class Scheduler:
         """One step of the generator: to its next runs, to none, its answer or its error."""
         self._beats()
         received, ticket.received = ticket.received, []
+        question = ticket.plan.question
         start = time.monotonic()
         failure: Exception | None = None
         answer: Any = None
         ended = False
         try:
-            if ticket.begun:
-                ticket.outstanding = list(ticket.question.send(received))
-            else:
-                ticket.begun = True
-                ticket.outstanding = list(next(ticket.question))
+            created = getgeneratorstate(question) == GEN_CREATED
+            self._receive_runs(ticket, next(question) if created else question.send(received))
         except StopIteration as stop:
             ended, answer = True, stop.value
         except Exception as error:
@@ -163,6 +156,10 @@ class Scheduler:
         ticket.timings.compute += time.monotonic() - start
         if ended:
             self._end(ticket, answer, failure)
+
+    def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
+        ticket.outstanding = list(runs)
+        ticket.timings.cached_rows += known_rows(map(self._find, runs))
 
     def _sharing(self) -> list[tuple[Ticket, Run]]:
         """The runs of the next pack, with their owners: of one dtype, within the budget."""
@@ -192,7 +189,6 @@ class Scheduler:
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
-        known = [sum(part.rows for part in self._find(run)) for _, run in sharing]
         start = time.monotonic()
         failure: Exception | None = None
         try:
@@ -213,9 +209,7 @@ class Scheduler:
         self._observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
-        for (ticket, run), rows, read in zip(sharing, known, activations, strict=True):
-            ticket.timings.rows += len(run.tokens)
-            ticket.timings.known_rows += rows
+        for (ticket, _), read in zip(sharing, activations, strict=True):
             ticket.received.append(read)
         for owner in owners:
             count = sum(ticket is owner for ticket, _ in sharing)
@@ -223,25 +217,9 @@ class Scheduler:
 
     def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         self.active.remove(ticket)
-        ticket.question.close()
+        ticket.plan.question.close()
         ticket.answered = error is None
         ticket.settle(answer, error)
-
-
-def drive(model: Model, question: Question[Answer]) -> Answer:
-    """The answer to one question, computed here and now; it may handle a forward's error."""
-    try:
-        runs = next(question)
-        while True:
-            try:
-                received = forward(model, runs) if runs else ()
-            except ServiceError as error:
-                runs = question.throw(error)
-            else:
-                runs = question.send(received)
-    except StopIteration as stop:
-        answer: Answer = stop.value
-        return answer
 
 
 def expiry(ticket: Ticket) -> BaseException:

@@ -21,12 +21,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from schemas.activations import HookPoint
 from service.engine.checkpoint import Model
 from service.engine.families import Block
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
 from service.engine.prefixes import Known, Prefixes, nothing_known, stacked
-from service.engine.run import STAGE, Activations, HookPoint, Run, Site
+from service.engine.run import STAGE, Activations, Run, Site
 from service.errors import NonFiniteActivation
 
 SLICE = 128
@@ -188,18 +189,8 @@ def _block(
         rows, x, sees = _keep(asked, rows, x, sees)
     if not len(rows):
         return x, rows, sees
-    owner = reading.pack.owner[rows]
-    pre = block.w_in(normed) if patch is None else patch.mlp_pre(block, normed, owner)
-    note("mlp_pre", pre)
-    act = block.act(pre)
-    note("mlp_act", act)
-    out = block.w_out(act)
-    note("mlp_out", out)
-    x = x + out
-    if patch is not None:
-        x = patch.shift(x, owner)
-    note("resid_post", x)
-    return x, rows, sees
+    rows_patch = None if patch is None else patch.of_rows(reading.pack.owner[rows])
+    return block.mlp(x, normed, note, rows_patch), rows, sees
 
 
 def attention(

@@ -9,15 +9,7 @@ Each module credits the papers where it uses their ideas:
 """
 
 from service.theory.comparisons import Comparison, Discrepancy, compare, discrepancy, kl_divergence
-from service.theory.equivalence import (
-    Scope,
-    Verdict,
-    gate,
-    improvement,
-    kl_gate,
-    tolerance,
-    verdict,
-)
+from service.theory.equivalence import improvement, tolerance
 from service.theory.implicit_update import (
     ImplicitUpdate,
     NonFinite,
@@ -46,22 +38,17 @@ __all__ = [
     "LowRank",
     "NonFinite",
     "RankOne",
-    "Scope",
     "Trajectory",
-    "Verdict",
     "below_noise",
     "compare",
     "discrepancy",
     "dot",
-    "gate",
     "implicit_update",
     "improvement",
     "joint_update",
     "kl_divergence",
-    "kl_gate",
     "norm",
     "tolerance",
     "trajectory",
     "update_on_base",
-    "verdict",
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.activations import Reduce, capture
+from service.analysis.activations import Reduce, activations
 from service.engine import drive
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS
@@ -27,7 +27,7 @@ def test_activations_equal_the_oracles(subject: Subject, reduce: Reduce) -> None
     model = subject.model
     ids = [subject.ids(prompt) for prompt in PROMPTS]
     layers = list(range(model.n_layers))[::-1]
-    answer = drive(model, capture(model, ids, POSITIONS, layers, POINTS, reduce))
+    answer = drive(model, activations(model, ids, POSITIONS, layers, POINTS, reduce))
     assert len(answer) == len(ids)
     for prompt, rows, found in zip(ids, POSITIONS, answer, strict=True):
         trace = subject.oracle.run(prompt)
@@ -48,7 +48,7 @@ def test_other_points_layers_and_positions_disagree(subject: Subject) -> None:
     """No other hook point, layer or position agrees with the one that was asked for."""
     ids, layer = subject.ids(IDS), 1
     trace = subject.oracle.run(ids)
-    (found,) = drive(subject.model, capture(subject.model, [ids], [(4,)], [layer], POINTS, "none"))
+    (found,) = drive(subject.model, activations(subject.model, [ids], [(4,)], [layer], POINTS, "none"))
     for one in found.activations:
         values, point = one.values[0].double().numpy(), one.hook_point
         wrong = [trace[layer, point][5], trace[layer, point][3], trace[2, point][4]]

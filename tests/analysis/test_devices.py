@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.analysis.activations import capture
+from service.analysis.activations import activations
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.model_checks import model_checks
 from service.analysis.self_check import self_check
@@ -53,7 +53,7 @@ def test_activations_equal_float64_within_the_dtype(
     ids = one.ids(CONTEXT)
     layers = range(one.model.n_layers)
     (found,) = drive(
-        one.model, capture(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
+        one.model, activations(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
     )
     assert len(found.activations) == len(layers) * len(POINTS)
     truth = one.oracle.run(ids, range(len(ids)))

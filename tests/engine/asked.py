@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from service.engine import Engine, Model, Question, Run, Site
+from service.engine import Engine, Model, Plan, Question, Run, Site
 from service.errors import Loading
 
 READ = Site(1, "resid_post")
@@ -64,7 +64,7 @@ def in_loop(work: Coroutine[Any, Any, None]) -> None:
 async def occupied(engine: Engine) -> tuple[asyncio.Task[Any], threading.Event]:
     """Occupy the engine's thread with a question until the returned event is set."""
     begun, release = threading.Event(), threading.Event()
-    task = asyncio.create_task(engine.ask(holding(begun, release), SECONDS))
+    task = asyncio.create_task(engine.ask(Plan(holding(begun, release)), SECONDS))
     await until(begun.is_set)
     return task, release
 

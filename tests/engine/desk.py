@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from service.engine import Activations, Model, Question, Run, Site
+from service.engine import Activations, Model, Plan, Question, Run, Site
 from service.engine.scheduler import Scheduler, Ticket
 
 READ = Site(1, "resid_post")
@@ -61,7 +61,7 @@ class Desk:
             assert name not in self.ended, "settled twice"
             self.ended[name] = answer if error is None else error
 
-        ticket = kind(question, time.monotonic() + seconds, settle)
+        ticket = kind(Plan(question), time.monotonic() + seconds, settle)
         self.scheduler.admit(ticket)
         return ticket
 

@@ -29,7 +29,7 @@ def test_ask_returns_the_same_answer_as_drive(tiny: Model) -> None:
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            answer, timings = await engine.ask(reading(1, 2, 3), SECONDS)
+            answer, timings = await engine.ask(Plan(reading(1, 2, 3)), SECONDS)
             assert torch.equal(answer, expected)
             assert timings.forward > 0.0
             assert engine.model is tiny
@@ -48,8 +48,8 @@ def test_tickets_are_never_formatted(tiny: Model, monkeypatch: pytest.MonkeyPatc
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            await engine.ask(reading(1, 2, 3), SECONDS)
-            left = asyncio.create_task(engine.ask(reading(1, 2, 3), SECONDS))
+            await engine.ask(Plan(reading(1, 2, 3)), SECONDS)
+            left = asyncio.create_task(engine.ask(Plan(reading(1, 2, 3)), SECONDS))
             await asyncio.sleep(0)
             left.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -70,7 +70,7 @@ def test_concurrent_questions_get_their_own_answers(tiny: Model, batching: bool)
         engine = sound(tiny, batching=batching, observe=lambda _seconds, runs: shared.append(runs))
         with running(engine):
             answers = await asyncio.gather(
-                *(engine.ask(reading(1, 2, i), SECONDS) for i in expected)
+                *(engine.ask(Plan(reading(1, 2, i)), SECONDS) for i in expected)
             )
             for (answer, _), right in zip(answers, expected.values(), strict=True):
                 torch.testing.assert_close(answer, right, rtol=5e-6, atol=5e-6)
@@ -93,7 +93,7 @@ def test_model_raises_loading_until_loaded(tiny: Model) -> None:
         with running(Engine(load, lambda _model: True, threads=1)) as engine:
             with pytest.raises(Loading):
                 engine.model
-            asked = asyncio.create_task(engine.ask(reading(1, 2), SECONDS))
+            asked = asyncio.create_task(engine.ask(Plan(reading(1, 2)), SECONDS))
             await until(lambda: engine.waiting == 1)
             release.set()
             answer, _ = await asked
@@ -130,14 +130,14 @@ def test_load_error_is_fatal_and_refuses_questions(tiny: Model, part: str) -> No
     async def main() -> None:
         load = failing if part == "load" else lambda: tiny
         with running(Engine(load, failing, threads=1)) as engine:
-            asked = asyncio.create_task(engine.ask(reading(1), SECONDS))
+            asked = asyncio.create_task(engine.ask(Plan(reading(1)), SECONDS))
             await until(lambda: engine.waiting == 1)
             release.set()
             with pytest.raises(Draining):
                 await asked
             await until(lambda: engine.fatal is error)
             with pytest.raises(Draining):
-                await engine.ask(reading(1), SECONDS)
+                await engine.ask(Plan(reading(1)), SECONDS)
             with pytest.raises(Loading):
                 engine.model
 
@@ -151,18 +151,18 @@ def test_full_queue_refuses_with_retry_after(tiny: Model) -> None:
     async def main() -> None:
         with running(sound(tiny, queue_size=2, batching=False)) as engine:
             held, release = await occupied(engine)
-            waiting = [asyncio.create_task(engine.ask(reading(i), SECONDS)) for i in (1, 2)]
+            waiting = [asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS)) for i in (1, 2)]
             await until(lambda: engine.waiting == 2)
             assert not engine.idle
             with pytest.raises(QueueFull) as refused:
-                await engine.ask(reading(3), SECONDS)
+                await engine.ask(Plan(reading(3)), SECONDS)
             assert refused.value.retry_after >= 1.0
             assert refused.value.retry_after == int(refused.value.retry_after)
             release.set()
             assert (await held)[0] == "released"
             for i, task in zip((1, 2), waiting, strict=True):
                 assert torch.equal((await task)[0], drive(tiny, reading(i)))
-            await engine.ask(reading(3), SECONDS)
+            await engine.ask(Plan(reading(3)), SECONDS)
 
     in_loop(main())
 
@@ -173,17 +173,17 @@ def test_question_is_refused_if_the_wait_exceeds_its_deadline(tiny: Model) -> No
 
     async def main() -> None:
         with running(sound(tiny, batching=False)) as engine:
-            await engine.ask(reading(1), SECONDS, Work(rows=1))
+            await engine.ask(Plan(reading(1)), SECONDS, Work(rows=1))
             held, release = await occupied(engine)
             large = Work(rows=1_000_000, layers=1000)
-            waits = asyncio.create_task(engine.ask(reading(2), SECONDS, large))
+            waits = asyncio.create_task(engine.ask(Plan(reading(2)), SECONDS, large))
             await until(lambda: engine.waiting == 1)
             wait = engine.outstanding_seconds
             assert wait > 1.0
             with pytest.raises(QueueFull) as refused:
-                await engine.ask(reading(3), wait / 2, Work(rows=1))
+                await engine.ask(Plan(reading(3)), wait / 2, Work(rows=1))
             assert wait / 2 <= refused.value.retry_after <= wait / 2 + 1
-            patient = asyncio.create_task(engine.ask(reading(3), 2 * wait, Work(rows=1)))
+            patient = asyncio.create_task(engine.ask(Plan(reading(3)), 2 * wait, Work(rows=1)))
             await until(lambda: engine.waiting == 2)
             waits.cancel()
             await until(lambda: engine.waiting == 1)
@@ -222,11 +222,11 @@ def test_batching_accepts_several_questions_without_a_queue(tiny: Model) -> None
             held, release = await occupied(engine)
             tasks: list[asyncio.Task[Any]] = [held]
             tasks += [
-                asyncio.create_task(engine.ask(reading(i), SECONDS)) for i in range(ACTIVE - 1)
+                asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS)) for i in range(ACTIVE - 1)
             ]
             await asyncio.sleep(0.01)
             with pytest.raises(QueueFull):
-                await engine.ask(reading(1), SECONDS)
+                await engine.ask(Plan(reading(1)), SECONDS)
             release.set()
             await asyncio.gather(*tasks)
 
@@ -241,7 +241,7 @@ def test_deadline_passed_in_the_queue_raises(tiny: Model) -> None:
         engine = sound(tiny, batching=False, observe=lambda _seconds, runs: forwards.append(runs))
         with running(engine):
             held, release = await occupied(engine)
-            late = asyncio.create_task(engine.ask(reading(1), 0.02))
+            late = asyncio.create_task(engine.ask(Plan(reading(1)), 0.02))
             await until(lambda: engine.waiting == 1)
             await asyncio.sleep(0.05)
             release.set()
@@ -264,14 +264,14 @@ def test_cancelled_waiting_question_never_starts(tiny: Model) -> None:
     async def main() -> None:
         with running(sound(tiny, batching=False)) as engine:
             held, release = await occupied(engine)
-            gone = asyncio.create_task(engine.ask(noting(), SECONDS))
+            gone = asyncio.create_task(engine.ask(Plan(noting()), SECONDS))
             await until(lambda: engine.waiting == 1)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
             release.set()
             await held
-            answer, _ = await engine.ask(reading(1, 2), SECONDS)
+            answer, _ = await engine.ask(Plan(reading(1, 2)), SECONDS)
             assert torch.equal(answer, drive(tiny, reading(1, 2)))
             assert started == []
 
@@ -288,7 +288,7 @@ def test_draining_answers_active_questions_only(tiny: Model) -> None:
         held, release = await occupied(engine)
         engine.draining = True
         with pytest.raises(Draining) as refused:
-            await engine.ask(reading(1), SECONDS)
+            await engine.ask(Plan(reading(1)), SECONDS)
         assert refused.value.retry_after >= 1.0
         release.set()
         assert (await held)[0] == "released"
@@ -296,7 +296,7 @@ def test_draining_answers_active_questions_only(tiny: Model) -> None:
             await asyncio.to_thread(engine.close)
         assert engine.idle
         with pytest.raises(Draining):
-            await engine.ask(reading(1), SECONDS)
+            await engine.ask(Plan(reading(1)), SECONDS)
 
     in_loop(main())
 
@@ -314,9 +314,9 @@ def test_close_refuses_active_and_waiting_questions(tiny: Model) -> None:
     async def main() -> None:
         engine = sound(tiny, batching=False, observe=lambda _seconds, runs: forwards.append(runs))
         engine.start()
-        runs = asyncio.create_task(engine.ask(long(), SECONDS))
+        runs = asyncio.create_task(engine.ask(Plan(long()), SECONDS))
         await until(begun.is_set)
-        waits = asyncio.create_task(engine.ask(reading(1), SECONDS))
+        waits = asyncio.create_task(engine.ask(Plan(reading(1)), SECONDS))
         await until(lambda: engine.waiting == 1)
         closing = asyncio.create_task(asyncio.to_thread(engine.close))
         await until(lambda: engine.draining)
@@ -342,7 +342,7 @@ def test_compute_thread_is_in_inference_mode(tiny: Model) -> None:
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            assert (await engine.ask(question(), SECONDS))[0] == (True, "compute")
+            assert (await engine.ask(Plan(question()), SECONDS))[0] == (True, "compute")
 
     in_loop(main())
 
@@ -359,8 +359,8 @@ def test_error_of_a_question_reaches_its_caller(tiny: Model) -> None:
     async def main() -> None:
         with running(sound(tiny)) as engine:
             with pytest.raises(ArithmeticError) as climbed:
-                await engine.ask(question(), SECONDS)
+                await engine.ask(Plan(question()), SECONDS)
             assert climbed.value is error
-            assert torch.equal((await engine.ask(reading(7), SECONDS))[0], drive(tiny, reading(7)))
+            assert torch.equal((await engine.ask(Plan(reading(7)), SECONDS))[0], drive(tiny, reading(7)))
 
     in_loop(main())

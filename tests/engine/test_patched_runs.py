@@ -169,7 +169,7 @@ def test_split_pack_computes_the_source_again(
         batching=True,
         observe=lambda _seconds, count: packs.append(count),
     )
-    scheduler.admit(Ticket(asking(runs), deadline=float("inf"), settle=settle))
+    scheduler.admit(Ticket(Plan(asking(runs)), deadline=float("inf"), settle=settle))
     while scheduler.active:
         scheduler.turn()
     context, *patched = answers[0]
