@@ -1,4 +1,4 @@
-"""The theory over HTTP: answers are what the contract says, and the oracle's numbers."""
+"""The theory over HTTP: answers match the contract's schemas and the oracle's numbers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ CONTEXT, QUERY = [40, 7, 200, 91, 3], [18, 150]
 PAIR = {"context": CONTEXT, "query": QUERY}
 ALL: dict[str, Any] = {"positions": "all"}
 CLOSE = 1e-3
-"""Far above the agreement rule, far below any wrong formula; the rule is held in analysis."""
+"""Far above the agreement rule and far below any wrong formula; tests/analysis holds the rule."""
 
 
 def ask(client: httpx.Client, resource: str, **changes: Any) -> Any:
-    """The answer, validated as what the contract says it is, and as JSON."""
+    """The answer as JSON, after validation with its schema."""
     path, model = PATHS[resource]
     response = client.post(path, json=PAIR | changes)
     assert response.status_code == 200, response.text
@@ -41,12 +41,12 @@ def ask(client: httpx.Client, resource: str, **changes: Any) -> Any:
 
 
 def question(model: GPT2, baseline: oracle.Baseline = "matched") -> oracle.Question:
-    """The same in the oracle."""
+    """The same question in the oracle."""
     return oracle.ask(model, CONTEXT, QUERY, baseline, anchor=0)
 
 
 def near(value: Any) -> Any:
-    """About that."""
+    """Approximately equal to `value`, within `CLOSE`."""
     return pytest.approx(value, rel=CLOSE)
 
 
@@ -57,7 +57,7 @@ Held = Callable[[Any, GPT2], None]
 
 
 def sequential_updates(said: Any, model: GPT2) -> None:
-    """Norms are those of the patched stream."""
+    """The norms equal those on the patched stream."""
     assert said["stream"] == "sequential"
     for one in said["updates"]:
         theirs = oracle.sequential(question(model), one["position"]).updates[one["layer"]]
@@ -75,7 +75,7 @@ def split_updates(said: Any, model: GPT2) -> None:
 
 
 def reused_updates(said: Any, model: GPT2) -> None:
-    """One entry a probe, in its order."""
+    """One entry per probe, in the order of the probes."""
     for one in said["updates"]:
         change = oracle.update(question(model), one["layer"], one["position"])
         for i, probe in enumerate(([9], [30, 31])):
@@ -85,7 +85,7 @@ def reused_updates(said: Any, model: GPT2) -> None:
 
 
 def joint_updates(said: Any, model: GPT2) -> None:
-    """Factors whose product is the least solution, one entry a layer."""
+    """One entry per layer, whose factors multiply to the solution of least norm."""
     assert [one["layer"] for one in said["updates"]] == [2, 0]
     for one in said["updates"]:
         adapter(JointUpdate).validate_python(one)
@@ -101,7 +101,7 @@ def joint_updates(said: Any, model: GPT2) -> None:
 
 
 def model_checks(said: Any, model: GPT2) -> None:
-    """It holds in float64, says that its stream is the sequential one, and gives the logits."""
+    """The check holds in float64 on the sequential stream, and reports the logits."""
     assert (said["holds"], said["verdict"]) == (True, "holds")
     assert (said["stream"], said["precision"]) == ("sequential", "float64")
     assert len(said["checks"]) == 6
@@ -124,7 +124,7 @@ def joint_checks(said: Any, model: GPT2) -> None:
 
 
 def ways(said: Any, model: GPT2) -> None:
-    """Anchored: the anchor is token 0 of the echoed context and of no span."""
+    """The anchor is token 0 of the echoed context and belongs to no span."""
     assert said["tokens"]["context"][0]["special"]
     for one in said["layers"]:
         assert [step["span"] for step in one["steps"]] == [[i, i + 1] for i in range(1, 6)]
@@ -135,7 +135,7 @@ def ways(said: Any, model: GPT2) -> None:
 
 
 def shares(said: Any, model: GPT2) -> None:
-    """The spans that were asked for, with a gap before them."""
+    """The requested spans, with a gap before and between them."""
     for one in said["layers"]:
         spans = [(2, 3), (4, 6)]
         asked = question(model, "anchored")
@@ -160,21 +160,21 @@ ANSWERED: list[tuple[str, dict[str, Any], Held]] = [
 
 
 @pytest.mark.parametrize(("resource", "changes", "held"), ANSWERED)
-def test_answers(
+def test_answers_equal_the_oracles(
     tiny_client: httpx.Client,
     tiny_oracle: GPT2,
     resource: str,
     changes: dict[str, Any],
     held: Held,
 ) -> None:
-    """Each is the contract's model and the oracle's numbers, and repeats what it is relative to."""
+    """Each answer matches its schema and the oracle, and states its baseline."""
     said = ask(tiny_client, resource, **changes)
     assert said["baseline"] == changes.get("baseline", "matched")
     held(said, tiny_oracle)
 
 
-def test_sentences_are_the_default(tiny_client: httpx.Client) -> None:
-    """A text has its sentences as spans, in the tokens of the answer itself."""
+def test_default_spans_are_sentences(tiny_client: httpx.Client) -> None:
+    """A text context has its sentences as default spans, in the answer's own tokens."""
     text = "In D.C. the cab is. A bad"
     said = ask(tiny_client, "shares", context=text, query=" the", layers=[0])
     texts = [token["text"] for token in said["tokens"]["context"]]
@@ -182,8 +182,8 @@ def test_sentences_are_the_default(tiny_client: httpx.Client) -> None:
     assert found == ["In D.C.", " the cab is.", " A bad"]
 
 
-def test_joint_factors_as_safetensors(tiny_client: httpx.Client) -> None:
-    """The file holds the same numbers under their paths."""
+def test_joint_factors_in_safetensors_equal_json(tiny_client: httpx.Client) -> None:
+    """The safetensors file holds the same numbers under their paths."""
     body = PAIR | JOINT | {"layers": [1]}
     path, _ = PATHS["updates"]
     packed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})
