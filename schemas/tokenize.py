@@ -13,7 +13,7 @@ from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 
 
 class TokenizeRequest(Request):
-    """Either prompts, or a context and a query."""
+    """The prompts to tokenise, or a context and a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -37,7 +37,7 @@ class TokenizeRequest(Request):
         pair = self.context is not None and self.query is not None
         half = self.context is not None or self.query is not None
         if (self.prompts is None) != pair or (self.prompts is not None and half):
-            raise ValueError("give `prompts`, or `context` and `query`")
+            raise ValueError("Give `prompts`, or `context` and `query`.")
         return self
 
 

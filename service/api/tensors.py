@@ -27,17 +27,17 @@ JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 
 NUMBER_BYTES = 16
-"""The longest that a float32 number gets, with its comma."""
+"""Maximum characters of a float32 number in JSON, with its comma."""
 
 Write = Callable[[str, NDArray[Any]], dict[str, Any]]
 
 
 def negotiate(accept: str | None, offered: Sequence[str]) -> str:
-    """The media type to answer in: what the caller likes best, of equals what it names first.
+    """The media type of the answer: the one that the client prefers, then the one named first.
 
     Args:
-        accept: The request's `Accept`, if any.
-        offered: What there is, the default first.
+        accept: The request's `Accept` header, if any.
+        offered: Available media types, the default first.
 
     Raises:
         ProblemError: `not_acceptable`.
@@ -52,7 +52,7 @@ def negotiate(accept: str | None, offered: Sequence[str]) -> str:
 
 
 def _range(part: str) -> tuple[str, float]:
-    """One media range of an `Accept`, with its quality."""
+    """One media range of an `Accept` header and its quality."""
     media, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
     try:
@@ -62,18 +62,18 @@ def _range(part: str) -> tuple[str, float]:
 
 
 def _liking(ranges: Mapping[str, float], media: str) -> float:
-    """The quality of the most specific range that a media type is in."""
+    """The quality of the most specific range that contains a media type."""
     specific = (media, "application/*", "*/*")
     return next((ranges[name] for name in specific if name in ranges), 0.0)
 
 
 def tensor_bytes(numbers: int, media: str, encoding: Encoding) -> int:
-    """At most how many bytes the tensors of an answer take.
+    """Maximum bytes of the tensors of an answer.
 
     Args:
-        numbers: How many float32 numbers they hold.
-        media: What the answer will be written as.
-        encoding: How they will be, in JSON.
+        numbers: Number of float32 numbers in them.
+        media: Media type of the answer.
+        encoding: Form of the tensors in JSON.
     """
     if media == SAFETENSORS:
         return numbers * 4
@@ -141,7 +141,7 @@ def _under(path: str, name: str) -> str:
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    """In C order and little-endian; half precision as float32, which holds it exactly."""
+    """A tensor as an array in C order. Half precision becomes float32, which holds it exactly."""
     wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     return np.ascontiguousarray(wide.numpy())
 

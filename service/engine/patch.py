@@ -1,7 +1,7 @@
 """Blocks with changed weights.
 
-The patched weights exist for one product and the resident ones are never written: an update that
-is edited in and subtracted back is not bit-exact.
+Patched weights exist for one product. Resident weights are never written, because adding an update
+and subtracting it again is not bit-exact.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def patched_mlp_pre(
     """`n·(W + ΔW) + b`, (rows, d_mlp).
 
     Args:
-        block: Whose first MLP layer, in the dtype of n.
+        block: The block, in the dtype of n.
         n: mlp_in, (rows, d_model).
         weight: The updates ΔW, (updates, ...).
         apply: `materialized` forms W + ΔW and multiplies by it; `factored` adds (n·a) b to n·W.
-        who: Which update each row has, (rows,); None where row i has update i.
+        who: Index of each row's update, (rows,); None: row i has update i.
     """
     whose = torch.arange(len(n), device=n.device) if who is None else who
     if apply == "factored":
@@ -167,15 +167,15 @@ class _PatchedRows:
 def layer_patch(
     patched: Sequence[PatchedRun], layer: int, block: Block, rows: Index, h: Tensor, n: Tensor
 ) -> LayerPatch | None:
-    """The patches of a block, formed from the rows that are in it, or None.
+    """Form the patches of a block; None if it has none.
 
     Args:
         patched: The patched runs of the pack.
-        layer: Which block.
-        block: It, in the dtype of the runs.
-        rows: The pack's rows that are in it, ascending.
-        h: Their resid_mid, (rows, d_model).
-        n: Their mlp_in, (rows, d_model).
+        layer: Index of the block.
+        block: The block, in the dtype of the runs.
+        rows: The pack's rows that reach the block, ascending.
+        h: resid_mid of these rows, (rows, d_model).
+        n: mlp_in of these rows, (rows, d_model).
     """
     here = [(i, run) for i, run in enumerate(patched) if layer <= run.depth]
     following = [(i, run) for i, run in here if isinstance(run.patch, Follow)]
@@ -214,5 +214,5 @@ def layer_patch(
 
 
 def _places(rows: Index, wanted: Sequence[int], device: torch.device) -> Tensor:
-    """Where some of the pack's rows are among those in a block."""
+    """Indices of some of the pack's rows among those that reach a block."""
     return torch.from_numpy(rows.searchsorted(wanted)).to(device)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.engine import Model
-from service.engine.families import BLOCKS, FAMILIES, Affine, Block, Norm, affine
+from service.engine.families import FAMILIES, PACKED, Affine, Block, Norm, affine
 from tests.engine.made import POINTS, reference
 
 
@@ -57,7 +57,7 @@ def test_packed_layout_keeps_the_matrix_and_its_products(rows: int, keep: bool) 
     weight = torch.randn(96, 200, generator=generator)[:, 8:]
     bias, x = (torch.randn(*shape, generator=generator) for shape in ((192,), (rows, 96)))
     blocks = affine(weight, bias, keep=keep)
-    assert blocks.matrix.is_mkldnn == BLOCKS
+    assert blocks.matrix.is_mkldnn == PACKED
     assert torch.equal(blocks.weight, weight)
     assert torch.equal(blocks.to(torch.float64).weight, weight.double())
     exact = torch.addmm(bias.double(), x.double(), weight.double())
@@ -65,7 +65,7 @@ def test_packed_layout_keeps_the_matrix_and_its_products(rows: int, keep: bool) 
     assert (blocks(x) - exact).norm() <= 1e-6 * exact.norm()
 
 
-@pytest.mark.skipif(not BLOCKS, reason="torch has no packed layout for this processor")
+@pytest.mark.skipif(not PACKED, reason="torch has no packed layout for this processor")
 def test_row_counts_are_padded_to_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row counts are padded to under 100 steps per 1,024, because oneDNN compiles a kernel per row
     count."""

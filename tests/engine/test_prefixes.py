@@ -49,9 +49,7 @@ def keep(prefixes: Prefixes, run: Run) -> int:
 
 def found(prefixes: Prefixes, run: Run) -> Tensor:
     """The cached layers and rows of a run, (layers, 2, heads, rows, d_head)."""
-    parts = [
-        part.stretch.layers[: run.depth + 1, ..., : part.rows, :] for part in prefixes.find(run)
-    ]
+    parts = [part.node.layers[: run.depth + 1, ..., : part.rows, :] for part in prefixes.find(run)]
     return torch.cat(parts, -2) if parts else torch.empty(run.depth + 1, 2, HEADS, 0, D_HEAD)
 
 
@@ -72,8 +70,8 @@ def test_cached_rows_equal_computed_rows(runs: list[tuple[list[int], int, int]],
         assert torch.equal(known, computed(tokens, layer + 1)[..., : known.shape[-2], :])
         keep(prefixes, run)
         kept = list(prefixes._by_use)
-        assert prefixes.bytes == sum(stretch.size for stretch in kept) <= prefixes.budget
-        assert all(stretch.parent is None or stretch.parent in kept for stretch in kept)
+        assert prefixes.bytes == sum(node.size for node in kept) <= prefixes.budget
+        assert all(node.parent is None or node.parent in kept for node in kept)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, LONGEST, LONGEST + 1, 3 * LONGEST - 1])
