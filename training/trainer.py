@@ -21,8 +21,8 @@ OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
 """AdamW's learning rates for embeddings, biases and norms, and for the positions."""
 OTHER_EPSILON = 1e-5
 """AdamW's epsilon. Most tokens are in few rows. In all other rows the tied head's softmax gives
-each of them a gradient of about 1e-6 in the same direction (a token in the row gets 1e-4). With AdamW's
-usual 1e-8 these gradients make full steps, and rare tokens drift into one cluster."""
+each of them a gradient of about 1e-6 in the same direction (a token in the row gets 1e-4). With
+AdamW's usual 1e-8 these gradients make full steps, and rare tokens drift into one cluster."""
 CLIP = 1.0
 WARM_UP_STEPS = 60
 TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 7_000_000, 0.02

@@ -18,7 +18,7 @@ def test_untrained_model_predicts_repeated_tokens() -> None:
 
 
 def test_planted_heads_attend_to_their_positions() -> None:
-    """Heads 0 to 2 attend to 1, 2 and 3 tokens back in block 0, and to earlier copies in block 1."""
+    """Heads attend to 1, 2 and 3 tokens back in block 0, and to earlier copies in block 1."""
     model = new_model(VOCABULARY, seed=0).eval()
     block = torch.randint(1, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
