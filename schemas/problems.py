@@ -58,13 +58,19 @@ class Kind(NamedTuple):
 
 PROBLEMS: dict[str, Kind] = {
     "malformed_request": Kind(
-        400, "Malformed request", "The bytes are not an HTTP/1.1 request. The connection is closed."
+        400,
+        "Malformed request",
+        "The bytes are not an HTTP/1.1 request. The connection is closed.",
     ),
     "malformed_json": Kind(
-        400, "Malformed JSON", "The body is not JSON in UTF-8, or its nesting is too deep."
+        400,
+        "Malformed JSON",
+        "The body is not JSON in UTF-8, or its nesting is too deep.",
     ),
     "missing_key": Kind(
-        401, "Missing key", "The service needs a key. Send `Authorization: Bearer KEY`."
+        401,
+        "Missing key",
+        "The service needs a key. Send `Authorization: Bearer KEY`.",
     ),
     "wrong_key": Kind(403, "Wrong key", "The key is not one of the configured keys."),
     "not_found": Kind(404, "Not found", "The service has no resource at this path."),
@@ -85,13 +91,19 @@ PROBLEMS: dict[str, Kind] = {
         "The request did not arrive in time. The connection is closed.",
     ),
     "body_too_large": Kind(
-        413, "Body too large", "The body has more bytes than `limit`. Split the request."
+        413,
+        "Body too large",
+        "The body has more bytes than `limit`. Split the request.",
     ),
     "too_many_items": Kind(
-        413, "Too many items", "The request has more prompts than `limit`. Split it."
+        413,
+        "Too many items",
+        "The request has more prompts than `limit`. Split it.",
     ),
     "unsupported_media_type": Kind(
-        415, "Unsupported media type", "Send the body as `application/json`, uncompressed."
+        415,
+        "Unsupported media type",
+        "Send the body as `application/json`, uncompressed.",
     ),
     "unknown_host": Kind(
         421,
@@ -105,13 +117,15 @@ PROBLEMS: dict[str, Kind] = {
         "This combination of options is not defined. `errors` names the option.",
     ),
     "no_anchor_token": Kind(
-        422, "No anchor token", "The tokenizer has no <|endoftext|>. Choose another baseline."
+        422,
+        "No anchor token",
+        "The tokenizer has no <|endoftext|>. Choose another baseline.",
     ),
     "bad_span": Kind(
         422,
         "Bad span",
-        "Spans are half-open, not empty, in ascending order, and do not overlap. Those of `without` "
-        "leave at least one token.",
+        "Spans are half-open, not empty, in ascending order, and do not overlap. Those of "
+        "`without` leave at least one token.",
     ),
     "empty_context": Kind(422, "Empty context", "The context has no tokens."),
     "empty_query": Kind(422, "Empty query", "The query or a prompt has no tokens."),
@@ -122,11 +136,15 @@ PROBLEMS: dict[str, Kind] = {
     ),
     "layer_out_of_range": Kind(422, "Layer out of range", "The model has no such layer."),
     "position_out_of_range": Kind(
-        422, "Position out of range", "The query or the prompt has no token at this position."
+        422,
+        "Position out of range",
+        "The query or the prompt has no token at this position.",
     ),
     "token_out_of_range": Kind(422, "Token out of range", "The token id is not in the vocabulary."),
     "unknown_hook_point": Kind(
-        422, "Unknown hook point", "The model has no such hook point. `/v1/model` names them."
+        422,
+        "Unknown hook point",
+        "The model has no such hook point. `/v1/model` names them.",
     ),
     "never_fits": Kind(
         422,
@@ -136,11 +154,13 @@ PROBLEMS: dict[str, Kind] = {
     "queue_full": Kind(
         429,
         "Queue full",
-        "The queue is full, or the expected wait exceeds the deadline. Retry after `Retry-After` "
-        "seconds.",
+        "The queue is full, or the expected wait exceeds the deadline. Retry after "
+        "`Retry-After` seconds.",
     ),
     "headers_too_large": Kind(
-        431, "Headers too large", "The request's head is too long. The connection is closed."
+        431,
+        "Headers too large",
+        "The request's head is too long. The connection is closed.",
     ),
     "internal": Kind(
         500,
@@ -153,7 +173,9 @@ PROBLEMS: dict[str, Kind] = {
         "The model computed NaN or infinity, or a vector of norm 0 that ΔW divides by.",
     ),
     "loading": Kind(
-        503, "Loading", "The model is still loading. Retry after `Retry-After` seconds."
+        503,
+        "Loading",
+        "The model is still loading. Retry after `Retry-After` seconds.",
     ),
     "draining": Kind(503, "Draining", "The service is shutting down and accepts no new requests."),
     "out_of_memory": Kind(
@@ -167,7 +189,9 @@ PROBLEMS: dict[str, Kind] = {
         "The equivalence check at start did not hold, so the service returns no numbers.",
     ),
     "deadline_exceeded": Kind(
-        504, "Deadline exceeded", "The request was not answered within its deadline."
+        504,
+        "Deadline exceeded",
+        "The request was not answered within its deadline.",
     ),
 }
 """Every problem by its code. The log also has status 499, for a client that left."""

@@ -250,8 +250,8 @@ class Engine:
         return True
 
     def _has_slot(self, ticket: Ticket, active: Iterable[Ticket]) -> bool:
-        """Whether a question may run. Questions of few and of many rows have separate slots, so that
-        neither waits for the others."""
+        """Whether a question may run. Questions of few and of many rows have separate slots, so
+        that neither waits for the others."""
         alike = [one for one in active if not self._batching or _is_small(one) == _is_small(ticket)]
         return len(alike) < self._active
 

@@ -178,7 +178,7 @@ class Prefixes:
             self.bytes += node.size
 
     def _shrink(self) -> None:
-        """Evict the least recently used nodes. A use marks ancestors too, so these have no children."""
+        """Evict the least recently used nodes, which have no children: a use marks ancestors."""
         while self.bytes > self.budget:
             node, _ = self._by_use.popitem(last=False)
             level = self._roots if node.parent is None else node.parent.children
