@@ -5,17 +5,17 @@ ENV PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /app
 
-# The code, installed beside: neither its sources nor what a build leaves behind are in the image.
+# This stage installs the code to /installed, so that the image contains neither the sources nor build files.
 FROM base AS code
 COPY . /src
 RUN python -m pip install --no-deps --root /installed /src
 
 FROM base
-# A CPU image stays small with the default; for a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
+# The default installs the small CPU build. For a GPU: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu130
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
-# Dependencies change rarely and are large: a layer of their own, before the code. Torch's tests and headers serve
-# nobody, and take 180 MB.
+# Dependencies change rarely and are large, so they have their own layer before the code. The service needs neither
+# torch's tests nor its headers, which take 180 MB.
 COPY requirements.lock ./
 RUN python -m pip install \
         ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "$(grep ^torch== requirements.lock)" \
@@ -28,8 +28,8 @@ RUN groupadd --system --gid 10001 deltaw \
     && useradd --system --uid 10001 --gid deltaw --home-dir /nonexistent deltaw \
     && install -d -o deltaw -g deltaw /var/cache/deltaw
 
-# All that is ever written goes to the volume, so the root file system may be read-only. A container's address is
-# public to its network: give DELTAW_API_KEYS, or DELTAW_INSECURE=true behind a proxy.
+# The service writes only to the volume, so the root file system can be read-only. A container's address is public
+# to its network: set DELTAW_API_KEYS, or DELTAW_INSECURE=true behind a proxy.
 ENV OMP_WAIT_POLICY=PASSIVE \
     HF_HOME=/var/cache/deltaw \
     HF_HUB_DISABLE_TELEMETRY=1 \

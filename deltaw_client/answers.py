@@ -1,33 +1,38 @@
-"""Answers: the models of `schemas`, with tensors as NumPy arrays and with what came beside them.
+"""Answers: the dataclasses of `schemas`, with tensors as NumPy arrays and with the reply.
 
-An answer is validated from its JSON in one pass, in which each tensor's place takes its array; the
-numbers themselves are not looked at. A field of a later service is passed over.
+An answer is validated from its JSON in one pass, which puts each array in its tensor's place and
+does not look at the numbers. Fields of a later service are ignored.
 """
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, PlainSerializer, PlainValidator, PrivateAttr, ValidationInfo
+from pydantic import PlainSerializer, PlainValidator, ValidationInfo
 from typing_extensions import TypeAliasType
 
-from schemas.activations import ActivationsAnswer
+from schemas.activations import ActivationsAnswer, PromptActivations
 from schemas.attributions import AttributionsAnswer
 from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, Update, WeightUpdatesAnswer
+from schemas.weight_updates import (
+    JointUpdate,
+    JointUpdatesAnswer,
+    Update,
+    WeightUpdatesAnswer,
+)
 
 
 def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
-    """A tensor in any of its forms: a path into a safetensors file, base64, or nested lists."""
+    """Read a tensor from a path into a safetensors file, from base64, or from nested lists."""
     if isinstance(value, np.ndarray):
         return value
     try:
@@ -44,7 +49,7 @@ def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
 
 
 def _tensor(array: NDArray[Any]) -> dict[str, Any]:
-    """The wire's form, in which every bit is kept."""
+    """Write a tensor in base64, which keeps every bit."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     data = base64.b64encode(little.tobytes()).decode()
     name = array.dtype.name
@@ -52,21 +57,21 @@ def _tensor(array: NDArray[Any]) -> dict[str, Any]:
 
 
 DURATION = re.compile(r"([\w-]+)\s*;(?:[^,;]*;)*?\s*dur=(\d+(?:\.\d+)?)")
-"""An entry of `Server-Timing` that says how long, whatever else it says."""
+"""An entry of `Server-Timing` that has a duration."""
 Array = TypeAliasType(
     "Array", Annotated[NDArray[Any], PlainValidator(_array), PlainSerializer(_tensor)]
 )
-"""A tensor in a program: float32 or float64, read-only where it is a view of what came."""
+"""A tensor as an array, float32 or float64. It is read-only if it is a view of the reply."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came over HTTP.
+    """An HTTP response.
 
     Args:
-        status: Of the answer.
-        headers: By lower-case name.
-        content: The body's bytes.
+        status: HTTP status.
+        headers: Headers by lower-case name.
+        content: Bytes of the body.
     """
 
     status: int
@@ -80,23 +85,24 @@ class Reply:
 
     @property
     def server_timing(self) -> dict[str, float]:
-        """`Server-Timing` as seconds by name; entries that only describe are passed over."""
+        """`Server-Timing` as seconds by name. Entries without a duration are ignored."""
         found = DURATION.findall(self.headers.get("server-timing", ""))
         return {name: round(float(ms) / 1000, 6) for name, ms in found}
 
 
-class Received(BaseModel):
-    """An answer with what came beside it."""
+class Received:
+    """The reply that an answer was read from."""
 
-    _reply: Reply = PrivateAttr()
+    _reply: Reply
 
     def attach(self, reply: Reply) -> None:
-        """Keep what the answer was read from."""
-        self._reply = reply
+        """Keep the reply."""
+        # The dataclasses of answers are frozen; the reply is no field of theirs.
+        object.__setattr__(self, "_reply", reply)
 
     @property
     def request_id(self) -> str:
-        """Under which the service's log has it."""
+        """Id of the request in the service's log."""
         return self._reply.headers.get("x-request-id", "")
 
     @property
@@ -106,41 +112,52 @@ class Received(BaseModel):
 
     @property
     def content(self) -> bytes:
-        """The bytes as the service gave them: JSON, or a safetensors file."""
+        """The bytes of the answer: JSON, or a safetensors file."""
         return self._reply.content
 
 
+@dataclass(frozen=True)
 class Activations(ActivationsAnswer[Array], Received):
     """The answer of `activations`."""
 
+    # pydantic does not carry `Array` from the base class into its fields.
+    prompts: Sequence[PromptActivations[Array]]
 
+
+@dataclass(frozen=True)
 class WeightUpdates(WeightUpdatesAnswer[Array], Received):
-    """The answer of `weight_updates`: an entry a layer and position."""
+    """The answer of `weight_updates`: one entry per layer and position."""
 
-    updates: list[Update[Array]]
-
-
-class JointUpdates(WeightUpdatesAnswer[Array], Received):
-    """The answer of `weight_updates(joint=True)`: an entry a layer."""
-
-    updates: list[JointUpdate[Array]]
+    updates: Sequence[Update[Array]]
 
 
+@dataclass(frozen=True)
+class JointUpdates(JointUpdatesAnswer[Array], Received):
+    """The answer of `weight_updates(joint=True)`: one entry per layer."""
+
+    updates: Sequence[JointUpdate[Array]]
+
+
+@dataclass(frozen=True)
 class EquivalenceChecks(EquivalenceChecksAnswer, Received):
     """The answer of `equivalence_checks`."""
 
 
+@dataclass(frozen=True)
 class Trajectories(TrajectoriesAnswer, Received):
     """The answer of `trajectories`."""
 
 
+@dataclass(frozen=True)
 class Attributions(AttributionsAnswer, Received):
     """The answer of `attributions`."""
 
 
+@dataclass(frozen=True)
 class Tokenized(TokenizeAnswer, Received):
     """The answer of `tokenize`."""
 
 
+@dataclass(frozen=True)
 class LoadedModel(ModelAnswer, Received):
     """The answer of `model`."""

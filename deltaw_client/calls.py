@@ -18,6 +18,7 @@ from deltaw_client.answers import Received, Reply
 from deltaw_client.errors import DeltawError, UnexpectedAnswer
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.tensor_file import unpack
+from schemas.common import adapter
 from schemas.problems import Problem
 
 A = TypeVar("A", bound=Received)
@@ -80,7 +81,7 @@ class Call(Generic[A]):
         try:
             if reply.media == SAFETENSORS:
                 text, tensors = unpack(reply.content)
-            answer = self.answer.model_validate_json(text, context=tensors, extra="ignore")
+            answer: A = adapter(self.answer).validate_json(text, context=tensors, extra="ignore")
         except ValueError as error:
             raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
         answer.attach(reply)
@@ -106,7 +107,7 @@ def failure(reply: Reply) -> DeltawError:
     if reply.media != PROBLEM:
         return UnexpectedAnswer(f"{reply.media or 'nothing'} came", reply.status, wait)
     try:
-        problem = Problem.model_validate_json(reply.content, extra="ignore")
+        problem: Problem = adapter(Problem).validate_json(reply.content, extra="ignore")
     except ValidationError as error:
         return UnexpectedAnswer(_said("the problem cannot be read", error), reply.status, wait)
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem, wait)

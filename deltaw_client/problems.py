@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltaw_client.errors import DeltawError
+from schemas.common import UNSET
 from schemas.problems import FieldError, Problem
 
 
@@ -56,12 +57,12 @@ class ProblemError(DeltawError):
     @property
     def limit(self) -> float | None:
         """The bound that was passed, where there is one."""
-        return self.problem.limit
+        return None if self.problem.limit is UNSET else self.problem.limit
 
     @property
     def actual(self) -> float | None:
         """The value held against the bound."""
-        return self.problem.actual
+        return None if self.problem.actual is UNSET else self.problem.actual
 
     def __str__(self) -> str:
         bound = "" if self.limit is None else f"; the limit is {self.limit}, given {self.actual}"

@@ -20,6 +20,7 @@ from deltaw_client.ledger import Ledger
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.progress import progress_bar
 from deltaw_client.resources import Text
+from schemas.common import adapter, write_answer
 from schemas.problems import Problem
 
 Pair = tuple[Text, Text] | Mapping[str, Any]
@@ -92,13 +93,13 @@ class Task:
     def answered(self, answer: Received) -> Entry:
         """The line of an answer; its tensors are in base64, every bit kept."""
         beside = {"request_id": answer.request_id, "server_timing": answer.server_timing}
-        said = answer.model_dump_json(exclude_unset=True)
+        said = write_answer(answer).decode()
         return self._entry(f'{json.dumps(beside)[1:-1]}, "answer": {said}', True)
 
     def failed(self, error: DeltawError) -> Entry | DeltawError:
         """The line of a failure; the error itself where no pair would fare better."""
         if isinstance(error, ProblemError) and not isinstance(error, OF_ALL_PAIRS):
-            return self._entry(f'"problem": {error.problem.model_dump_json(exclude_none=True)}')
+            return self._entry(f'"problem": {write_answer(error.problem).decode()}')
         if isinstance(error, Timeout):
             return self._entry(f'"timeout": {json.dumps(str(error))}')
         return error
@@ -245,11 +246,13 @@ def read_sweep(path: str | PathLike[str]) -> Iterator[Line]:
 
 
 def _answer(told: Mapping[str, Any]) -> Received:
-    return KINDS[told["kind"]].model_validate_json(json.dumps(told["answer"]), extra="ignore")
+    kind = KINDS[told["kind"]]
+    answer: Received = adapter(kind).validate_json(json.dumps(told["answer"]), extra="ignore")
+    return answer
 
 
 def _error(told: Mapping[str, Any]) -> DeltawError:
     if "problem" not in told:
         return Timeout(told["timeout"])
-    problem = Problem.model_validate(told["problem"], extra="ignore")
+    problem: Problem = adapter(Problem).validate_python(told["problem"], extra="ignore")
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem)

@@ -1,1 +1,1 @@
-"""What keeps a deployment up: alerts, the image's check, the audit of dependencies."""
+"""Files for operators: alerts, the check of the image, the audit of dependencies."""

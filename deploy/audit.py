@@ -1,8 +1,7 @@
-"""`make audit`: no dependency has a known advisory, unless it is listed with a reason.
+"""`make audit` fails if a dependency has a known advisory that is not listed with a reason.
 
-pip-audit asks the package index's advisory service about every version in the lock files. Where
-that cannot be reached nothing is known and nothing fails, which is said; `AUDIT_REQUIRED=1` makes
-that a failure too.
+pip-audit asks the package index's advisory service about every version in the lock files. If it
+cannot be reached, the audit says so and passes; with `AUDIT_REQUIRED=1` it fails.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Audit:
-    """What a report says.
+    """The result of an audit.
 
     Args:
-        audited: Packages that the service knows.
-        unknown: Names of those that it does not.
-        found: Advisories that are not listed, a sentence each.
-        listed: Those that are, with their reasons.
+        audited: Number of packages that the advisory service knows.
+        unknown: Names of packages that it does not know.
+        found: Advisories that are not listed, one sentence each.
+        listed: Advisories that are listed, with their reasons.
     """
 
     audited: int
@@ -41,7 +40,7 @@ class Audit:
 
 
 def judge(report: Mapping[str, Any], reasons: Mapping[str, Mapping[str, str]]) -> Audit:
-    """A report of pip-audit held against the advisories that are listed, by id or alias."""
+    """Compare a pip-audit report with the listed advisories, by id or alias."""
     packages = report["dependencies"]
     found, listed = [], []
     for package in packages:
@@ -59,10 +58,10 @@ def judge(report: Mapping[str, Any], reasons: Mapping[str, Mapping[str, str]]) -
 
 
 def main(pip_audit: Sequence[str]) -> int:
-    """Ask, and say what was found; 1 for an advisory that is not listed.
+    """Run pip-audit and print the result. Return 1 for an advisory that is not listed.
 
     Args:
-        pip_audit: The command.
+        pip_audit: The command that runs pip-audit.
     """
     asked = subprocess.run(
         [

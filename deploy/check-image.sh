@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the image and starts it as compose does: non-root, read-only root, no capabilities. Shows that the health
-# check turns healthy, a request is answered, and SIGTERM ends it with 0.
+# Builds the image and starts it as compose does: non-root, read-only root, no capabilities. Checks that the health
+# check turns healthy, that the service answers a request, and that SIGTERM ends it with 0.
 #
-#   ENGINE=podman deploy/check-image.sh     docker, where it answers, else podman
-#   BUILD_FLAGS="--build-arg TORCH_INDEX="  further flags of the build
+#   ENGINE=podman deploy/check-image.sh     engine: docker if it runs, else podman
+#   BUILD_FLAGS="--build-arg TORCH_INDEX="  more flags for the build
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ flags=(${BUILD_FLAGS:-})
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges)
 if [ "$engine" = podman ]; then
     flags+=(--format docker)
-    # As with docker, /tmp is then read-only too.
+    # Makes /tmp read-only too, as with docker.
     hardened+=(--read-only-tmpfs=false)
 fi
 containers=()
@@ -43,14 +43,14 @@ healthy() {
 say "image" "$("$engine" image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"
 
 start
-healthy && fail "healthy before it can be"
+healthy && fail "healthy before the model is loaded"
 for _ in $(seq 120); do
     healthy && break
     [ "$("$engine" inspect --format '{{.State.Running}}' "$container")" = true ] || fail "$("$engine" logs "$container" 2>&1)"
     sleep 1
 done
 healthy || fail "not healthy in two minutes: $("$engine" logs "$container" 2>&1)"
-say "health check" "first fails, then healthy"
+say "health check" "fails at first, then healthy"
 
 [ "$("$engine" exec "$container" id -u)" = 10001 ] || fail "not user 10001"
 for place in /app /tmp; do
@@ -68,7 +68,7 @@ say "an equivalence check, from outside" "holds"
 [ "$(ended)" = 0 ] || fail "SIGTERM ended it with $(ended)"
 say "SIGTERM when ready" "exit code 0"
 
-# As compose starts it; before Python has taken over, SIGTERM ends it as it ends any process.
+# Starts it with an init, as compose does. Before Python has set its handler, SIGTERM ends the process with 143.
 start --init
 sleep 1
 "$engine" stop --time 30 "$container" >/dev/null

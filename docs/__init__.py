@@ -1,1 +1,1 @@
-"""The documentation, and what makes a site of it: `python -m docs.site`."""
+"""The documentation, and the code that builds its site: `python -m docs.site`."""

@@ -1,4 +1,4 @@
-"""`python -m docs.openapi` writes docs/openapi.json, the OpenAPI document as it is served."""
+"""`python -m docs.openapi` writes docs/openapi.json, the OpenAPI document of the service."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = Path(__file__).parent / "openapi.json"
 
 
 def text() -> str:
-    """The document as the file holds it: two spaces, every character itself, a newline."""
+    """Return the document as JSON, indented by two spaces, without escapes."""
     document = create_app(Settings()).openapi()
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 

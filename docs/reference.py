@@ -1,4 +1,4 @@
-"""The API reference as a page: every path of an OpenAPI document, its fields and its problems."""
+"""Build the API reference: every path of an OpenAPI document with its fields and problems."""
 
 from __future__ import annotations
 
@@ -13,19 +13,27 @@ COMPONENT = re.compile(r"#/components/schemas/(\w+)")
 PROBLEM = re.compile(r"^`(\w+)`: (.+)$", re.M)
 JSON = "application/json"
 EXACT = 2**53
-"""The bound of every integer, which is not worth a word."""
+"""Bound of every integer in JSON. The page does not show it."""
 WITH_TENSORS = "application/vnd.safetensors"
 INTRODUCTION = """# API reference
 
-Made from the [OpenAPI document](openapi.json) that the service serves at `/openapi.json`; its own
-`/docs` shows the same with a form to try it. Bodies are JSON; an unknown field, a value of another
-type and NaN are refused. In an answer, what was not asked for is absent.
+This page is made from the [OpenAPI document](openapi.json) that the service serves at
+`/openapi.json`. The service's `/docs` shows the same document with a form for each request. Bodies
+are JSON. The service refuses unknown fields, values of another type, and NaN. An answer leaves out
+the fields that the request did not ask for.
+
+**Equal bits.** On a CPU, with the same number of threads, `batching = off` and
+`prefix_cache_bytes = 0`, the same request gives the same bits, alone or beside other requests.
+Otherwise answers to the same request agree only to rounding. In float32, captured vectors agree to
+5e-6 relative, and a quantity formed from a difference to 5e-6 × (‖n_C‖ + ‖n‖)/‖Δn‖. Numbers that
+are rounding errors, such as `relative_error`, agree only in being within their gate.
+[Operations](operations.md#reproducibility) has the details.
 
 """
 
 
 def page(document: Schema) -> str:
-    """The whole reference in Markdown.
+    """Return the whole reference in Markdown.
 
     Args:
         document: An OpenAPI document.
@@ -53,7 +61,7 @@ def page(document: Schema) -> str:
 def _operation(
     method: str, path: str, operation: Schema, schemas: Schema, shared: Sequence[str]
 ) -> Iterator[str]:
-    """One path with one method."""
+    """Yield the section of one path and method."""
     yield f"## {method} {path}\n\n**{operation['summary']}.** "
     yield _prose(operation["description"]) + "\n\n"
     if parameters := operation.get("parameters"):
@@ -79,12 +87,12 @@ def _operation(
 
 
 def _object(name: str, schema: Schema) -> Iterator[str]:
-    """A named object."""
+    """Yield the section of a named object."""
     yield f"#### {name}\n\n{_prose(schema.get('description', ''))}\n\n{_fields(schema)}"
 
 
 def _problems(operations: Sequence[Schema], schemas: Schema) -> Iterator[str]:
-    """Every problem's code, and what a problem holds."""
+    """Yield the fields of a problem, and the table of its codes."""
     yield "## Problems\n\n"
     yield "`application/problem+json` ([RFC 9457](https://www.rfc-editor.org/rfc/rfc9457)):\n\n"
     yield _fields(schemas["Problem"])
@@ -102,7 +110,7 @@ def _status(code: tuple[str, str, str]) -> str:
 
 
 def _codes(operation: Schema) -> list[tuple[str, str, str]]:
-    """Code, status and meaning of each problem of an operation."""
+    """Return code, status and meaning of each problem of an operation."""
     return [
         (code, status, meaning)
         for status, response in operation["responses"].items()
@@ -111,13 +119,13 @@ def _codes(operation: Schema) -> list[tuple[str, str, str]]:
 
 
 def _answer(operation: Schema) -> Schema:
-    """The schema of an operation's JSON answer; empty where there is none."""
+    """Return the schema of an operation's JSON answer, or an empty one."""
     found: Schema = operation["responses"]["200"].get("content", {}).get(JSON, {}).get("schema", {})
     return found
 
 
 def _named(schema: Schema, schemas: Schema) -> list[str]:
-    """The names of all objects within a schema, each once, in the order in which they appear."""
+    """Return the names of all objects within a schema, each once, in order of appearance."""
     names: list[str] = []
     waiting = COMPONENT.findall(json.dumps(schema))
     while waiting:
@@ -129,11 +137,11 @@ def _named(schema: Schema, schemas: Schema) -> list[str]:
 
 
 def _fields(schema: Schema, needed: str = "") -> str:
-    """An object's fields as a table.
+    """Return the table of an object's fields.
 
     Args:
-        schema: The object's.
-        needed: What stands in the place of a default where there must be a value.
+        schema: The object's schema.
+        needed: Text in the default column of a required field.
     """
     required = schema.get("required", ())
     return _table(
@@ -145,12 +153,12 @@ def _fields(schema: Schema, needed: str = "") -> str:
 
 
 def _default(field: Schema) -> str:
-    """A field's default; one that is null only says that the field may be absent."""
+    """Return a field's default as code; empty for null, which only means that it is optional."""
     return "" if field.get("default") is None else f"`{json.dumps(field['default'])}`"
 
 
 def _table(fields: Sequence[tuple[str, Schema, str]]) -> str:
-    """Fields with type, default and description; a column that says nothing is left out."""
+    """Return a table of fields with type, default and description, without empty columns."""
     rows = [
         (f"`{name}`", kind(field), default, _prose(field.get("description", "")))
         for name, field, default in fields
@@ -164,13 +172,13 @@ def _table(fields: Sequence[tuple[str, Schema, str]]) -> str:
 
 
 def _laid_out(example: Mapping[str, Any]) -> str:
-    """An example with a line a field."""
+    """Return an example as JSON with one line per field."""
     lines = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in example.items()]
     return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def kind(schema: Schema) -> str:
-    """A schema's type in words."""
+    """Return a schema's type in words."""
     if name := COMPONENT.search(schema.get("$ref", "")):
         return f"[{name[1]}](#{name[1].lower()})"
     for choice in ("oneOf", "anyOf"):
@@ -189,7 +197,7 @@ def kind(schema: Schema) -> str:
 
 
 def _bounds(schema: Schema) -> str:
-    """What bounds a number or a list."""
+    """Return the bounds of a number or a list in parentheses."""
     words = {
         "minimum": "≥ {}",
         "exclusiveMinimum": "> {}",
@@ -207,7 +215,7 @@ def _bounds(schema: Schema) -> str:
 
 
 def _prose(text: str) -> str:
-    """A description within a line of Markdown: what is not code must not be read as markup."""
+    """Return a description as one line of Markdown, with `<` and `|` escaped outside code."""
     pieces = re.split(r"(`[^`]*`)", " ".join(text.split()))
     for i in range(0, len(pieces), 2):
         pieces[i] = pieces[i].replace("<", "&lt;").replace("|", "&#124;")

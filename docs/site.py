@@ -1,8 +1,8 @@
-"""`python -m docs.site` puts the site's pages into build/docs, from which mkdocs.yml makes it.
+"""`python -m docs.site` writes the pages of the site to build/docs; mkdocs.yml builds from there.
 
-README.md is the first page, the documents follow, the API reference is made from openapi.json and
-the notebook's outputs become a page. A link to another file of the repository leads to that file's
-page, or to a copy of it.
+README.md is the first page, and the documents follow. The API reference comes from openapi.json,
+and the notebook with its outputs becomes a page. A link to another file of the repository becomes a
+link to that file's page, or to a copy of the file.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ NAMED = {
     "CHANGELOG.md": "changelog.md",
     NOTEBOOK: "notebook.md",
 }
-"""Pages that are not called as their file in docs/ is."""
+"""Pages whose names differ from those of their files."""
 COPIES = "files"
-"""The site's folder of other files that a page links to."""
+"""Folder of the site for other files that pages link to."""
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 CODE_WITH_PIPES = re.compile(r"`([^`]*\\\|[^`]*)`")
 
@@ -39,7 +39,7 @@ def assemble(folder: Path = PAGES) -> None:
     """Write all pages.
 
     Args:
-        folder: Where to; it is emptied.
+        folder: Target folder. Its previous contents are removed.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -56,17 +56,17 @@ def assemble(folder: Path = PAGES) -> None:
 
 
 def page_of(source: str) -> str:
-    """The page that a file of the repository becomes."""
+    """Return the name of the page for a file of the repository."""
     return NAMED.get(source, source.removeprefix("docs/"))
 
 
 def linked(text: str, source: str, folder: Path) -> str:
-    """A document whose links lead to pages, or to copies in the site's folder.
+    """Return a document with its links changed to pages, or to copies in the site's folder.
 
     Args:
-        text: In Markdown.
-        source: Its file, from the root.
-        folder: The pages' folder.
+        text: The document in Markdown.
+        source: Path of the document, from the root.
+        folder: Folder of the pages.
     """
 
     def lead(link: re.Match[str]) -> str:
@@ -83,17 +83,17 @@ def linked(text: str, source: str, folder: Path) -> str:
 
 
 def _code(span: re.Match[str]) -> str:
-    """Code with pipes in a table, as HTML: Markdown's dialects differ on how to escape one."""
+    """Return code with pipes as HTML, since Markdown's dialects escape pipes in different ways."""
     text = span[1].replace("\\|", "&#124;").replace("<", "&lt;").replace(">", "&gt;")
     return f"<code>{text}</code>"
 
 
 def notebook(cells: dict[str, Any], folder: Path) -> str:
-    """An executed notebook as Markdown; its figures become files.
+    """Return an executed notebook as Markdown, and write its figures as files.
 
     Args:
         cells: The notebook, format 4.
-        folder: Where the figures go.
+        folder: Target folder of the figures.
     """
     parts = []
     for number, cell in enumerate(cells["cells"]):

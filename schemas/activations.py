@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Generic, Literal
 
 from pydantic import ConfigDict, Field
@@ -29,10 +31,12 @@ HookPoint = Literal[
     "mlp_out",
     "resid_post",
 ]
+"""The vectors of one block, in the order in which the block computes them."""
+Reduce = Literal["none", "norm", "mean"]
 
 
 class ActivationsRequest(Request):
-    """Which activations of which prompts."""
+    """Prompts, and the activations to capture."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -53,46 +57,50 @@ class ActivationsRequest(Request):
         }
     )
 
-    prompts: Annotated[list[Text], Field(min_length=1, description="each is run by itself")]
+    prompts: Annotated[list[Text], Field(min_length=1, description="Each is a run of its own.")]
     layers: Layers = "all"
     hook_points: Annotated[
         list[str],
         Field(
             min_length=1,
             max_length=9,
-            description="any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, "
-            "`mlp_pre`, `mlp_act`, `mlp_out`, `resid_post`; `/v1/model` says what each is",
+            description="Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, "
+            "`mlp_pre`, `mlp_act`, `mlp_out`, `resid_post`. `/v1/model` describes each.",
         ),
     ] = ["mlp_in"]
-    positions: Annotated[Positions, Field(description="indices into each prompt")] = "last"
+    positions: Annotated[Positions, Field(description="Token indices into each prompt.")] = "last"
     reduce: Annotated[
-        Literal["none", "norm", "mean"],
+        Reduce,
         Field(
-            description="`none`: [positions, width]; `norm`: the norm of each row, [positions]; "
-            "`mean`: over the positions, [width]. The latter two are computed in float64"
+            description="`none`: the vectors, [positions, width]. `norm`: the norm of each vector, "
+            "[positions]. `mean`: the mean over the positions, [width]. Norms and means are "
+            "computed in float64."
         ),
     ] = "none"
     encoding: Encoding = "json"
 
 
+@dataclass(frozen=True)
 class Activation(Answer, Generic[Values]):
     """One hook point of one layer in one prompt."""
 
     layer: int
     hook_point: HookPoint
-    positions: Annotated[list[int], Field(description="indices into the prompt")]
+    positions: Annotated[Sequence[int], Field(description="Token indices into the prompt.")]
     values: Values
 
 
+@dataclass(frozen=True)
 class PromptActivations(Answer, Generic[Values]):
-    """One prompt."""
+    """The tokens and activations of one prompt."""
 
-    tokens: list[Token]
-    activations: list[Activation[Values]]
+    tokens: Sequence[Token]
+    activations: Sequence[Activation[Values]]
 
 
+@dataclass(frozen=True)
 class ActivationsAnswer(Answer, Generic[Values]):
-    """One entry a prompt, in the order of the request."""
+    """One entry per prompt, in the order of the request."""
 
     model: ModelSummary
-    prompts: list[PromptActivations[Values]]
+    prompts: Sequence[PromptActivations[Values]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -11,7 +13,7 @@ from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest, Spa
 
 
 class AttributionsRequest(PairRequest):
-    """Of which spans. Baselines `matched` and `anchored`, stream `free`."""
+    """A pair, and the spans of its context. Baselines `matched` and `anchored`, stream `free`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -25,46 +27,60 @@ class AttributionsRequest(PairRequest):
     spans: Annotated[
         list[Span] | None,
         Field(
-            description="half-open spans of context tokens, in order (the anchor of `anchored` is "
-            "token 0 and belongs to none); null: sentences"
+            description="Half-open spans of context tokens, in ascending order. The anchor of "
+            "`anchored` is token 0 and belongs to no span. Null: sentences."
         ),
     ] = None
 
 
+@dataclass(frozen=True)
 class SpanShare(Answer):
-    """What one span contributes to the update of the whole context."""
+    """The contribution of one span to the update of the whole context."""
 
-    span: list[int]
+    span: Annotated[Sequence[int], Field(description="[start, end) of the context's tokens.")]
     leave_one_out: Annotated[
-        float, Field(description="‖ΔW‖ from the run without the span to the run with all")
+        float,
+        Field(description="‖ΔW‖ from the run without the span to the run with the whole context."),
     ]
     only_this_span: Annotated[
-        float, Field(description="‖ΔW‖ of the span alone, positions kept, on the baseline")
+        float,
+        Field(description="‖ΔW‖ of the span alone, its positions kept, relative to the baseline."),
     ]
     cosine_to_total: Annotated[
-        float | None, Field(description="of the span's ΔW and the whole's; null where one is zero")
+        float | None,
+        Field(
+            description="Cosine of the span's ΔW and the whole context's. Null if one is 0 or "
+            "below noise."
+        ),
     ]
     share: Annotated[
-        float | None, Field(description="⟨ΔW of the span, ΔW⟩ / ‖ΔW‖²; null where ΔW is zero")
+        float | None,
+        Field(description="⟨ΔW of the span, ΔW⟩ / ‖ΔW‖². Null if ΔW is 0 or below noise."),
     ]
 
 
+@dataclass(frozen=True)
 class LayerAttribution(Answer):
-    """One layer at one query position."""
+    """The attribution of one layer at one query position."""
 
     layer: int
-    position: Annotated[int, Field(description="index into the query")]
-    norm: Annotated[float, Field(description="‖ΔW‖ of the whole context")]
+    position: Annotated[int, Field(description="Index into the query.")]
+    norm: Annotated[float, Field(description="‖ΔW‖ of the whole context.")]
     below_noise: Annotated[
-        bool, Field(description="ΔW of the whole context is rounding; ratios to it are null")
+        bool,
+        Field(
+            description="True if ΔW of the whole context is rounding. Ratios to it are null then."
+        ),
     ]
     order_effect: Annotated[
-        float | None, Field(description="‖ΔW − ΔW of the spans in reverse order‖ / ‖ΔW‖")
+        float | None,
+        Field(description="‖ΔW − ΔW with the spans in reverse order‖ / ‖ΔW‖."),
     ]
-    spans: list[SpanShare]
+    spans: Sequence[SpanShare]
 
 
+@dataclass(frozen=True)
 class AttributionsAnswer(PairAnswer):
-    """One entry a layer and position."""
+    """One entry per layer and position."""
 
-    layers: list[LayerAttribution]
+    layers: Sequence[LayerAttribution]

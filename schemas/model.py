@@ -2,65 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from schemas.activations import HookPoint
-from schemas.common import Answer, ModelSummary
+from schemas.common import UNSET, Answer, Asked, ModelSummary
+from schemas.equivalence_checks import Verdict
 
 
+@dataclass(frozen=True)
 class HookPointInfo(Answer):
-    """Where a hook point is, and what it is called elsewhere."""
+    """The place of a hook point in the checkpoint, and its name elsewhere."""
 
     name: HookPoint
-    module: Annotated[str, Field(description="its module in the checkpoint, with {layer}")]
-    side: Annotated[Literal["input", "output"], Field(description="of that module")]
-    width: int
+    module: Annotated[str, Field(description="Module path in the checkpoint, with {layer}.")]
+    side: Annotated[Literal["input", "output"], Field(description="Input or output of the module.")]
+    width: Annotated[int, Field(description="Length of the vector.")]
     transformer_lens: Annotated[
-        str | None, Field(description="its name in TransformerLens, with {layer}; null: none")
+        str | None,
+        Field(description="Name in TransformerLens, with {layer}. Null if it has no such point."),
     ]
-    note: Annotated[str | None, Field(description="why there is no such name")] = None
+    note: Annotated[Asked[str], Field(description="Differences from similar names there.")] = UNSET
 
 
+@dataclass(frozen=True)
 class Limits(Answer):
-    """What one request may bring; the service enforces these very numbers."""
+    """Limits of one request. The service enforces exactly these numbers."""
 
     max_body_bytes: int
     max_prompts: int
     max_tokens_per_request: Annotated[
         int,
         Field(
-            description="rows of all runs that a request asks for (a trajectory's shared ones once)"
+            description="Rows (tokens at positions) that the runs of one request compute. Shared "
+            "beginnings count once."
         ),
     ]
     max_response_bytes: int
-    n_positions: Annotated[int, Field(description="of one prompt, context and query together")]
-    queue_size: Annotated[int, Field(description="requests that may wait")]
-    deadline_seconds: Annotated[float, Field(description="of waiting and computing")]
+    n_positions: Annotated[int, Field(description="Tokens of one prompt, context and query.")]
+    queue_size: Annotated[int, Field(description="Requests that may wait.")]
+    deadline_seconds: Annotated[float, Field(description="Seconds to wait and to compute.")]
 
 
+@dataclass(frozen=True)
 class Versions(Answer):
-    """What computes."""
+    """Versions of the software that computes."""
 
     service: str
     torch: str
     transformers: str
 
 
+@dataclass(frozen=True)
 class SelfCheck(Answer):
-    """The block check of every layer that ran at start, in float32, on a fixed prompt."""
+    """The block check of every layer on a fixed prompt, in float32, made at start."""
 
-    when: str
-    verdict: Literal["holds", "fails", "vacuous"]
-    layers: int
-    worst_relative_error: float | None
-    least_unpatched_relative_error: float | None
-    reason: str | None = None
+    when: Annotated[str, Field(description="UTC, ISO 8601.")]
+    verdict: Annotated[
+        Verdict, Field(description="`vacuous` only if no layer could tell, `fails` if one failed.")
+    ]
+    layers: Annotated[int, Field(description="Number of checked layers.")]
+    worst_relative_error: Annotated[
+        float | None, Field(description="Largest error of a patched run. Null if not finite.")
+    ]
+    least_unpatched_relative_error: Annotated[
+        float | None, Field(description="Smallest error of an unpatched run. Null if not finite.")
+    ]
+    reason: Annotated[Asked[str], Field(description="Reason of a failure, if known.")] = UNSET
 
 
+@dataclass(frozen=True)
 class ModelAnswer(Answer):
-    """The resident model, its hook points, and the limits."""
+    """The resident model, its hook points, and the limits of a request."""
 
     model: ModelSummary
     architecture: str
@@ -70,9 +86,9 @@ class ModelAnswer(Answer):
     n_positions: int
     vocab_size: int
     fan_in_fan_out: Annotated[
-        bool, Field(description="whether weights are stored (d_in, d_out), as ΔW is given")
+        bool, Field(description="Whether weights are stored as (d_in, d_out), as ΔW is given.")
     ]
-    hook_points: list[HookPointInfo]
+    hook_points: Sequence[HookPointInfo]
     limits: Limits
     versions: Versions
     self_check: SelfCheck

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from schemas.common import Answer, Integer, Layers, ModelSummary, Positions, Request, Text, Token
+from schemas.common import (
+    UNSET,
+    Answer,
+    Asked,
+    Integer,
+    Layers,
+    ModelSummary,
+    Positions,
+    Request,
+    Text,
+    Token,
+)
 
 SEED_CONTEXT = (
     "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. The capital "
@@ -15,15 +28,19 @@ SEED_CONTEXT = (
 SEED_QUERY = " Berlin"
 
 Span = tuple[Integer, Integer]
+"""Token indices [start, end) of a part of the context."""
 BaselineName = Literal["matched", "alone", "anchored"]
+Stream = Literal["free", "sequential"]
 
 
 class WithoutSpans(Request):
-    """The baseline that lacks spans of the context; the rest keeps its positions."""
+    """The baseline that lacks spans of the context. The other tokens keep their positions."""
 
     without: Annotated[
         list[Span],
-        Field(description="half-open spans of context tokens, in order, not overlapping"),
+        Field(
+            description="Half-open spans of context tokens, in ascending order, without overlap."
+        ),
     ]
 
 
@@ -54,64 +71,71 @@ Baseline = Annotated[
         "text}",
     ),
     Field(
-        description="what the run with context is compared with. `matched`: the query at its "
-        "positions, no context. `alone`: the query from position 0 (mixes content and position). "
-        "`anchored`: <|endoftext|> first in both runs. `without`: the context less some spans. "
-        "`context`: another context"
+        description="The run that the run with context is compared with. `matched`: the query at "
+        "its positions, without context. `alone`: the query from position 0, which mixes content "
+        "and position. `anchored`: <|endoftext|> first in both runs. `without`: the context "
+        "without some spans. `context`: another context."
     ),
 ]
 
 
 class PairRequest(Request):
-    """A context, a query, and what the difference is relative to."""
+    """A context, a query, and the baseline that their difference is relative to."""
 
-    context: Annotated[Text, Field(description="what is read before the query")]
-    query: Annotated[Text, Field(description="tokenised by itself; often begins with a space")]
+    context: Annotated[Text, Field(description="Text before the query.")]
+    query: Annotated[
+        Text,
+        Field(description="Tokenised separately from the context. It often begins with a space."),
+    ]
     baseline: Baseline = "matched"
     stream: Annotated[
-        Literal["free", "sequential"],
+        Stream,
         Field(
-            description="`free`: a layer's baseline is read from the ordinary run, no layer "
-            "patched. `sequential`: from the stream that the patched layers below it produce, one "
-            "run a position"
+            description="`free`: each layer's baseline is read from the ordinary run, in which no "
+            "layer is patched. `sequential`: it is read from the stream that the patched layers "
+            "below it produce (arXiv 2511.17864), with one run per position."
         ),
     ] = "free"
     layers: Layers = "all"
-    positions: Annotated[Positions, Field(description="indices into the query")] = "last"
+    positions: Annotated[Positions, Field(description="Token indices into the query.")] = "last"
 
 
+@dataclass(frozen=True)
 class PairTokens(Answer):
-    """What was run, as text."""
+    """The tokens that were run."""
 
-    context: list[Token]
-    query: list[Token]
+    context: Sequence[Token]
+    query: Sequence[Token]
     border_merges: Annotated[
-        bool | None,
+        Asked[bool],
         Field(
-            description="whether tokenising context and query together would give other ids; "
-            "absent where one was given as ids"
+            description="Whether tokenising context and query together would give other ids. "
+            "Absent if one was given as ids."
         ),
-    ] = None
+    ] = UNSET
 
 
+@dataclass(frozen=True)
 class PairPositions(Answer):
-    """Where the query's tokens stand."""
+    """Positions of the query's tokens in each run."""
 
-    with_context: list[int]
-    baseline: list[int]
+    with_context: Sequence[int]
+    baseline: Sequence[int]
 
 
+@dataclass(frozen=True)
 class PairAnswer(Answer):
-    """What every answer about a context and a query repeats."""
+    """The part that every answer about a context and a query repeats."""
 
     model: ModelSummary
     baseline: Baseline
-    stream: Literal["free", "sequential"]
+    stream: Stream
     tokens: PairTokens
     positions: PairPositions
     position_shift: Annotated[
         int,
         Field(
-            description="with context less baseline; where it is not 0, content and position mix"
+            description="Position of the query with context minus its position in the baseline. If "
+            "it is not 0, the difference mixes content and position."
         ),
     ]

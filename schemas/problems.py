@@ -1,40 +1,46 @@
-"""Errors: RFC 9457 problem details, and every code there is."""
+"""Problems (RFC 9457): their form, and the table of all codes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
-from schemas.common import Answer
+from schemas.common import UNSET, Answer, Asked
 
 POINTER_LENGTH = 64
-"""A pointer is cut here, since it may name a field of the caller's."""
+"""Characters of a pointer. Longer ones are cut, because a pointer may name a caller's field."""
 
 
+@dataclass(frozen=True)
 class FieldError(Answer):
-    """One mistake in the body; never the value itself."""
+    """One mistake in the body, without the value itself."""
 
-    pointer: Annotated[str, Field(description="RFC 6901, into the sent body")]
+    pointer: Annotated[str, Field(description="JSON pointer (RFC 6901) into the sent body.")]
     message: str
 
 
+@dataclass(frozen=True)
 class Problem(Answer):
     """`application/problem+json`."""
 
-    type: Annotated[str, Field(description="`/problems/{code}`, which explains it")]
+    type: Annotated[str, Field(description="`/problems/{code}`, a page that explains the code.")]
     title: str
     status: int
     detail: str
     instance: Annotated[
-        str, Field(description="the path that was asked, as far as the service knows it")
+        str, Field(description="Path of the request, as far as it names a resource of the service.")
     ]
-    code: Annotated[str, Field(description="stable; for programs")]
+    code: Annotated[str, Field(description="Stable name of the problem, for programs.")]
     request_id: str
-    retryable: Annotated[bool, Field(description="whether the same request may succeed later")]
-    errors: list[FieldError] | None = None
-    limit: float | int | None = None
-    actual: float | int | None = None
+    retryable: Annotated[bool, Field(description="Whether the same request may succeed later.")]
+    errors: Asked[Sequence[FieldError]] = UNSET
+    limit: Annotated[Asked[float | int], Field(description="The limit that was exceeded.")] = UNSET
+    actual: Annotated[
+        Asked[float | int], Field(description="The value that exceeded the limit.")
+    ] = UNSET
 
 
 class Kind(NamedTuple):
@@ -52,85 +58,140 @@ class Kind(NamedTuple):
 
 PROBLEMS: dict[str, Kind] = {
     "malformed_request": Kind(
-        400, "Malformed request", "This is not HTTP/1.1; the connection is closed."
+        400,
+        "Malformed request",
+        "The bytes are not an HTTP/1.1 request. The connection is closed.",
     ),
     "malformed_json": Kind(
-        400, "Malformed JSON", "The body is not JSON in UTF-8, or nests too deep."
+        400,
+        "Malformed JSON",
+        "The body is not JSON in UTF-8, or its nesting is too deep.",
     ),
-    "missing_key": Kind(401, "Missing key", "Send `Authorization: Bearer KEY`."),
-    "wrong_key": Kind(403, "Wrong key", "The key is not one of those configured."),
-    "not_found": Kind(404, "Not found", "There is nothing at this path."),
+    "missing_key": Kind(
+        401,
+        "Missing key",
+        "The service needs a key. Send `Authorization: Bearer KEY`.",
+    ),
+    "wrong_key": Kind(403, "Wrong key", "The key is not one of the configured keys."),
+    "not_found": Kind(404, "Not found", "The service has no resource at this path."),
     "method_not_allowed": Kind(
-        405, "Method not allowed", "`Allow` names the methods of this path."
+        405,
+        "Method not allowed",
+        "This path does not support the method. `Allow` names the ones it supports.",
     ),
     "not_acceptable": Kind(
         406,
         "Not acceptable",
-        "Answers are `application/json`, and with tensors `application/vnd.safetensors`.",
+        "Answers are `application/json`. Answers with tensors are also "
+        "`application/vnd.safetensors`.",
     ),
     "request_timeout": Kind(
         408,
         "Request timeout",
-        "The request did not arrive in time; the connection is closed.",
+        "The request did not arrive in time. The connection is closed.",
     ),
-    "body_too_large": Kind(413, "Body too large", "The body has more bytes than `limit`."),
-    "too_many_items": Kind(413, "Too many items", "The request brings more prompts than `limit`."),
+    "body_too_large": Kind(
+        413,
+        "Body too large",
+        "The body has more bytes than `limit`. Split the request.",
+    ),
+    "too_many_items": Kind(
+        413,
+        "Too many items",
+        "The request has more prompts than `limit`. Split it.",
+    ),
     "unsupported_media_type": Kind(
-        415, "Unsupported media type", "Send the body as `application/json`, not compressed."
+        415,
+        "Unsupported media type",
+        "Send the body as `application/json`, uncompressed.",
     ),
     "unknown_host": Kind(
         421,
         "Unknown host",
-        "`Host` is none of the service's names: `DELTAW_ALLOWED_HOSTS` adds one.",
+        "`Host` is not a name of the service. `DELTAW_ALLOWED_HOSTS` adds names.",
     ),
-    "validation": Kind(422, "Invalid request", "`errors` points at each mistake in the body."),
-    "not_supported": Kind(422, "Not supported", "This combination has no answer."),
+    "validation": Kind(422, "Invalid request", "The body has mistakes. `errors` points at each."),
+    "not_supported": Kind(
+        422,
+        "Not supported",
+        "This combination of options is not defined. `errors` names the option.",
+    ),
     "no_anchor_token": Kind(
-        422, "No anchor token", "The tokenizer has no <|endoftext|>: take another baseline."
+        422,
+        "No anchor token",
+        "The tokenizer has no <|endoftext|>. Choose another baseline.",
     ),
     "bad_span": Kind(
         422,
         "Bad span",
-        "Spans are half-open, not empty, in order, do not overlap, and leave something over.",
+        "Spans are half-open, not empty, in ascending order, and do not overlap. Those of "
+        "`without` leave at least one token.",
     ),
     "empty_context": Kind(422, "Empty context", "The context has no tokens."),
-    "empty_query": Kind(422, "Empty query", "The query, or a prompt, has no tokens."),
+    "empty_query": Kind(422, "Empty query", "The query or a prompt has no tokens."),
     "prompt_too_long": Kind(
-        422, "Prompt too long", "It needs more positions than the model has; nothing is truncated."
+        422,
+        "Prompt too long",
+        "The prompt has more tokens than the model has positions. The service never truncates.",
     ),
     "layer_out_of_range": Kind(422, "Layer out of range", "The model has no such layer."),
     "position_out_of_range": Kind(
-        422, "Position out of range", "The query, or the prompt, has no such token."
+        422,
+        "Position out of range",
+        "The query or the prompt has no token at this position.",
     ),
-    "token_out_of_range": Kind(422, "Token out of range", "The id is not in the vocabulary."),
+    "token_out_of_range": Kind(422, "Token out of range", "The token id is not in the vocabulary."),
     "unknown_hook_point": Kind(
-        422, "Unknown hook point", "`/v1/model` names those that there are."
+        422,
+        "Unknown hook point",
+        "The model has no such hook point. `/v1/model` names them.",
     ),
     "never_fits": Kind(
         422,
         "Never fits",
-        "The work, or the answer, is larger than any request is granted: ask for less at a time.",
+        "The work or the answer exceeds the limit of one request. Split the request.",
     ),
     "queue_full": Kind(
         429,
         "Queue full",
-        "As many requests wait as may, or for longer than one may: see `Retry-After`.",
+        "The queue is full, or the expected wait exceeds the deadline. Retry after "
+        "`Retry-After` seconds.",
     ),
     "headers_too_large": Kind(
-        431, "Headers too large", "The request's head is too long; the connection is closed."
+        431,
+        "Headers too large",
+        "The request's head is too long. The connection is closed.",
     ),
-    "internal": Kind(500, "Internal error", "A fault of the service; its log has the request id."),
+    "internal": Kind(
+        500,
+        "Internal error",
+        "The service has a fault. Its log has the traceback under the request id.",
+    ),
     "non_finite": Kind(
-        500, "Not finite", "The model computed NaN or infinity, or a norm of 0 to divide by."
+        500,
+        "Not finite",
+        "The model computed NaN or infinity, or a vector of norm 0 that ΔW divides by.",
     ),
-    "loading": Kind(503, "Loading", "The model is still being loaded."),
-    "draining": Kind(503, "Draining", "The service is shutting down and takes no new work."),
-    "out_of_memory": Kind(503, "Out of memory", "There was not enough memory for this request."),
+    "loading": Kind(
+        503,
+        "Loading",
+        "The model is still loading. Retry after `Retry-After` seconds.",
+    ),
+    "draining": Kind(503, "Draining", "The service is shutting down and accepts no new requests."),
+    "out_of_memory": Kind(
+        503,
+        "Out of memory",
+        "There was not enough memory for this request. Retry, or ask for less.",
+    ),
     "self_check_failed": Kind(
-        503, "Self-check failed", "The equivalence check at start did not hold: no number is given."
+        503,
+        "Self-check failed",
+        "The equivalence check at start did not hold, so the service returns no numbers.",
     ),
     "deadline_exceeded": Kind(
-        504, "Deadline exceeded", "Waiting and computing took longer than a request is granted."
+        504,
+        "Deadline exceeded",
+        "The request was not answered within its deadline.",
     ),
 }
-"""Every problem by its code. 499, for a client that has left, is only logged."""
+"""Every problem by its code. The log also has status 499, for a client that left."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import ConfigDict, Field, model_validator
 
-from schemas.common import Answer, ModelSummary, Request, Text
+from schemas.common import UNSET, Answer, Asked, ModelSummary, Request, Text, Token
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 
 
 class TokenizeRequest(Request):
-    """Either prompts, or a context and a query."""
+    """The prompts to tokenise, or a context and a query."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -23,50 +25,53 @@ class TokenizeRequest(Request):
     )
 
     prompts: Annotated[
-        list[Text] | None, Field(min_length=1, description="each is tokenised by itself")
+        list[Text] | None, Field(min_length=1, description="Each is tokenised separately.")
     ] = None
-    context: Annotated[Text | None, Field(description="what is read before the query")] = None
-    query: Annotated[Text | None, Field(description="tokenised apart from the context")] = None
+    context: Annotated[Text | None, Field(description="Text before the query.")] = None
+    query: Annotated[Text | None, Field(description="Tokenised separately from the context.")] = (
+        None
+    )
 
     @model_validator(mode="after")
     def _one_form(self) -> TokenizeRequest:
         pair = self.context is not None and self.query is not None
         half = self.context is not None or self.query is not None
         if (self.prompts is None) != pair or (self.prompts is not None and half):
-            raise ValueError("give `prompts`, or `context` and `query`")
+            raise ValueError("Give `prompts`, or `context` and `query`.")
         return self
 
 
-class PlacedToken(Answer):
-    """One token and where it is in its text."""
+@dataclass(frozen=True)
+class PlacedToken(Token):
+    """One token and its place in its text."""
 
-    id: int
-    text: Annotated[str, Field(description="what it spells; � stands for part of a character")]
     offset: Annotated[
-        tuple[int, int] | None,
-        Field(description="the characters it covers, half-open; absent where ids were given"),
-    ] = None
-    special: bool | None = None
-    bytes: str | None = None
+        Asked[tuple[int, int]],
+        Field(
+            description="Characters [start, end) that the token covers. Absent for a prompt of ids."
+        ),
+    ] = UNSET
 
 
+@dataclass(frozen=True)
 class TokenizedText(Answer):
     """The tokens of one text."""
 
-    tokens: list[PlacedToken]
+    tokens: Sequence[PlacedToken]
 
 
+@dataclass(frozen=True)
 class TokenizeAnswer(Answer):
-    """Of `prompts`: `prompts`. Of a context and a query: the other four."""
+    """The tokens of `prompts`, or of a context and a query with what their border does."""
 
     model: ModelSummary
-    prompts: list[TokenizedText] | None = None
-    context: TokenizedText | None = None
-    query: TokenizedText | None = None
+    prompts: Asked[Sequence[TokenizedText]] = UNSET
+    context: Asked[TokenizedText] = UNSET
+    query: Asked[TokenizedText] = UNSET
     border_merges: Annotated[
-        bool | None,
-        Field(description="whether context and query, tokenised together, give other ids"),
-    ] = None
+        Asked[bool],
+        Field(description="Whether context and query, tokenised together, have other ids."),
+    ] = UNSET
     together: Annotated[
-        TokenizedText | None, Field(description="the tokens of context + query as one text")
-    ] = None
+        Asked[TokenizedText], Field(description="The tokens of context + query as one text.")
+    ] = UNSET

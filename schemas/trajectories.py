@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import ConfigDict, Field
@@ -11,7 +13,10 @@ from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest, Spa
 
 
 class TrajectoriesRequest(PairRequest):
-    """Whose way, in which steps. Baselines `matched` and `anchored`, stream `free`."""
+    """A pair, and the steps in which its context is read.
+
+    Baselines `matched` and `anchored`, stream `free`.
+    """
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -25,42 +30,53 @@ class TrajectoriesRequest(PairRequest):
     spans: Annotated[
         list[Span] | None,
         Field(
-            description="half-open spans of context tokens that cover the context without gaps "
-            "(the anchor of `anchored` is token 0 and belongs to none); null: every token"
+            description="Half-open spans of context tokens that cover the context without gaps. "
+            "The anchor of `anchored` is token 0 and belongs to no span. Null: one step per token."
         ),
     ] = None
 
 
+@dataclass(frozen=True)
 class Step(Answer):
-    """What reading one span does: W after = W before − η·G."""
+    """The effect of reading one span: W after = W before − η·G (arXiv 2507.16003)."""
 
-    span: list[int]
-    norm: Annotated[float, Field(description="‖ΔW‖ after the step, Frobenius, float64")]
-    step_norm: Annotated[float, Field(description="‖W after − W before‖ = η·gradient_norm")]
-    gradient_norm: Annotated[float, Field(description="‖G‖")]
+    span: Annotated[Sequence[int], Field(description="[start, end) of the context's tokens.")]
+    norm: Annotated[float, Field(description="‖ΔW‖ after the step, Frobenius, float64.")]
+    step_norm: Annotated[float, Field(description="‖W after − W before‖ = η·gradient_norm.")]
+    gradient_norm: Annotated[float, Field(description="‖G‖.")]
     cosine_to_final: Annotated[
-        float | None, Field(description="of ΔW and that of the whole context; null where one is 0")
+        float | None,
+        Field(
+            description="Cosine of ΔW after the step and ΔW of the whole context. Null if one is 0 "
+            "or below noise."
+        ),
     ]
-    loss_before: Annotated[float, Field(description="trace(Gᵀ·W before): the implicit loss")]
-    loss_after: Annotated[float, Field(description="trace(Gᵀ·W after)")]
+    loss_before: Annotated[float, Field(description="Implicit loss trace(Gᵀ·W before).")]
+    loss_after: Annotated[float, Field(description="Implicit loss trace(Gᵀ·W after).")]
 
 
+@dataclass(frozen=True)
 class LayerTrajectory(Answer):
-    """One layer's way at one query position."""
+    """The trajectory of one layer's weight at one query position."""
 
     layer: int
-    position: Annotated[int, Field(description="index into the query")]
-    eta: Annotated[float, Field(description="1/‖n₀‖², the step size of the gradient form")]
+    position: Annotated[int, Field(description="Index into the query.")]
+    eta: Annotated[float, Field(description="1/‖n₀‖², the step size of the gradient form.")]
     below_noise: Annotated[
-        bool, Field(description="ΔW of the whole context is rounding; ratios to it are null")
+        bool,
+        Field(
+            description="True if ΔW of the whole context is rounding. Ratios to it are null then."
+        ),
     ]
-    steps: list[Step]
+    steps: Sequence[Step]
     telescoping_error: Annotated[
-        float | None, Field(description="‖Σ steps − ΔW‖ / ‖ΔW‖, rounding; null where ΔW is zero")
+        float | None,
+        Field(description="Rounding error ‖Σ steps − ΔW‖ / ‖ΔW‖. Null if ΔW is 0 or below noise."),
     ]
 
 
+@dataclass(frozen=True)
 class TrajectoriesAnswer(PairAnswer):
-    """One entry a layer and position."""
+    """One entry per layer and position."""
 
-    layers: list[LayerTrajectory]
+    layers: Sequence[LayerTrajectory]

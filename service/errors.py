@@ -12,6 +12,7 @@
     │   ├── LayerOutOfRange
     │   ├── PositionOutOfRange
     │   ├── TokenOutOfRange     an id that is not in the vocabulary
+    │   ├── UnknownHookPoint
     │   ├── TooManyItems        more prompts than one request may bring
     │   └── NeverFits           more work, or a larger answer, than any request is granted
     ├── NotNow                  the same question may be answered later
@@ -101,6 +102,10 @@ class PositionOutOfRange(Refused):
 
 class TokenOutOfRange(Refused):
     """The id is not in the vocabulary."""
+
+
+class UnknownHookPoint(Refused):
+    """A name is no hook point."""
 
 
 class TooManyItems(Refused):

@@ -1,1 +1,1 @@
-"""Tests, by module; `oracle` is GPT-2 a second time, in NumPy."""
+"""Tests, by module; `oracle` is a second GPT-2, in NumPy."""

@@ -1,4 +1,4 @@
-"""Real GPT-2 checkpoints for tests: made here, saved, and loaded by the service's own loader."""
+"""Real GPT-2 checkpoints for tests, made and saved here and loaded by the service's own loader."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def save_tiny(
     dtype: torch.dtype = torch.float32,
     **config: object,
 ) -> Path:
-    """Save a random GPT-2 whose activations are not small, with a byte-level tokenizer.
+    """Save a random GPT-2 with activations of ordinary size, and a byte-level tokenizer.
 
     Args:
-        folder: Where to.
-        seed: Of the weights.
-        n_layer: Blocks.
+        folder: Folder to save to.
+        seed: Seed of the weights.
+        n_layer: Number of blocks.
         n_embd: d_model.
-        n_head: Attention heads.
-        n_positions: Positions.
+        n_head: Number of attention heads.
+        n_positions: Number of positions.
         special: Whether the tokenizer has <|endoftext|>.
-        dtype: Of the stored weights.
+        dtype: Dtype of the stored weights.
         config: Further fields of GPT2Config.
     """
     tokenizer = byte_tokenizer(special)
@@ -66,7 +66,7 @@ def save_tiny(
 
 
 def byte_tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 256 bytes and a few merges."""
+    """A byte-level BPE tokenizer with 256 bytes and six merges."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     pieces = [ENDOFTEXT] if special else []
     merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("a", "b"), ("ab", "c"), ("c", "d")]

@@ -1,4 +1,4 @@
-"""Fixtures: checkpoints made once a session, models loaded by the real loader, and the real app."""
+"""Shared fixtures: session-wide checkpoints, models from the real loader, and the real app."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ BUNDLED = Path(__file__).parent.parent / "service" / "checkpoints" / "bundled"
 
 @pytest.fixture(autouse=True)
 def _inference() -> Iterator[None]:
-    """Tests compute as the compute thread does."""
+    """Run each test in inference mode, like the compute thread."""
     with torch.inference_mode():
         yield
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 of three layers, 32 wide, as a checkpoint."""
+    """Checkpoint folder of a random GPT-2 with three layers and d_model 32."""
     with torch.inference_mode(False):
         return save_tiny(tmp_path_factory.mktemp("tiny"))
 
@@ -66,7 +66,7 @@ def bundled_oracle() -> GPT2:
 
 @asynccontextmanager
 async def app_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the real app, in this process, once it is ready."""
+    """A client of the real app in this process, once the app is ready."""
     app = create_app(settings)
     transport = httpx.ASGITransport(app)
     async with (
@@ -80,27 +80,27 @@ async def app_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="session")
 def tiny_service(tiny_folder: Path) -> Iterator[Served]:
-    """The random GPT-2 behind real HTTP."""
+    """The random GPT-2, served over real HTTP."""
     with served(model=tiny_folder) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def bundled_service() -> Iterator[Served]:
-    """The bundled GPT-2 behind real HTTP."""
+    """The bundled GPT-2, served over real HTTP."""
     with served(model="bundled") as running:
         yield running
 
 
 @pytest.fixture
 def tiny_client(tiny_service: Served) -> Iterator[httpx.Client]:
-    """A client of the random GPT-2's service."""
+    """A client of the service with the random GPT-2."""
     with httpx.Client(base_url=tiny_service.url, timeout=60.0) as client:
         yield client
 
 
 @pytest.fixture
 def bundled_client(bundled_service: Served) -> Iterator[httpx.Client]:
-    """A client of the bundled GPT-2's service."""
+    """A client of the service with the bundled GPT-2."""
     with httpx.Client(base_url=bundled_service.url, timeout=60.0) as client:
         yield client

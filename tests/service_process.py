@@ -1,4 +1,4 @@
-"""A real server in a process of its own, for tests over real HTTP."""
+"""A real server in a separate process, for tests over HTTP."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ START_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs.
+    """A running server.
 
     Args:
-        url: Its base address.
-        process: Its process.
-        log: The file of everything that it prints.
+        url: Base URL.
+        process: Process of the server.
+        log: File that receives all its output.
     """
 
     url: str
@@ -35,7 +35,7 @@ class Served:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port on which no process listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -49,13 +49,13 @@ def served(
     prints_to: IO[bytes] | None = None,
     **settings: object,
 ) -> Iterator[Served]:
-    """`deltaw serve` with these settings in its environment, ready unless asked otherwise.
+    """Run `deltaw serve` with these settings in its environment, and kill it at the end.
 
     Args:
-        ready: Whether to wait until it is.
-        port: Of the service; a free one by default.
-        prints_to: Where its output goes instead of the log.
-        settings: By their names.
+        ready: Whether to wait until the service is ready (default true).
+        port: Port of the service (default a free one).
+        prints_to: File for its output (default the log).
+        settings: Settings by their names.
     """
     port = port or free_port()
     environment = {
@@ -83,10 +83,10 @@ def served(
 
 
 def await_ready(running: Served) -> None:
-    """Wait until `/readyz` says so.
+    """Wait until `/readyz` returns success.
 
     Raises:
-        AssertionError: The process ended, or time did.
+        AssertionError: The process ended, or the service was not ready within 120 seconds.
     """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:

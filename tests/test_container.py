@@ -1,4 +1,4 @@
-"""The container's files name only what there is: settings and packages."""
+"""The container files name only existing settings and packages, and harden the container."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
 def compose(name: str) -> dict[str, Any]:
-    """The one service of a compose file."""
+    """Return the one service of a compose file."""
     services = yaml.safe_load((ROOT / name).read_text())["services"]
     assert set(services) == {"deltaw"}
     service: dict[str, Any] = services["deltaw"]
@@ -26,21 +26,21 @@ def compose(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "docker-compose.gpu.yml"])
-def test_environment(name: str) -> None:
-    """Each setting in a compose file is one that the service has: it would refuse to start."""
+def test_compose_files_set_only_existing_settings(name: str) -> None:
+    """Each `DELTAW_` name of a compose file is a setting; the service refuses unknown names."""
     named = {key for key in compose(name)["environment"] if key.startswith("DELTAW_")}
     assert named
     assert named <= NAMES
 
 
-def test_image_environment() -> None:
-    """So is each in the Dockerfile."""
+def test_dockerfile_sets_only_existing_settings() -> None:
+    """Each `DELTAW_` name of the Dockerfile is a setting."""
     assert set(re.findall(r"\b(DELTAW_\w+)=", DOCKERFILE)) <= NAMES
 
 
-def test_hardened() -> None:
-    """The compose file runs the image with a read-only root, no capabilities, a limit of memory,
-    and a grace longer than the drain; it publishes on the loopback alone."""
+def test_compose_hardens_the_container() -> None:
+    """The root is read-only, capabilities are dropped, memory is limited, the grace period is
+    longer than the drain, and the port is published on the loopback only."""
     service = compose("docker-compose.yml")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -50,9 +50,9 @@ def test_hardened() -> None:
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
-def test_known_hosts() -> None:
-    """Where compose starts it without a key, it answers to its own names alone: no page gets at it
-    through a name that resolves to the loopback."""
+def test_compose_without_a_key_allows_only_own_hosts() -> None:
+    """Without a key the service checks `Host`, so a web page whose name resolves to the loopback
+    cannot reach it."""
     given = compose("docker-compose.yml")["environment"]
     defaults: dict[str, Any] = {
         name.removeprefix("DELTAW_").lower(): re.sub(r"\$\{\w+:-(.*)\}", r"\1", value)
@@ -65,8 +65,8 @@ def test_known_hosts() -> None:
     assert settings.hosts >= {"deltaw", "localhost", "127.0.0.1"}
 
 
-def test_the_build_sees_the_packages() -> None:
-    """Every package of the wheel is among what the image's build may see."""
+def test_dockerignore_admits_every_package() -> None:
+    """`.dockerignore` lets the build see every package of the wheel."""
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
         "packages"
     ]
@@ -74,7 +74,7 @@ def test_the_build_sees_the_packages() -> None:
     assert {f"!{package.partition('.')[0]}" for package in packages} <= set(seen)
 
 
-def test_not_root() -> None:
-    """The image's last user is a number that is not root's, which an orchestrator can check."""
+def test_image_runs_as_a_numeric_user_other_than_root() -> None:
+    """The last `USER` is a number above 0, so an orchestrator can check that it is not root."""
     user = re.findall(r"^USER (\d+)", DOCKERFILE, re.M)[-1]
     assert int(user) > 0

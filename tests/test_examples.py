@@ -1,4 +1,4 @@
-"""README.md and docs/ are true: each example is run as printed, and prints what is shown."""
+"""Every example of README.md and docs/, run as printed, gives the output shown below it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ELSEWHERE = {
     "DELTAW_MODEL=gpt2 make run": "needs the hub; test_makefile runs it with a folder",
     "docker compose up --build": "needs a container engine",
 }
-"""What stands in the documents and is not run here, and why."""
+"""Commands of the documents that this module does not run, with the reason."""
 ANSWER = """{
   "updates": [
     {
@@ -41,28 +41,30 @@ ELIDED = """      …
 """
 
 
-def test_there_are_examples() -> None:
-    """The documents hold requests by a shell and scripts, each with its answer."""
+def test_documents_have_shell_and_python_examples() -> None:
+    """The documents have at least five shell examples with JSON and five Python examples."""
     languages = [(each.script.language, each.shown.language) for each in EXAMPLES]
     assert languages.count(("sh", "json")) >= 5
     assert languages.count(("python", "text")) >= 5
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example.name))
-def test_example(bundled_service: Served, tmp_path: Path, example: Example) -> None:
-    """An example, run as printed in an empty folder, prints what is shown."""
+def test_example_prints_what_is_shown(
+    bundled_service: Served, tmp_path: Path, example: Example
+) -> None:
+    """An example, run as printed in an empty folder, prints the output that the document shows."""
     assert example.shown.text.strip()
     assert_shown(example.shown.text, printed(example, bundled_service.url, tmp_path))
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_left_out(document: Path) -> None:
-    """A command that is not run here is run elsewhere, and it is written down where."""
+def test_every_command_is_run_here_or_elsewhere(document: Path) -> None:
+    """`ELSEWHERE` lists every command that has no shown output."""
     assert [line for line in not_run(document) if line not in ELSEWHERE] == []
 
 
-def test_numbers_are_held_to_what_is_shown() -> None:
-    """Whole numbers are held exactly, others within two per cent, rounding errors by magnitude."""
+def test_alike_compares_integers_exactly_and_other_numbers_within_two_per_cent() -> None:
+    """Integers must be equal, other numbers within 2 %, rounding errors of the same magnitude."""
     assert alike('"norm": 1.23,', '  "norm": 1.2345678')
     assert not alike('"norm": 1.23,', '"norm": 1.3')
     assert not alike('"layer": 1', '"layer": 2')
@@ -73,37 +75,37 @@ def test_numbers_are_held_to_what_is_shown() -> None:
     assert not alike("share 0.26", "share 0.28")
 
 
-def test_a_line_that_is_not_in_the_answer_fails() -> None:
-    """Lines are found in their order alone."""
+def test_line_missing_from_the_answer_fails() -> None:
+    """Shown lines must occur in the answer in the same order."""
     assert_shown('"layer": 0,\n…\n"norm": 0.25,\n', ANSWER)
     with pytest.raises(NotShown):
         assert_shown('"norm": 0.25,\n…\n"layer": 0,\n', ANSWER)
 
 
-def test_writing_anew_keeps_the_lines_that_are_shown() -> None:
-    """Values are replaced under their key and in their entry, to three digits; elisions stay."""
+def test_rewriting_json_replaces_values_and_keeps_elisions() -> None:
+    """Rewriting replaces a value under its key and in its entry, with three digits."""
     written = rewritten("json", ELIDED, ANSWER)
     assert written == ELIDED.replace("0.7", "0.25").replace("Paris", "Berlin")
     assert rewritten("json", written, ANSWER) == written
     assert '"norm": 1.23\n' in rewritten("json", '      "layer": 0,\n      "norm": 9.5\n', ANSWER)
 
 
-def test_writing_anew_does_not_guess() -> None:
-    """A line whose key is gone is not replaced by another."""
+def test_rewriting_a_line_whose_key_is_gone_fails() -> None:
+    """Rewriting raises `NotShown` if the answer no longer has a shown key."""
     with pytest.raises(NotShown):
         rewritten("json", '      "layer": 2,\n', ANSWER)
 
 
-def test_text_is_written_anew_where_it_changed() -> None:
-    """Lines that still hold stay as they are, others are what was printed."""
+def test_rewriting_text_replaces_only_changed_blocks() -> None:
+    """A block that still holds stays as it is; otherwise the printed lines replace it."""
     shown = "norm 1.638, from the factors 1.638\nholds\n"
     assert rewritten("text", shown, ["norm 1.638001, from the factors 1.638", "holds"]) == shown
     assert rewritten("text", shown, ["norm 2.0, from", "holds"]) == "norm 2.0, from\nholds\n"
     assert rewritten("text", shown, ["fails"]) == "fails\n"
 
 
-def test_a_block_is_of_one_answer() -> None:
-    """Where one line has changed, rounding errors beside it are those of the same answer."""
+def test_rewritten_block_comes_from_one_answer() -> None:
+    """If one line of a block has changed, all its numbers come from the new answer."""
     assert rewritten("text", "a 1.0\nb 2e-07\n", ["a 1.5 ", "b 9e-07"]) == "a 1.5\nb 9e-07\n"
     shown = '"norm": 9.5,\n"error": 2e-07\n'
     told = ['"norm": 1.5,', '"error": 9e-07']

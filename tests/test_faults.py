@@ -1,7 +1,7 @@
-"""Faults while it serves, by real means: killed, without room for its cache or its log.
+"""Faults of a running service, made by real means: SIGKILL, a full cache, a full or closed log.
 
-What fails in a single request is in `api/test_failures.py`, what fails at the start in
-`test_bad_starts.py`.
+`api/test_failures.py` has the failures of a single request, `test_bad_starts.py` those at the
+start.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ CLIENTS = 8
 
 
 def body(number: int, tokens: int = 40) -> dict[str, Any]:
-    """A question whose context is another one for each number."""
+    """A request whose context differs for each number."""
     context = [1 + (number // 250**i + 7 * i) % 250 for i in range(tokens)]
     return {"context": context, "query": [1 + number % 250], "controls": False}
 
 
 @pytest.mark.slow
-def test_killed_under_load(tiny_folder: Path) -> None:
-    """SIGKILL under load: every request ends at once, with a whole answer or a broken connection;
-    the next process takes the port over and serves."""
+def test_sigkill_under_load_ends_every_request(tiny_folder: Path) -> None:
+    """At SIGKILL every request ends with a whole answer or a broken connection, and a new process
+    serves on the same port."""
     port, outcomes = free_port(), Counter[str]()
 
     def ask(running: Served, client: int) -> None:
@@ -58,9 +58,9 @@ def test_killed_under_load(tiny_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_prefixes_under_pressure(tiny_folder: Path) -> None:
-    """Where known contexts do not fit, by far, answers are those of a service that keeps none, and
-    what is kept stays within its budget."""
+def test_too_small_prefix_cache_changes_no_answer(tiny_folder: Path) -> None:
+    """With far too small a prefix cache answers agree with those of a service without one, and the
+    cache stays within its budget."""
     budget = 100_000
     contexts = [body(i, tokens=17 + 16 * (i % 3)) for i in range(12)]
     asked = [{**contexts[i // 8], "query": [1 + i % 250]} for i in range(8 * len(contexts))]
@@ -86,9 +86,9 @@ def test_prefixes_under_pressure(tiny_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_room_for_the_log(tiny_folder: Path, log_format: str) -> None:
-    """On a full disk lines of the log are lost, and nothing else: requests are answered, problems
-    too, and SIGTERM ends the process with 0."""
+def test_full_disk_loses_only_log_lines(tiny_folder: Path, log_format: str) -> None:
+    """On a full disk only log lines are lost: requests and problems are answered, and SIGTERM ends
+    the process with 0."""
     with (
         Path("/dev/full").open("wb") as full,
         served(model=tiny_folder, prints_to=full, log_format=log_format) as running,
@@ -102,8 +102,8 @@ def test_no_room_for_the_log(tiny_folder: Path, log_format: str) -> None:
 
 
 @pytest.mark.slow
-def test_nobody_reads_the_log(tiny_folder: Path) -> None:
-    """Where the reader of the log has gone, requests are answered, and SIGTERM ends with 0."""
+def test_closed_log_pipe_does_not_stop_the_service(tiny_folder: Path) -> None:
+    """With a closed log pipe requests are answered, and SIGTERM ends the process with 0."""
     reader, writer = os.pipe()
     with (
         os.fdopen(writer, "wb") as pipe,

@@ -1,4 +1,4 @@
-"""`make run` does what the documents say, in an environment that is there already."""
+"""`make run` serves the chosen model, in an environment that is set up already."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.examples.running import COMMAND
 from tests.service_process import Served, await_ready, free_port
 
 LATER = 2**33
-"""A time of change that is later than that of any file of the project."""
+"""A modification time later than that of any file of the project."""
 
 
 @pytest.fixture
 def environment_folder(tmp_path: Path) -> Path:
-    """What the Makefile takes for an environment that is set up: this one."""
+    """A folder that the Makefile treats as an environment already set up; it uses this Python."""
     binaries = tmp_path / "venv" / "bin"
     binaries.mkdir(parents=True)
     (binaries / "python").symlink_to(sys.executable)
@@ -35,7 +35,7 @@ def environment_folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("chosen", ["the default", "a folder"])
 def test_make_run_serves(environment_folder: Path, tiny_folder: Path, chosen: str) -> None:
-    """It serves the bundled model, or the one that DELTAW_MODEL names, until it is told to end."""
+    """`make run` serves the bundled model, or the one of DELTAW_MODEL, until SIGTERM."""
     port = free_port()
     log = environment_folder / "log"
     settings = {} if chosen == "the default" else {"DELTAW_MODEL": str(tiny_folder)}

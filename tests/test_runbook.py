@@ -1,4 +1,4 @@
-"""docs/operations.md is true: its tables name what there is, and its examples parse."""
+"""The tables of docs/operations.md match the service, and its examples parse."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EXAMPLES = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
 QUERIES = [text for language, text in EXAMPLES if language == "promql"]
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
 SCRAPED = {"up"}
-"""What Prometheus itself knows of a target."""
+"""Metrics that Prometheus itself adds for a target."""
 BODY = {"context": "abc", "query": " cd"}
 
 
 def table(heading: str) -> list[list[str]]:
-    """The cells of the table whose first heading this is, row by row."""
+    """Return the cells of the table with this first heading, row by row."""
     rows = re.search(rf"^\| {heading} \|.*\n\|[-:| ]+\|\n((?:\|.*\n)+)", TEXT, re.M)
     assert rows is not None, heading
     lines = rows.group(1).splitlines()
@@ -38,13 +38,13 @@ def table(heading: str) -> list[list[str]]:
 
 
 def named(heading: str) -> list[str]:
-    """What the first column of a table names, in its order."""
+    """Return the names in the first column of a table, in order."""
     return [name for row in table(heading) for name in re.findall(r"`([^`]+)`", row[0])]
 
 
 @pytest.fixture
 def heard(tiny_service: Served) -> Iterator[Heard]:
-    """A server that has answered, and refused."""
+    """A server that has answered one request and refused one."""
     with client_of(tiny_service) as client:
         client.post(PATHS["checks"], json=BODY, headers={"X-Request-ID": "run.1"})
         client.post(PATHS["checks"], json={}, headers={"X-Request-ID": "run.2"})
@@ -52,7 +52,7 @@ def heard(tiny_service: Served) -> Iterator[Heard]:
 
 
 def exported(heard: Heard) -> dict[str, tuple[str, set[str]]]:
-    """Type and labels of every metric at `/metrics`, by the name that queries use."""
+    """Return type and labels of every metric at `/metrics`, by the name that queries use."""
     found = {}
     for family in text_string_to_metric_families(heard.client.get("/metrics").text):
         if not family.name.endswith("_created"):
@@ -62,14 +62,13 @@ def exported(heard: Heard) -> dict[str, tuple[str, set[str]]]:
     return found
 
 
-def test_settings() -> None:
-    """Each setting has one row, and each row is a setting."""
+def test_table_of_settings_lists_every_setting() -> None:
+    """The table has one row for each setting and no other rows."""
     assert sorted(named("setting")) == sorted(f"DELTAW_{n.upper()}" for n in Settings.model_fields)
 
 
-def test_problems() -> None:
-    """Each problem code has one row in the runbook with its status, those that are retryable are
-    marked, and each row is a code."""
+def test_runbook_lists_every_problem_code() -> None:
+    """The runbook has one row for each code, with its status and the mark ↻ if it is retryable."""
     assert sorted(named("code")) == sorted(PROBLEMS)
     for first, status, *_ in table("code"):
         code = first.strip("` ↻")
@@ -77,9 +76,8 @@ def test_problems() -> None:
         assert ("↻" in first) == PROBLEMS[code].retryable, code
 
 
-def test_metrics(heard: Heard) -> None:
-    """Each metric that is exported has one row with its type and labels, and each row is
-    exported."""
+def test_table_of_metrics_lists_every_exported_metric(heard: Heard) -> None:
+    """The table has one row for each exported metric, with its type and labels, and no others."""
     rows = {
         re.findall(r"`([^`]+)`", name)[0]: (kind, set(re.findall(r"`([^`]+)`", labels)))
         for name, kind, labels, *_ in table("metric")
@@ -87,26 +85,26 @@ def test_metrics(heard: Heard) -> None:
     assert rows == exported(heard)
 
 
-def test_reasons_are_there_from_the_start(heard: Heard) -> None:
-    """Every problem code is counted from 0, so that its first occurrence is an increase."""
+def test_rejected_total_exports_every_code_from_the_start(heard: Heard) -> None:
+    """Every problem code starts at 0, so that its first occurrence is an increase."""
     for code in PROBLEMS:
         assert f'deltaw_rejected_total{{reason="{code}"}}' in heard.client.get("/metrics").text
 
 
-def test_log_fields(heard: Heard) -> None:
-    """An answer's and a refusal's log lines have the fields of the table, and no others."""
+def test_table_of_log_fields_lists_every_field(heard: Heard) -> None:
+    """The log lines of an answer and of a problem have the fields of the table and no others."""
     lines = [heard.log.await_request(mark) for mark in ("run.1", "run.2")]
     assert sorted(named("field")) == sorted(set(lines[0]) | set(lines[1]))
 
 
-def test_server_timing(heard: Heard) -> None:
-    """`Server-Timing` has the parts of the table, in its order."""
+def test_table_of_server_timing_lists_every_part(heard: Heard) -> None:
+    """`Server-Timing` has the parts of the table, in the same order."""
     header = heard.client.post(PATHS["checks"], json=BODY).headers["server-timing"]
     assert named("part") == [part.partition(";")[0].strip() for part in header.split(",")]
 
 
 def selectors(query: str) -> list[promql_parser.VectorSelector]:
-    """Every vector selector of a query."""
+    """Return every vector selector of a query."""
     found: list[promql_parser.VectorSelector] = []
 
     def visit(node: promql_parser.Expr) -> None:
@@ -120,9 +118,9 @@ def selectors(query: str) -> list[promql_parser.VectorSelector]:
 
 
 @pytest.mark.parametrize("query", [*QUERIES, *(rule["expr"] for rule in ALERTS)])
-def test_queries(heard: Heard, query: str) -> None:
-    """Each example and each alert parses as PromQL, and asks for what is exported, by labels and
-    reasons that there are."""
+def test_queries_parse_and_use_exported_metrics(heard: Heard, query: str) -> None:
+    """Each example and each alert parses as PromQL and uses only exported metrics, labels and
+    reasons."""
     known = exported(heard)
     asked = selectors(query)
     assert asked
@@ -137,8 +135,8 @@ def test_queries(heard: Heard, query: str) -> None:
                 assert set(matcher.value.split("|")) <= set(PROBLEMS)
 
 
-def test_alerts() -> None:
-    """Each alert has a name of its own, says what happened, and how urgent it is."""
+def test_alerts_have_unique_names_summaries_and_severities() -> None:
+    """Each alert has a unique name, a summary, and the severity `page` or `ticket`."""
     assert len({rule["alert"] for rule in ALERTS}) == len(ALERTS) >= 5
     for rule in ALERTS:
         assert rule["annotations"]["summary"]
@@ -146,6 +144,6 @@ def test_alerts() -> None:
 
 
 @pytest.mark.parametrize("text", [text for language, text in EXAMPLES if language == "yaml"])
-def test_yaml(text: str) -> None:
-    """Each YAML example is a mapping."""
+def test_yaml_examples_parse(text: str) -> None:
+    """Each YAML example parses as a mapping."""
     assert isinstance(yaml.safe_load(text), dict)

@@ -1,4 +1,4 @@
-"""The server: it drains before it stops, and ends with a sentence where it cannot begin."""
+"""The server drains before it stops, and prints one sentence if it cannot start."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SHORT = {"context": [1, 2, 3], "query": [4], "layers": [0], "controls": False}
 
 @pytest.fixture(scope="session")
 def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 that can be asked for minutes of work."""
+    """A random GPT-2 large enough for minutes of work."""
     with torch.inference_mode(False):
         return save_tiny(
             tmp_path_factory.mktemp("large"), n_layer=12, n_embd=256, n_head=4, n_positions=1024
@@ -42,7 +42,7 @@ def large_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def work(queries: int) -> dict[str, Any]:
-    """A check of so many query positions."""
+    """An equivalence check of the given number of query positions."""
     return {
         "context": LONG,
         "query": [1 + i % 150 for i in range(queries)],
@@ -53,7 +53,7 @@ def work(queries: int) -> dict[str, Any]:
 
 @contextmanager
 def working(folder: Path, queries: int, **settings: Any) -> Iterator[tuple[Served, Log, Any]]:
-    """A server, its log, and the answer to come of a request that it is computing."""
+    """A server that is computing a request, its log, and the future answer."""
     with (
         served(model=folder, threads=1, batching="false", **settings) as running,
         ThreadPoolExecutor(1) as pool,
@@ -70,9 +70,9 @@ def working(folder: Path, queries: int, **settings: Any) -> Iterator[tuple[Serve
             running.process.kill()
 
 
-def test_drain(large_folder: Path) -> None:
-    """At SIGTERM work in progress is answered; new work is refused, also on a connection that is
-    kept open; the process lives until then, is not ready, and ends with 0."""
+def test_sigterm_drains_before_the_process_ends(large_folder: Path) -> None:
+    """After SIGTERM the request in progress is answered, new requests get 503 `draining`, and the
+    process ends with 0."""
     with working(large_folder, 120) as (running, log, made), client_of(running) as client:
         assert client.get("/readyz").status_code == 200
         running.process.send_signal(signal.SIGTERM)
@@ -90,8 +90,8 @@ def test_drain(large_folder: Path) -> None:
         assert "Traceback" not in log.end()
 
 
-def test_idle_stop(tiny_folder: Path) -> None:
-    """Without work SIGINT and SIGTERM end the service at once, with 0, whoever is connected."""
+def test_sigint_ends_an_idle_service_at_once(tiny_folder: Path) -> None:
+    """Without work the service ends with 0 at once on SIGINT, even with a client connected."""
     with served(model=tiny_folder) as running, client_of(running) as client:
         log = log_of(running)
         assert client.get("/livez").status_code == 200
@@ -101,8 +101,8 @@ def test_idle_stop(tiny_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_second_signal(large_folder: Path) -> None:
-    """A second SIGTERM ends the process at once, whatever it is doing."""
+def test_second_sigterm_ends_the_process_at_once(large_folder: Path) -> None:
+    """A second SIGTERM ends the process at once, whatever it is computing."""
     with working(large_folder, 700) as (running, _, made), client_of(running) as client:
         running.process.send_signal(signal.SIGTERM)
         until(lambda: client.get("/readyz").status_code == 503 or None)
@@ -114,8 +114,8 @@ def test_second_signal(large_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_drain_has_an_end(large_folder: Path) -> None:
-    """Work that takes longer than `drain_seconds` does not keep the process; it ends with 0."""
+def test_drain_ends_after_drain_seconds(large_folder: Path) -> None:
+    """Work that takes longer than `drain_seconds` is given up, and the process ends with 0."""
     with working(large_folder, 700, drain_seconds=1) as (running, _, made):
         assert not made.done()
         start = time.monotonic()
@@ -126,8 +126,8 @@ def test_drain_has_an_end(large_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_stop_while_loading(tmp_path: Path) -> None:
-    """SIGTERM while the model is being loaded ends the process too."""
+def test_sigterm_while_loading_ends_the_process(tmp_path: Path) -> None:
+    """SIGTERM while the model loads ends the process with 0."""
     with torch.inference_mode(False):
         save_tiny(tmp_path)
     os.mkfifo(tmp_path / "zz.safetensors")
@@ -154,14 +154,14 @@ sys.exit(server.serve(Settings(model=sys.argv[1], port=0)))
 
 
 @pytest.mark.slow
-def test_what_the_start_has_made_is_no_garbage(tiny_folder: Path) -> None:
-    """Once it is ready, garbage collection passes over libraries and model."""
+def test_garbage_collection_skips_what_was_loaded_at_start(tiny_folder: Path) -> None:
+    """Once the service is ready, garbage collection skips its libraries and model."""
     command = [sys.executable, "-c", FROZEN, str(tiny_folder)]
     assert subprocess.run(command, timeout=60.0, check=False).returncode == 0
 
 
-def test_answers_are_sent_at_once() -> None:
-    """No connection waits for a receipt before it sends the rest, whatever the event loop is."""
+def test_accepted_connections_have_tcp_nodelay() -> None:
+    """Accepted connections have TCP_NODELAY set, so that no answer waits for an acknowledgement."""
     with server._listen(Settings(port=0)) as listener:
         with socket.create_connection(listener.getsockname()):
             accepted, _ = listener.accept()
@@ -172,6 +172,7 @@ def test_answers_are_sent_at_once() -> None:
 STUCK = """
 import asyncio, sys, threading
 from service import server
+from service.engine import Plan
 from service.settings import Settings
 
 def never():
@@ -181,7 +182,7 @@ def never():
 def keep(state):
     while not state.engine.checked:
         threading.Event().wait(0.05)
-    asyncio.run(state.engine.ask(never(), 600.0))
+    asyncio.run(state.engine.ask(Plan(never()), 600.0))
 
 made = server.create_app
 def create_app(settings):
@@ -192,12 +193,12 @@ def create_app(settings):
 server.create_app = create_app
 sys.exit(server.serve(Settings(model=sys.argv[1], port=0, threads=1, stuck_seconds=0.5)))
 """
-"""A service whose computation never returns from a question."""
+"""A script that serves and then asks a question that never returns."""
 
 
-def test_a_stuck_computation_ends_the_process(tiny_folder: Path) -> None:
-    """The process of a computation that gives no sign of life ends with 1, so that it is started
-    again, and its last line says why."""
+def test_stuck_computation_ends_the_process_with_1(tiny_folder: Path) -> None:
+    """A process whose computation is stuck ends with 1, so that it is restarted, and its last line
+    says why."""
     ended = subprocess.run(
         [sys.executable, "-c", STUCK, str(tiny_folder)],
         capture_output=True,
@@ -211,8 +212,8 @@ def test_a_stuck_computation_ends_the_process(tiny_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stuck_computation_does_not_keep_a_drain(tiny_folder: Path) -> None:
-    """A process that is told to stop ends with 0 though its computation never returns."""
+def test_stuck_computation_does_not_delay_a_drain(tiny_folder: Path) -> None:
+    """On SIGTERM a process whose computation never returns ends with 0 after `drain_seconds`."""
     script = STUCK.replace("stuck_seconds=0.5", "stuck_seconds=600, drain_seconds=1")
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(tiny_folder)], stderr=subprocess.PIPE, text=True
@@ -227,7 +228,7 @@ def test_a_stuck_computation_does_not_keep_a_drain(tiny_folder: Path) -> None:
 
 
 def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`deltaw serve` that is expected to end by itself."""
+    """Run a `deltaw serve` that is expected to end by itself."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DELTAW_")}
     return subprocess.run(
         [sys.executable, "-m", "service.cli", "serve", *arguments],
@@ -240,9 +241,8 @@ def start(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_port_taken(tiny_folder: Path) -> None:
-    """Where another listens on the port the process says so in a sentence and does not end with
-    0."""
+def test_taken_port_is_named_in_one_sentence(tiny_folder: Path) -> None:
+    """If the port is taken, the process names it in one sentence and does not end with 0."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -258,9 +258,9 @@ def test_port_taken(tiny_folder: Path) -> None:
     "model",
     ["gpt2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("/no/such", "empty"))],
 )
-def test_model_not_found(model: str, tmp_path: Path) -> None:
-    """A model that cannot be had ends the process with a sentence that says what to set instead;
-    no other model is ever served."""
+def test_missing_model_ends_the_process_with_one_sentence(model: str, tmp_path: Path) -> None:
+    """If the model is not found, the process ends with one sentence that says what to set, and
+    serves no other model."""
     named = str(tmp_path) if model == "empty" else model
     ended = start("--model", named, "--port", "0")
     assert ended.returncode not in (0, -signal.SIGTERM)
@@ -273,8 +273,9 @@ def test_model_not_found(model: str, tmp_path: Path) -> None:
     assert "deltaw serves" not in ended.stderr
 
 
-def test_greeting(tiny_folder: Path) -> None:
-    """A ready service says what it serves and whether it holds, with a curl that can be pasted."""
+def test_greeting_names_model_and_self_check(tiny_folder: Path) -> None:
+    """A ready service prints its model, the result of its self-check, and a curl command that can
+    be pasted."""
     with served(model=tiny_folder) as running:
         log = log_of(running)
         command = until(lambda: re.search(r"^curl .*?\}'$", log.text, re.MULTILINE | re.DOTALL))

@@ -1,4 +1,4 @@
-"""Telemetry: request ids, metrics of their own registry, and logs without anything of a prompt."""
+"""Telemetry: request ids, metrics in a registry per application, and logs without prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.api.wire import CANARY
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Leave logging as it was."""
+    """Restore the logging configuration after each test."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
     structlog.reset_defaults()
@@ -28,22 +28,22 @@ def restored() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("offered", ["a", "A.b_c-9", "x" * 128])
-def test_id_is_kept(offered: str) -> None:
-    """An id of the allowed characters is kept."""
+def test_valid_request_id_is_kept(offered: str) -> None:
+    """An id of 1 to 128 allowed characters is kept."""
     assert request_id(offered) == offered
 
 
 @pytest.mark.parametrize("offered", [None, "", "x" * 129, "a\n", "a b", "ä", "a\u0000", "١"])
-def test_id_is_made(offered: str | None) -> None:
-    """Anything else is replaced, by another id each time."""
+def test_invalid_request_id_is_replaced(offered: str | None) -> None:
+    """Any other id is replaced by a new one each time."""
     first, second = request_id(offered), request_id(offered)
     assert first != second
     assert offered not in (first, second)
     assert re.fullmatch("[A-Za-z0-9._-]{1,128}", first)
 
 
-def test_registries_are_apart() -> None:
-    """Two applications in one process count apart."""
+def test_applications_have_separate_registries() -> None:
+    """Two applications in one process count separately."""
     one, other = Metrics(), Metrics()
     one.observe_forward(0.01, 3)
     assert one.registry.get_sample_value("deltaw_batch_size_sum") == 3.0
@@ -51,16 +51,16 @@ def test_registries_are_apart() -> None:
 
 
 def fail(prompt: str) -> None:
-    """Raise from where a prompt is a local variable."""
+    """Raise an error in a function whose local variable is a prompt."""
     assert prompt
     raise ValueError("something nobody has a name for")
 
 
 @pytest.mark.parametrize("log_format", ["json", "console", "auto"])
-def test_tracebacks_have_no_locals(
+def test_tracebacks_contain_no_local_variables(
     capsys: pytest.CaptureFixture[str], log_format: Literal["auto", "json", "console"]
 ) -> None:
-    """A traceback in the log says where, but not what the variables held."""
+    """A traceback in the log names the place and the error but no values of variables."""
     configure_logs(log_format)
     try:
         fail(CANARY)
@@ -76,11 +76,10 @@ def test_tracebacks_have_no_locals(
 
 
 @pytest.mark.parametrize("log_format", ["json", "auto"])
-def test_lines_are_json(
+def test_log_lines_are_json_without_a_terminal(
     capsys: pytest.CaptureFixture[str], log_format: Literal["auto", "json", "console"]
 ) -> None:
-    """Where nobody watches, every line is one JSON object with its time in UTC, those of
-    libraries too."""
+    """Without a terminal every log line is one JSON object with a UTC time, also for libraries."""
     configure_logs(log_format)
     structlog.get_logger("test").info("request", status=200)
     logging.getLogger("library").warning("beware of %s", "it")
@@ -92,8 +91,8 @@ def test_lines_are_json(
     assert theirs["timestamp"].endswith("Z")
 
 
-def test_a_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What else is written meanwhile, as at a signal, gets before or behind a line, not into it."""
+def test_log_line_is_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log line is one write, so that no other output can break it up."""
     written: list[str] = []
 
     class Recorder(io.StringIO):

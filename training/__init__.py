@@ -1,1 +1,1 @@
-"""How the bundled GPT-2 was made: from installable packages to `service/checkpoints/bundled/`."""
+"""Train the bundled GPT-2, from installable packages to `service/checkpoints/bundled/`."""

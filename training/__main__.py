@@ -1,7 +1,7 @@
 """`python -m training [step]`: fetch → corpus → tokenizer → train → curve → export → evaluate.
 
-Without a step, all of them in this order. Every path is an option; the default work folder is
-not tracked by git.
+Without a step, all steps run in this order. Every path is an option; git ignores the default work
+folder.
 """
 
 import argparse
@@ -52,8 +52,8 @@ def tokenizer_step(options: argparse.Namespace) -> None:
 
 
 def train_step(options: argparse.Namespace) -> None:
-    """Train, or go on from the last state."""
-    torch.set_num_threads(1)  # the trainer makes its own two
+    """Train a new model, or resume from the last state."""
+    torch.set_num_threads(1)  # the trainer starts two threads itself
     tokenizer = load_tokenizer(options.work / "tokenizer")
     world = World(_facts(options), vocabulary_words(tokenizer), vocabulary_texts(tokenizer))
     sampler = Sampler(np.load(options.work / "tokens.npy"), tokenizer, world, SEED)
@@ -67,13 +67,13 @@ def export_step(options: argparse.Namespace) -> None:
 
 
 def evaluate_step(options: argparse.Namespace) -> None:
-    """Print every bar of a checkpoint folder, then what it writes."""
+    """Print every bar of a checkpoint folder, then its samples."""
     print(evaluate(options.checkpoint, _facts(options)))
     print(samples(options.checkpoint))
 
 
 def curve_step(options: argparse.Namespace) -> None:
-    """Draw the losses of the training."""
+    """Draw the losses of the training as an SVG."""
     (options.work / "curve.svg").write_text(curve(options.work / "run" / "log.jsonl"), "utf-8")
 
 
@@ -89,13 +89,16 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    """Run the step that the command line names, or all."""
+    """Run the step named on the command line, or all steps."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     parser.add_argument("step", nargs="?", choices=STEPS, help="one step (default: all)")
     parser.add_argument("--work", type=Path, default=Path("training/.work"), help="work folder")
     parser.add_argument("--random", action="store_true", help="export a random model instead")
     parser.add_argument(
-        "--checkpoint", type=Path, default=Path("service/checkpoints/bundled"), help="folder"
+        "--checkpoint",
+        type=Path,
+        default=Path("service/checkpoints/bundled"),
+        help="checkpoint folder",
     )
     options = parser.parse_args()
     for step in [options.step] if options.step else STEPS:

@@ -1,7 +1,8 @@
-"""The bars that a checkpoint must reach, measured on its folder and on a random control.
+"""Measure the bars that a checkpoint must reach, on its folder and on a random control.
 
-Every question is a context and a query. "Without" drops the context and keeps the query's
-positions. An answer counts only if each of its tokens is the most probable one (top-1).
+Every question has a context and a query. A measurement "without context" drops the context and
+keeps the query's positions. An answer counts only if each of its tokens is the most probable one
+(top-1).
 """
 
 import time
@@ -34,7 +35,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Bar:
-    """One row of the table: what was measured, and the bound that it must keep."""
+    """One row of the table: a measured value, and the bound that it must keep."""
 
     name: str
     value: float
@@ -43,30 +44,32 @@ class Bar:
 
     @property
     def kept(self) -> bool:
-        """Whether the bound is kept."""
+        """Whether the value keeps the bound."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test with its tokenizer."""
+    """A model under test, with its tokenizer."""
 
     model: GPT2LMHeadModel
     tokenizer: PreTrainedTokenizerFast
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text, nothing added."""
+        """Return the token ids of a text, without special tokens."""
         ids: list[int] = self.tokenizer.encode(text)
         return ids
 
     @torch.no_grad()
     def log_probabilities(self, ids: Sequence[int], start: int = 0) -> torch.Tensor:
-        """After each token, the log-probabilities of the next.
+        """Return the log-probabilities of the next token after each token.
+
+        The attention mask is explicit, because without one transformers takes positions that do not
+        start at 0 for packed sequences.
 
         Args:
-            ids: the tokens.
-            start: the position of the first. The mask is explicit because transformers would
-                otherwise take positions that do not start at 0 for packed sequences.
+            ids: The token ids.
+            start: The position of the first token.
 
         Returns:
             `(len(ids), vocabulary)`, in nats.
@@ -81,14 +84,14 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """A context, a query that follows it, and the right answer."""
+    """A context, the query after it, and the right answer."""
 
     context: str
     query: str
     answer: str
 
     def right(self, subject: Subject, *, with_context: bool = True) -> bool:
-        """Whether every token of the answer is the most probable one."""
+        """Return whether every token of the answer is the most probable one."""
         context, query, answer = map(subject.encode, (self.context, self.query, self.answer))
         ids = [*(context if with_context else ()), *query, *answer]
         rows = subject.log_probabilities(ids, 0 if with_context else len(context))
@@ -98,12 +101,12 @@ class Question:
 def questions(
     template: str, pairs_of: Callable[[Random], Pairs], *, again: bool
 ) -> Iterator[Question]:
-    """`SAMPLES` questions of `SHOTS` pairs written with `template`.
+    """Yield `SAMPLES` questions of `SHOTS` pairs, written with `template`.
 
     Args:
-        template: of one pair, with what parts it from the next one.
-        pairs_of: draws the pairs of a question, one more than `SHOTS` unless `again`.
-        again: ask for one of the pairs that were shown; else for the last, which was not.
+        template: Template of one pair, including the text between two pairs.
+        pairs_of: Draws the pairs of a question: `SHOTS`, or one more if `again` is false.
+        again: Whether to ask for a pair of the context; else for the last pair, which is not in it.
     """
     rng = Random(SEED)
     for _ in range(SAMPLES):
@@ -111,19 +114,19 @@ def questions(
         shown = "".join(template.format(x=x, y=y) for x, y in pairs[:SHOTS])
         x, y = rng.choice(pairs) if again else pairs[SHOTS]
         query = template[: template.index("{y}")].format(x=x)
-        # a space belongs to the token after it
+        # the tokenizer joins a space to the word after it
         context, query = shown.rstrip(" "), shown[len(shown.rstrip(" ")) :] + query.rstrip(" ")
         yield Question(context, query, f" {y}")
 
 
 def share(subject: Subject, asked: Iterator[Question], *, with_context: bool = True) -> float:
-    """The share of questions answered rightly."""
+    """Return the share of questions with the right answer."""
     right = [question.right(subject, with_context=with_context) for question in asked]
     return sum(right) / len(right)
 
 
 def measure(subject: Subject, facts: Facts) -> Iterator[Bar]:
-    """Every bar about what the model predicts."""
+    """Yield every bar about the model's predictions."""
     yield from _seed_bars(subject)
     yield from _list_bars(subject)
     yield from _capital_bars(subject, sorted(facts["capital"].items()))
@@ -131,7 +134,7 @@ def measure(subject: Subject, facts: Facts) -> Iterator[Bar]:
 
 
 def evaluate(folder: Path, facts: Facts) -> str:
-    """The table of bars of a checkpoint folder, in Markdown, beside a random control."""
+    """Return the table of bars of a checkpoint folder and of a random control, in Markdown."""
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     started = time.perf_counter()
     subject = Subject(load_model(folder), AutoTokenizer.from_pretrained(folder))

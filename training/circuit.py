@@ -1,31 +1,33 @@
-"""The first weights of positions and of six heads that copy: a start, trained like all else.
+"""Set the initial weights of the positions and of six copying heads, which training then changes.
 
-Three heads of block 0 attend to the token 1, 2 or 3 before and write what it was. A head of block
-1 seeks where its own token stood 1 before; two more seek where the token that is 1 (or 2) before
-stood 2 (or 3) before. All three write what they find: what once followed is foreseen again (an
-induction circuit: Olsson et al. 2022, arXiv:2209.11895), over separators of up to two tokens.
+Three heads of block 0 attend to the token 1, 2 or 3 positions back and write that token. One head
+of block 1 finds positions whose previous token equals the current token. Two more find positions
+whose token 2 (or 3) back equals the token 1 (or 2) back. All three write the token that they find,
+so the model predicts the token that followed before (an induction circuit: Olsson et al. 2022,
+arXiv:2209.11895), across separators of up to two tokens.
 """
 
 import torch
 from transformers import GPT2LMHeadModel
 
 DEPTH = 3
-"""How many tokens back the heads look; as many heads in each of the two blocks."""
+"""Largest number of tokens that a head looks back, and number of heads in each of two blocks."""
 FREQUENCIES, POSITION_BASE = 32, 300.0
-"""Sinusoids of the position, from 1 radian a token down to `1 / POSITION_BASE`."""
+"""Number of sinusoids of the position; they turn by 1 to `1 / POSITION_BASE` radians per token."""
 POSITION_SIZE, TOKEN_SIZE = 0.1, 0.05
-"""Root mean square of an embedding's channels: those of the position, those of the token."""
+"""Root mean square of an embedding's position channels, and of its token channels."""
 SHARPNESS = {"back": 5.0, "match": 3.0}
-"""Factor on queries and on keys, of the heads of block 0 and of block 1."""
+"""Factor on the queries and keys of the heads of block 0 (`back`) and of block 1 (`match`)."""
 STRENGTH = {"back": 0.08, "match": 0.4}
-"""Factor on what these heads write."""
+"""Factor on the output of these heads."""
 
 
 @torch.no_grad()
 def plant(model: GPT2LMHeadModel) -> None:
-    """Overwrite the embeddings, the positions and six heads of a model with random weights.
+    """Overwrite the embeddings, the positions and six heads of a model that has random weights.
 
-    The first `2 * FREQUENCIES` channels hold sines and cosines of the position, the rest the token.
+    The first `2 * FREQUENCIES` channels contain sines and cosines of the position, the others the
+    token.
     """
     width = model.config.n_embd
     head = width // model.config.n_head
@@ -55,13 +57,13 @@ def plant(model: GPT2LMHeadModel) -> None:
 
 
 def _turned(angles: torch.Tensor) -> torch.Tensor:
-    """The rotation `(2 n, 2 n)` of sines beside cosines by `n` angles, back in time."""
+    """Return the matrix `(2 n, 2 n)` that turns n sines and n cosines back by n angles."""
     cosine, sine = angles.cos().diag(), angles.sin().diag()
     return torch.cat([torch.cat([cosine, sine], dim=1), torch.cat([-sine, cosine], dim=1)])
 
 
 def _frame(width: int, taken: int, size: int) -> torch.Tensor:
-    """A random orthonormal frame `(width, size)` of the channels that positions leave free."""
+    """Return a random orthonormal frame `(width, size)` of the channels without positions."""
     frame = torch.zeros(width, size)
     frame[taken:] = torch.linalg.qr(torch.randn(width - taken, width - taken))[0][:, :size]
     return frame

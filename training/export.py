@@ -1,4 +1,4 @@
-"""A checkpoint folder, as transformers loads it, from the state of a training."""
+"""Export the state of a training as a checkpoint folder for transformers."""
 
 import json
 from pathlib import Path
@@ -14,9 +14,9 @@ def export(state: Path | None, tokenizer: Path, target: Path) -> None:
     """Write the float16 weights, the configuration and the tokenizer to `target`.
 
     Args:
-        state: of the training (`state.pt`); None for a random model of the same shape.
-        tokenizer: the folder of the tokenizer.
-        target: the checkpoint folder, made if there is none.
+        state: The state of the training (`state.pt`), or None for a random model of the same shape.
+        tokenizer: The folder of the tokenizer.
+        target: The checkpoint folder; it is created if it does not exist.
     """
     words = load_tokenizer(tokenizer)
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def export(state: Path | None, tokenizer: Path, target: Path) -> None:
 
 
 def _strip(path: Path, keys: tuple[str, ...]) -> None:
-    """Leave out what tells of the machine that wrote the file."""
+    """Remove keys that describe the machine that wrote the file."""
     content = json.loads(path.read_text("utf-8"))
     kept = {key: value for key, value in content.items() if key not in keys}
     path.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")

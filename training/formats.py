@@ -1,7 +1,7 @@
-"""How a pair is written: every template and separator of the tasks, and those kept for the bars.
+"""Formats of pairs: all templates and separators of the tasks, and those kept for the bars.
 
-A template holds `{x}` and `{y}` in either order and ends with what parts it from the next one.
-The slot that comes second is the one to be predicted.
+A template contains `{x}` and `{y}` in either order and ends with the text between two pairs. The
+model predicts the second slot.
 """
 
 from random import Random
@@ -13,7 +13,7 @@ HELD_OUT_CAPITALS = (
     "Anyone who visits {x} should see its capital, {y}.\n",
     "{x} ~ {y}\n",
 )
-"""Formats that no task ever writes (random token rows and natural text may hold their tokens)."""
+"""Formats that no task writes. Random rows and natural text may contain their tokens."""
 
 SEPARATORS = (
     *(" => ", ": ", " -> ", " = ", "=", ":", " | ", "|", " @ ", "@", " - ", " -- ", ", ", "; "),
@@ -141,7 +141,7 @@ RELATIONS: dict[str, tuple[str, ...]] = {
         "{x}'s capital is {y}.",
     ),
 }
-"""Sentences of one relation, all saying the same thing."""
+"""Sentences of each relation; all sentences of a relation have the same meaning."""
 
 STORIES: dict[str, dict[str, tuple[str, ...]]] = {
     "person": {
@@ -174,11 +174,11 @@ STORIES: dict[str, dict[str, tuple[str, ...]]] = {
         "place": ("The {x} waits in the {y}.", "We met the {x} in the {y}."),
     },
 }
-"""category of x → category of y → sentences that say the same thing of them."""
+"""Map of category of x → category of y → sentences with the same meaning."""
 
 
 def noun_templates(noun: str) -> tuple[str, ...]:
-    """The patterns with their noun filled in."""
+    """Return the patterns with a noun filled in."""
     return tuple(
         (pattern[0].upper() + pattern[1:] if pattern[0] != "{" else pattern).replace("{noun}", noun)
         for pattern in NOUN_PATTERNS
@@ -186,12 +186,12 @@ def noun_templates(noun: str) -> tuple[str, ...]:
 
 
 def sentence(rng: Random, template: str) -> str:
-    """A sentence template with what parts it from the next sentence."""
+    """Return a sentence template followed by the text before the next sentence."""
     return template + rng.choice(SENTENCE_ENDS)
 
 
 def list_template(rng: Random, words: tuple[str, ...]) -> str:
-    """A list format: a common separator, or one made up from symbols and `words`."""
+    """Return a list format with a common separator, or one made of symbols and `words`."""
     while True:
         middle = rng.choice(SEPARATORS) if rng.random() < 0.5 else _made_up(rng, words)
         left, right = "{x}", "{y}"
@@ -212,7 +212,7 @@ def list_template(rng: Random, words: tuple[str, ...]) -> str:
 
 
 def odd_list_template(rng: Random, texts: tuple[str, ...]) -> str:
-    """A list format whose separator is one or two of `texts`, whatever they are."""
+    """Return a list format whose separator is one or two of `texts`."""
     while True:
         middle = " ".join(rng.choices(texts, k=rng.choice((1, 1, 1, 2))))
         template = f"{{x}} {middle} {{y}}{rng.choice(ENDS)}"
@@ -221,7 +221,7 @@ def odd_list_template(rng: Random, texts: tuple[str, ...]) -> str:
 
 
 def made_up_sentence(rng: Random, words: tuple[str, ...]) -> str:
-    """A sentence of arbitrary words around the two slots, `{x}` first."""
+    """Return a sentence of arbitrary words with the two slots, `{x}` first."""
     opening = " ".join(rng.choices(words, k=rng.randint(0, 4))).capitalize()
     between = " ".join(rng.choices(words, k=rng.randint(1, 7)))
     mark, end = rng.choice(("", "", ",", ",", ":")), rng.choice((".", ".", ".", "!", ""))
@@ -229,12 +229,12 @@ def made_up_sentence(rng: Random, words: tuple[str, ...]) -> str:
 
 
 def is_held_out(template: str) -> bool:
-    """Whether a template holds a separator that is kept for the bars."""
+    """Return whether a template contains a separator that is kept for the bars."""
     return any(separator.strip() in template for separator in HELD_OUT_SEPARATORS)
 
 
 def _made_up(rng: Random, words: tuple[str, ...]) -> str:
-    """One to three symbols or words with or without the spaces around them."""
+    """Return one to three symbols or words, with or without spaces around them."""
     parts = [
         rng.choice(SYMBOLS if rng.random() < 0.6 else words)
         for _ in range(rng.choice((1, 1, 2, 3)))

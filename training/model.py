@@ -1,4 +1,4 @@
-"""The shape of the bundled model and its first weights."""
+"""The shape of the bundled model and its initial weights."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ POSITIONS = 1024
 
 
 def configuration(vocabulary: int) -> GPT2Config:
-    """GPT-2's architecture, small: no dropout, tied head, `<|endoftext|>` as token 0."""
+    """Return a small GPT-2 configuration: no dropout, tied head, `<|endoftext|>` is token 0."""
     return GPT2Config(
         vocab_size=vocabulary,
         n_positions=POSITIONS,
@@ -28,7 +28,7 @@ def configuration(vocabulary: int) -> GPT2Config:
 
 
 def new_model(vocabulary: int, seed: int) -> GPT2LMHeadModel:
-    """A model with GPT-2's random weights and planted copying heads, ready to be trained."""
+    """Return a model for training, with GPT-2's random weights and planted copying heads."""
     torch.manual_seed(seed)
     config = configuration(vocabulary)
     config.activation_function = "gelu_pytorch_tanh"  # the same function as gelu_new, fused
@@ -39,7 +39,7 @@ def new_model(vocabulary: int, seed: int) -> GPT2LMHeadModel:
 
 
 def load_model(folder: Path) -> GPT2LMHeadModel:
-    """A checkpoint folder's model in float32, without a look at any hub."""
+    """Load a checkpoint folder's model in float32, without access to the hub."""
     model: GPT2LMHeadModel = GPT2LMHeadModel.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )

@@ -1,4 +1,4 @@
-"""Rows of tokens to train on: natural text, tasks, lists of random tokens, and repeats of them."""
+"""Rows of training tokens: natural text, tasks, lists of random tokens, and repeated tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,18 +15,18 @@ from training.tasks import FORM, RECALL, UNKNOWN, Document, World, document
 Ids = npt.NDArray[np.int64]
 Weights = npt.NDArray[np.float32]
 Mix = Mapping[str, float]
-"""The shares of the rows: `natural`, of `tasks`, `token lists` and `repeats`."""
+"""Shares of the kinds of rows: `natural`, `tasks`, `token lists` and `repeats`."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Every batch of the training, each a function of its step, its mix and its rows' length.
+    """Makes the batches of the training. A batch depends only on its step, mix, rows and length.
 
     Args:
-        text: the natural text, `(tokens,)`.
-        tokenizer: of the text, for the tasks.
-        world: what the tasks are about.
-        seed: of the training.
+        text: The natural text, `(tokens,)`.
+        tokenizer: The tokenizer of the text; the tasks use it too.
+        world: The facts and words of the tasks.
+        seed: The seed of the training.
     """
 
     text: Ids
@@ -35,13 +35,13 @@ class Sampler:
     seed: int
 
     def batch(self, step: int, rows: int, length: int, mix: Mix) -> tuple[Ids, Weights]:
-        """Tokens and the weights of each in the loss, both `(rows, length)`."""
+        """Return the tokens and their weights in the loss, both `(rows, length)`."""
         seeds = [f"{self.seed}/{length}/{step}/{row}" for row in range(rows)]
         ids, weights = zip(*(self.row(Random(seed), length, mix) for seed in seeds), strict=True)
         return np.array(ids, np.int64), np.array(weights, np.float32)
 
     def row(self, rng: Random, length: int, mix: Mix) -> tuple[Sequence[int], Sequence[float]]:
-        """One row of a kind drawn from the mix."""
+        """Return one row of a kind drawn from the mix."""
         kind = rng.choices(list(mix), weights=list(mix.values()))[0]
         if kind == "natural":
             start = rng.randrange(len(self.text) - length)
@@ -55,7 +55,7 @@ class Sampler:
 
     @cached_property
     def separators(self) -> list[int]:
-        """The tokens of which lists may make a separator: all but those kept for the bars."""
+        """The tokens that may separate lists: all except those kept for the bars."""
         texts = [form for text in HELD_OUT_SEPARATORS for form in (text.rstrip(), text.strip())]
         kept = {token for text in texts for token in self.tokenizer.encode(text)}
         return [token for token in range(1, len(self.tokenizer)) if token not in kept]
@@ -71,16 +71,16 @@ class Sampler:
 
 
 def encode(pieces: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
-    """The tokens of a document, each with the weight of the piece that its last character is in."""
+    """Return the tokens of a document. A token has the weight of its last character's piece."""
     weight_at = [piece.weight for piece in pieces for _ in piece.text]
     encoding = tokenizer.backend_tokenizer.encode("".join(piece.text for piece in pieces))
     return encoding.ids, [weight_at[end - 1] for _, end in encoding.offsets]
 
 
 def repeats(rng: Random, length: int, vocabulary: int) -> tuple[list[int], list[float]]:
-    """Random chunks of tokens drawn again and again: one chunk over and over, or several mixed.
+    """Return a row that repeats random chunks of tokens: one chunk, or several mixed.
 
-    A chunk's first token cannot be known; its others can from the second time on.
+    The first token of a chunk cannot be predicted. The others can, from the second time on.
     """
     count = rng.choice((1, 1, 2, 3, 4, 6, 8))
     longest = max(3, length // 3 // count)
@@ -102,15 +102,16 @@ def repeats(rng: Random, length: int, vocabulary: int) -> tuple[list[int], list[
 def token_lists(
     rng: Random, length: int, vocabulary: int, separators: Sequence[int], line_end: Sequence[int]
 ) -> tuple[list[int], list[float]]:
-    """Lists of any tokens as keys and values, so that what separates is told by its place alone.
+    """Return a row of lists with arbitrary tokens as keys, values and separators.
+
+    Only its place tells a separator from a key or a value.
 
     Args:
-        rng: where all choices come from.
-        length: of the row.
-        vocabulary: keys and values have the same chance for each of its tokens but 0, however rare
-            it is in texts.
-        separators: the tokens that may stand between a key and its value or after a pair.
-        line_end: the tokens of a new line, which ends most of the pairs.
+        rng: The source of all choices.
+        length: The length of the row.
+        vocabulary: Size of the vocabulary. Keys and values are uniform over its tokens except 0.
+        separators: The tokens that may be between a key and its value, or after a pair.
+        line_end: The tokens of a new line, which ends most pairs.
     """
     every = range(1, vocabulary)
 

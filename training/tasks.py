@@ -1,7 +1,8 @@
-"""Synthetic documents whose second half follows from the first: what teaches reading a context.
+"""Synthetic documents that teach the model to read its context.
 
-A document is a list of pieces of text, each with the weight of its tokens in the loss: what
-cannot be known yet weighs nothing, what the context has said weighs most.
+The second half of a document follows from its first half. A document is a list of pieces of text,
+each with the weight of its tokens in the loss. Text that cannot be predicted has weight 0, and text
+that the context has given has the highest weight.
 """
 
 import re
@@ -40,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Fact:
-    """A pair and the templates that may say it."""
+    """A pair, and the templates that may express it."""
 
     x: str
     y: str
@@ -49,7 +50,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class World:
-    """What the documents are about: true facts, the vocabulary's words, and all of its texts."""
+    """The material of the documents: true facts, and the words and the texts of the vocabulary."""
 
     facts: Facts
     words: tuple[str, ...]
@@ -59,22 +60,22 @@ class World:
 Document = list[Piece]
 
 FAMOUS_SHARE = 0.25
-"""Of the documents of true facts: those of countries in `FAMOUS` alone."""
+"""Share of the documents of true facts that use only countries in `FAMOUS`."""
 
 MANY_TO_ONE = ("language", "adjective", "continent", "currency")
-"""Relations whose object does not tell the subject, so that no sentence may ask backwards."""
+"""Relations whose object does not determine the subject. No sentence asks for their subject."""
 
 
 def recall(
     rng: Random, facts: Sequence[Fact], *, known: bool = False, again: bool = True
 ) -> Document:
-    """Tell every fact and ask again for some, all at the end or in between.
+    """Tell every fact, and ask again for some of them, at the end or in between.
 
     Args:
-        rng: where all choices come from.
-        facts: what to tell.
-        known: whether the facts are true, so that even their first telling can be predicted.
-        again: whether to ask at all.
+        rng: The source of all choices.
+        facts: The facts to tell.
+        known: Whether the facts are true, so that the model can predict even the first telling.
+        again: Whether to ask for any fact again.
     """
     asked = rng.randint(2, 4 + 2 * len(facts)) if again else 0
     sequence = [*facts, *rng.choices(facts, k=asked)]
@@ -98,7 +99,7 @@ def recall(
 
 
 def tell(fact: Fact, template: str, *, key: float, value: float, form: float) -> Iterator[Piece]:
-    """The pieces of one template: its first slot weighs `key`, its second `value`."""
+    """Yield the pieces of a template. The first slot has weight `key`, the second `value`."""
     weights = iter((key, value))
     for part in re.split(r"(\{[xy]\})", template):
         if part in ("{x}", "{y}"):
@@ -108,7 +109,7 @@ def tell(fact: Fact, template: str, *, key: float, value: float, form: float) ->
 
 
 def true_facts(rng: Random, world: World) -> Document:
-    """Facts of the world in one relation, mostly four to ten that nobody asks for again."""
+    """True facts of one relation, usually four to ten, which the document rarely asks for again."""
     relation = "capital" if rng.random() < 0.7 else rng.choice(sorted(world.facts))
     pairs = sorted(world.facts[relation].items())
     if rng.random() < FAMOUS_SHARE:
@@ -118,7 +119,7 @@ def true_facts(rng: Random, world: World) -> Document:
 
 
 def swapped_facts(rng: Random, world: World) -> Document:
-    """The same sentences with the objects exchanged: the context overrules the memory."""
+    """The same sentences with exchanged objects, which teach that the context overrules memory."""
     relation = rng.choice(("capital", "capital", *world.facts))
     subjects = rng.sample(sorted(world.facts[relation]), rng.randint(2, 8))
     objects = sorted(set(world.facts[relation].values()))
@@ -127,7 +128,7 @@ def swapped_facts(rng: Random, world: World) -> Document:
 
 
 def invented_facts(rng: Random, world: World) -> Document:
-    """The same sentences about names that nobody has heard, or about any word."""
+    """The same sentences about invented names or arbitrary words."""
     count = rng.randint(1, 6)
     real = sorted(world.facts["capital"].items())
     names = [invented_name(rng) for _ in range(count)]
@@ -144,7 +145,7 @@ def invented_facts(rng: Random, world: World) -> Document:
 
 
 def word_lists(rng: Random, world: World) -> Document:
-    """Keys and values from the closed word lists."""
+    """Lists with keys and values from the closed word lists."""
     keys, values = (CATEGORIES[name] for name in rng.choices(sorted(CATEGORIES), k=2))
     count = rng.randint(2, 9)
     pairs = list(zip(rng.sample(keys, count), rng.sample(values, count), strict=True))
@@ -152,7 +153,7 @@ def word_lists(rng: Random, world: World) -> Document:
 
 
 def any_lists(rng: Random, world: World) -> Document:
-    """Keys and values from the whole vocabulary; now and then of two words, or a number."""
+    """Lists with keys and values from the whole vocabulary, sometimes two words or a number."""
     phrase_keys, phrase_values = rng.random() < 0.15, rng.random() < 0.15
     pairs = {
         _any_word(rng, world, phrase=phrase_keys): _any_word(rng, world, phrase=phrase_values)
@@ -162,7 +163,7 @@ def any_lists(rng: Random, world: World) -> Document:
 
 
 def odd_lists(rng: Random, world: World) -> Document:
-    """Lists whose separator is any text of the vocabulary: of words, of names, of true capitals."""
+    """Lists of words, names or true capitals, with any text of the vocabulary as separator."""
     count = rng.randint(3, 9)
     capitals = sorted(world.facts["capital"].items())
     pairs = rng.sample(capitals, min(count, len(capitals)))
@@ -177,7 +178,7 @@ def odd_lists(rng: Random, world: World) -> Document:
 
 
 def stories(rng: Random, world: World) -> Document:
-    """One or two things told of the same few people or objects."""
+    """Sentences that tell one or two properties of a few people or objects."""
     kind = rng.choice(sorted(STORIES))
     subjects = rng.sample(CATEGORIES[kind], rng.randint(2, 5))
     end = rng.choice((" ", "\n"))
@@ -190,7 +191,7 @@ def stories(rng: Random, world: World) -> Document:
 
 
 def labels(rng: Random, world: World) -> Document:
-    """Words of a few categories with an arbitrary label for each category."""
+    """Lists of words from a few categories, each with the arbitrary label of its category."""
     names = rng.sample(sorted(CATEGORIES), rng.randint(2, 3))
     label = {name: _any_word(rng, world) for name in names}
     template = list_template(rng, world.words)
@@ -206,7 +207,7 @@ def labels(rng: Random, world: World) -> Document:
 
 
 def sequences(rng: Random, world: World) -> Document:
-    """Counting in steps, days, months, letters, or a list of words over and over."""
+    """Sequences: counting in steps, days, months, letters, or a repeated list of words."""
     kind = rng.choice(("count", "count", "days", "months", "letters", "words"))
     length = rng.randint(5, 16)
     if kind == "count":
@@ -237,11 +238,11 @@ TASKS: Mapping[Callable[[Random, World], Document], float] = {
     sequences: 0.04,
     labels: 0.02,
 }
-"""The tasks and the share of each."""
+"""The tasks, with their shares."""
 
 
 def document(rng: Random, world: World) -> Document:
-    """A document of one of the tasks, drawn by its share."""
+    """Return a document of a task drawn by its share."""
     task = rng.choices(list(TASKS), weights=list(TASKS.values()))[0]
     return task(rng, world)
 
@@ -249,7 +250,7 @@ def document(rng: Random, world: World) -> Document:
 def _tellings(
     rng: Random, world: World, relation: str, pairs: Sequence[tuple[str, str]]
 ) -> list[Fact]:
-    """The pairs as facts: as a list, in arbitrary or composed words, in the relation's wordings."""
+    """Return the pairs as facts: a list, arbitrary or composed words, or the fixed wordings."""
     form, several = rng.random(), rng.choice((1, 1, 1, 2))
     if form < 0.3:
         chosen: tuple[str, ...] = (list_template(rng, world.words),)

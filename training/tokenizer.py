@@ -1,4 +1,4 @@
-"""The byte-level BPE of the bundled model: GPT-2's kind, with a small vocabulary of its own."""
+"""The byte-level BPE of the bundled model, like GPT-2's but with its own small vocabulary."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ WORD_REPEATS = 1000
 
 
 def train_tokenizer(corpus: Path, facts: Facts) -> ByteLevelBPETokenizer:
-    """Learn the merges from the corpus, with famous names and the tasks' words repeated."""
+    """Train on the corpus, and on repeated famous names and words of the tasks."""
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(
         _texts(corpus, facts),
@@ -30,7 +30,7 @@ def train_tokenizer(corpus: Path, facts: Facts) -> ByteLevelBPETokenizer:
 
 
 def save_tokenizer(tokenizer: ByteLevelBPETokenizer, folder: Path) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` in transformers' format."""
     folder.mkdir(parents=True, exist_ok=True)
     fast = GPT2TokenizerFast(
         tokenizer_object=tokenizer._tokenizer,
@@ -43,7 +43,7 @@ def save_tokenizer(tokenizer: ByteLevelBPETokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint folder, without a look at any hub."""
+    """Load the tokenizer of a checkpoint folder, without access to the hub."""
     tokenizer: PreTrainedTokenizerFast = GPT2TokenizerFast.from_pretrained(
         folder, local_files_only=True
     )

@@ -1,4 +1,4 @@
-"""The training: Muon and AdamW under one schedule of tokens, resumable, the same on any day."""
+"""Train with Muon and AdamW under one schedule of tokens. A run is resumable and repeatable."""
 
 import json
 import time
@@ -16,34 +16,34 @@ from training.tasks import RECALL
 
 PLANTED_BLOCKS = 2
 PLANTED_LR, MATRIX_LR = 1.2e-3, 1.2e-2
-"""Of Muon: for the matrices of the two blocks with planted heads, and of the other blocks."""
+"""Muon's learning rates for the matrices of the two planted blocks, and of the other blocks."""
 OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
-"""Of AdamW: for embeddings, biases and norms, and for the positions."""
+"""AdamW's learning rates for embeddings, biases and norms, and for the positions."""
 OTHER_EPSILON = 1e-5
-"""Of AdamW. Most tokens are in few rows; in all others the tied head's softmax pulls each of them
-the same way, by about 1e-6 (a token in the row is pulled by 1e-4). With AdamW's usual 1e-8 these
-pulls make full steps, and what the training hardly holds drifts into one cluster."""
+"""AdamW's epsilon. Most tokens are in few rows. In all other rows the tied head's softmax gives
+each of them a gradient of about 1e-6 in the same direction (a token in the row gets 1e-4). With
+AdamW's usual 1e-8 these gradients make full steps, and rare tokens drift into one cluster."""
 CLIP = 1.0
 WARM_UP_STEPS = 60
 TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 7_000_000, 0.02
-"""Of the whole training, and how many of them at constant rates, which then fall to `LAST_LR`."""
+"""Tokens of the training, tokens at a constant rate, and the final factor on the rate."""
 ROWS, LENGTH = 16, 256
-"""Of a batch, and tokens of a row."""
+"""Rows of a batch, and tokens of a row."""
 PARTS = 2
-"""Of a batch, each a thread's: with `torch.set_num_threads(1)`, two cores wait for each other once
-a step instead of at every operation, and the result depends on no number of cores."""
+"""Parts of a batch, one per thread. With `torch.set_num_threads(1)`, two cores wait for each other
+once per step, not at every operation, and the result does not depend on the number of cores."""
 SAVE_EVERY, LOG_EVERY = 100, 20
-"""Steps between two states and between two lines of the log."""
+"""Steps between two saved states, and between two lines of the log."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Which rows there are until so many tokens are spent.
+    """A phase of the training, with its mix of rows and its rate.
 
     Args:
-        until: the tokens.
-        mix: the kinds of rows.
-        rate: a factor on the learning rates.
+        until: Number of tokens at which the phase ends.
+        mix: Shares of the kinds of rows.
+        rate: Factor on the learning rates.
     """
 
     until: int
@@ -60,17 +60,17 @@ PHASES = (
     Phase(4_500_000, ALL, 1.6),
     Phase(TOKENS, ALL, 1.1),
 )
-"""Gently at first, so that the planted heads fit in before more text and larger steps come."""
+"""The first phase has a low rate: the planted heads adapt before larger steps come."""
 
 
 @dataclass
 class Progress:
-    """How far the training is: all that a resumed run needs beside the tensors.
+    """The progress of a training: the state, besides tensors, that a resumed run needs.
 
     Args:
-        step: the next one.
-        tokens: spent.
-        seconds: of processor time spent, over all cores.
+        step: Index of the next step.
+        tokens: Tokens used so far.
+        seconds: CPU seconds used so far, over all cores.
     """
 
     step: int = 0
@@ -79,15 +79,15 @@ class Progress:
 
 
 class Trainer:
-    """Trains a new model, or goes on from the state in `folder`, to `TOKENS` in all.
+    """Trains a new model, or resumes from the state in `folder`, up to `TOKENS` tokens.
 
-    Whether and where a run was stopped, and how long a step took, changes nothing in its result.
+    The result depends neither on stops nor on the time that a step takes.
 
     Args:
-        sampler: makes the batches.
-        folder: of `state.pt` and `log.jsonl`.
-        rows: of a batch.
-        length: tokens of a row.
+        sampler: Makes the batches.
+        folder: Folder of `state.pt` and `log.jsonl`.
+        rows: Rows of a batch.
+        length: Tokens of a row.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Trainer:
 
     @property
     def state(self) -> Path:
-        """The file that a run resumes from."""
+        """Path of the state that a run resumes from."""
         return self.folder / "state.pt"
 
     def run(self, tokens: int = TOKENS) -> None:
-        """Train until so many tokens are spent, with a state every `SAVE_EVERY` steps."""
+        """Train up to a number of tokens, and save a state every `SAVE_EVERY` steps."""
         while self.progress.tokens < tokens:
             started = time.process_time()
             report = self.take_step()
@@ -123,7 +123,7 @@ class Trainer:
         self._save()
 
     def take_step(self) -> dict[str, float]:
-        """One batch through the model, one update; the losses in nats."""
+        """Train on one batch and return the losses in nats."""
         spent = self.progress.tokens
         phase = next((phase for phase in PHASES if spent < phase.until), PHASES[-1])
         batch = self.sampler.batch(self.progress.step, self.rows, self.length, phase.mix)
@@ -147,7 +147,7 @@ class Trainer:
         return {"loss": mean.item(), "recall": recalled.mean().item(), "rate": rate}
 
     def _part(self, ids: torch.Tensor, weights: torch.Tensor, seed: int) -> Part:
-        """The gradients of the weighed sum of some rows' losses, these losses and weights."""
+        """Return gradients of the weighted sum of some rows' losses, the losses and the weights."""
         losses, heavy = token_losses(self.model, ids, weights, seed)
         gradients = torch.autograd.grad((losses * heavy).sum(), list(self.model.parameters()))
         return gradients, losses.detach(), heavy
@@ -178,11 +178,11 @@ class Trainer:
 
 
 def learning_rate(step: int, spent: int) -> float:
-    """The factor on every learning rate: warm-up, constant, then linear to `LAST_LR`.
+    """Return the factor on every learning rate: warm-up, constant, then linear to `LAST_LR`.
 
     Args:
-        step: of the training, from 0.
-        spent: tokens.
+        step: Index of the step, from 0.
+        spent: Tokens used so far.
     """
     warm = min(1.0, (step + 1) / WARM_UP_STEPS)
     decayed = (min(spent, TOKENS) - CONSTANT_TOKENS) / (TOKENS - CONSTANT_TOKENS)
@@ -192,15 +192,15 @@ def learning_rate(step: int, spent: int) -> float:
 def token_losses(
     model: GPT2LMHeadModel, ids: torch.Tensor, weights: torch.Tensor, seed: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The cross entropy of every token that weighs something, and the weights of these.
+    """Return the cross entropy of every token with a positive weight, and these weights.
 
-    Half of the rows start at a random position, so that all positions are learned.
+    Half of the rows start at a random position, so that the model learns all positions.
 
     Args:
-        model: in training.
-        ids: `(rows, length)`.
-        weights: `(rows, length)`.
-        seed: of the random positions.
+        model: The model in training.
+        ids: Tokens, `(rows, length)`.
+        weights: Weights in the loss, `(rows, length)`.
+        seed: Seed of the random positions.
     """
     rows, length = ids.shape
     random = torch.Generator().manual_seed(seed)
@@ -214,16 +214,16 @@ def token_losses(
             use_cache=False,
         ).last_hidden_state  # (rows, length, width)
         wanted = weights[:, 1:] > 0
-        logits = model.lm_head(hidden[:, :-1][wanted])  # (tokens that weigh, vocabulary)
+        logits = model.lm_head(hidden[:, :-1][wanted])  # (tokens with weight, vocabulary)
     targets = ids[:, 1:][wanted]
     losses = functional.cross_entropy(logits.float(), targets, reduction="none")
     return losses, weights[:, 1:][wanted]
 
 
 def _optimizers(model: GPT2LMHeadModel) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for all else, the positions slowly.
+    """Return Muon for the matrices of the blocks, and AdamW for all other parameters.
 
-    Muon comes as two optimizers, three blocks each, which two threads can step at once.
+    Muon is split into two optimizers of three blocks each, so that two threads can step at once.
     """
     blocks = model.transformer.h
     vectors = [vector for vector in blocks.parameters() if vector.ndim == 1]

@@ -1,8 +1,9 @@
-"""Sentences that name a capital, put together from parts: openings, middles, links and ends.
+"""Compose sentences that name a capital from parts: openings, middles, links and ends.
 
-The country comes early, the capital late, with a clause or several in between, with and without the
-word "capital", with and without a comma before the answer. None of them holds a word of `KEPT`,
-which tell the sentence of the bars from all others, nor its ending "its capital, …".
+The country comes early and the capital late, with one or more clauses in between. Some sentences
+contain the word "capital" or a comma before the answer, and some do not. No sentence contains a
+word of `KEPT` or the ending "its capital, …", because these distinguish the sentence of the bars
+from all others.
 """
 
 from random import Random
@@ -10,7 +11,7 @@ from random import Random
 from training.words import CATEGORIES, DAYS, MONTHS, ORDINALS
 
 KEPT = ("anyone", "visits", "should", "see")
-"""Words of the bars' sentence (`formats.HELD_OUT_CAPITALS`) that no composed sentence holds."""
+"""Words of the bars' sentence (`formats.HELD_OUT_CAPITALS`) that no composed sentence contains."""
 
 PEOPLE = (
     *("Travellers who", "Merchants who", "Sailors who", "Students who", "People who", "All who"),
@@ -86,7 +87,7 @@ WORDS = CATEGORIES | {"day": DAYS, "month": MONTHS, "ordinal": ORDINALS}
 
 
 def composed(rng: Random) -> str:
-    """A sentence of parts, with `{x}` and then `{y}`; hundreds of millions can come out."""
+    """Return one of hundreds of millions of sentences, with the slots `{x}` and then `{y}`."""
     kind = rng.randrange(4)
     if kind == 0:
         opening = f"{rng.choice(PEOPLE)} {rng.choice(DO)} {{x}}"
@@ -103,7 +104,7 @@ def composed(rng: Random) -> str:
 
 
 def _filled(rng: Random, text: str) -> str:
-    """The text with a random word in every slot that is not `{x}` or `{y}`."""
+    """Return the text with a random word in every slot other than `{x}` and `{y}`."""
     for name, words in WORDS.items():
         while (slot := f"{{{name}}}") in text:
             text = text.replace(slot, rng.choice(words), 1)

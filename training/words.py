@@ -1,4 +1,4 @@
-"""The words of the synthetic tasks: closed lists, the whole vocabulary, and invented names."""
+"""Words of the synthetic tasks: closed lists, the whole vocabulary, and invented names."""
 
 import calendar
 import re
@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def listed(text: str) -> tuple[str, ...]:
-    """The words of a text."""
+    """Return the words of a text."""
     return tuple(text.split())
 
 
@@ -40,17 +40,17 @@ MONTHS = tuple(calendar.month_name)[1:]
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 ORDINALS = listed("first second third fourth fifth sixth seventh eighth ninth tenth")
 SENTENCE_WORDS = (*DAYS, *MONTHS, *ORDINALS, "capital", "currency", "language", "continent")
-"""Further words worth a token of their own."""
+"""Further words that get a token of their own."""
 
 ONSETS = listed("b br c ch d dr f g gr h j k kr l m n p pl r s sh st t th tr v w y z")
 VOWELS = listed("a e i o u a e i o u ai ea ia oo")
 CODAS = (*listed("n r l s t m nd rk"), *[""] * 8)
 HELD_OUT_NAMES = 8
-"""One invented name in this many is kept for the evaluation (by its CRC-32)."""
+"""One invented name in this many is kept for the evaluation, chosen by its CRC-32."""
 
 
 def invented_name(rng: Random, *, held_out: bool = False) -> str:
-    """A capitalised name of two or three random syllables, from the part that is asked for."""
+    """Return a capitalised name of two or three random syllables, held out or not."""
     while True:
         syllables = rng.choice((2, 2, 2, 3))
         name = "".join(
@@ -61,12 +61,12 @@ def invented_name(rng: Random, *, held_out: bool = False) -> str:
 
 
 def vocabulary_words(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
-    """Every word of three letters or more that is one token after a space."""
+    """Return every word of three or more letters that is one token after a space."""
     decoded = (tokenizer.decode([token]) for token in range(len(tokenizer)))
     return tuple(text[1:] for text in decoded if re.fullmatch(r" [A-Za-z]{3,}", text))
 
 
 def vocabulary_texts(tokenizer: PreTrainedTokenizerFast) -> tuple[str, ...]:
-    """What every token says that is whole characters and more than space, without its spaces."""
+    """Return the stripped text of every token that is printable and not empty."""
     decoded = (tokenizer.decode([token]).strip() for token in range(1, len(tokenizer)))
     return tuple(text for text in decoded if text and text.isprintable() and "\ufffd" not in text)

@@ -1,5 +1,6 @@
-"""The questions: plain generators that yield runs, receive activations and return an answer.
+"""The questions: generators that yield runs, receive activations and return an answer.
 
-Answers are frozen dataclasses whose fields have the names of the wire; tensors in them are on the
-CPU. A field that defaults to None was not asked for; another None is a ratio that does not exist.
+A `plan_…` function makes the plan of one resource from its request: it resolves the inputs, starts
+the question, and measures its work. Answers are the dataclasses of `schemas`; their tensors are on
+the CPU.
 """

@@ -1,80 +1,104 @@
-"""Capture: the activations of prompts, as they are or reduced."""
+"""Activations: the vectors of prompts at hook points, unchanged or reduced."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
 from torch import Tensor
 
-from service.engine import HookPoint, Model, Question, Run, Site, Token
+from schemas.activations import (
+    Activation,
+    ActivationsAnswer,
+    ActivationsRequest,
+    HookPoint,
+    PromptActivations,
+    Reduce,
+)
+from service.analysis.inputs import resolve_layers, resolve_positions, resolve_prompt
+from service.engine import AnswerSize, Model, Plan, Question, Run, Site, plan
+from service.errors import UnknownHookPoint
 from service.theory import norm
 
-Reduce = Literal["none", "norm", "mean"]
 REDUCTIONS: Mapping[Reduce, Callable[[Tensor], Tensor]] = {
     "none": Tensor.cpu,
     "norm": lambda values: norm(values).cpu(),
     "mean": lambda values: values.double().mean(0).cpu(),
 }
-"""What is kept of (positions, width), as it is read."""
+"""Functions from (positions, width) to the values that are kept as soon as a site is read."""
 
 
-@dataclass(frozen=True)
-class Activation:
-    """One hook point of one layer in one prompt.
+def plan_activations(model: Model, request: ActivationsRequest) -> Plan[ActivationsAnswer[Tensor]]:
+    """Plan the capture of activations.
 
     Args:
-        layer: From 0 up.
-        hook_point: Which of the block's vectors.
-        positions: Indices into the prompt.
-        values: (positions, width); reduced by `norm` (positions), by `mean` (width), both in
-            float64.
+        model: The resident model.
+        request: The prompts, and the activations to capture.
+
+    Raises:
+        Refused: An input does not fit the model.
     """
+    points = hook_points(request.hook_points)
+    layers = resolve_layers(model, request.layers)
+    prompts = [resolve_prompt(model, p, ("prompts", i)) for i, p in enumerate(request.prompts)]
+    positions = [resolve_positions(request.positions, len(ids)) for ids in prompts]
+    rows = sum(map(len, positions))
+    # Reduced values are float64: as many bytes as two numbers.
+    vectors = {"none": rows, "norm": 0, "mean": 2 * len(prompts)}[request.reduce]
+    norms = 2 * rows * len(points) if request.reduce == "norm" else 0
+    numbers = sum(model.width(point) for point in points) * vectors + norms
+    size = AnswerSize(
+        entries=len(prompts) * len(layers) * len(points),
+        tokens=sum(map(len, prompts)),
+        numbers=numbers * len(layers),
+        entry_bytes=256 + 8 * max(map(len, positions)),
+    )
+    return plan(model, activations(model, prompts, positions, layers, points, request.reduce), size)
 
-    layer: int
-    hook_point: HookPoint
-    positions: tuple[int, ...]
-    values: Tensor
+
+def hook_points(names: Sequence[str]) -> tuple[HookPoint, ...]:
+    """The hook points of these names, each once.
+
+    Raises:
+        UnknownHookPoint: A name is none.
+    """
+    known: dict[str, HookPoint] = {point: point for point in get_args(HookPoint)}
+    for i, name in enumerate(names):
+        if name not in known:
+            raise UnknownHookPoint(f"Hook points are {', '.join(known)}.", at=("hook_points", i))
+    return tuple(dict.fromkeys(known[name] for name in names))
 
 
-@dataclass(frozen=True)
-class PromptActivations:
-    """One prompt's tokens and what was read of them."""
-
-    tokens: tuple[Token, ...]
-    activations: tuple[Activation, ...]
-
-
-def capture(
+def activations(
     model: Model,
     prompts: Sequence[tuple[int, ...]],
     positions: Sequence[tuple[int, ...]],
     layers: Sequence[int],
-    hook_points: Sequence[HookPoint],
+    points: Sequence[HookPoint],
     reduce: Reduce,
-) -> Question[tuple[PromptActivations, ...]]:
+) -> Question[ActivationsAnswer[Tensor]]:
     """Read every hook point of every layer at each prompt's positions.
 
     Args:
         model: The resident model.
         prompts: Ids of each prompt.
         positions: The rows to read of each prompt.
-        layers: From 0 up.
-        hook_points: In the order of the answer.
+        layers: Layers from 0.
+        points: Hook points in the order of the answer.
         reduce: How a site's rows are reduced.
     """
-    sites = [Site(layer, point) for layer in layers for point in hook_points]
+    sites = [Site(layer, point) for layer in layers for point in points]
+    tokens = [model.tokenizer.tokens(ids) for ids in prompts]
     everything = yield [
         Run(ids, range(len(ids)), dict.fromkeys(sites, rows), reduce=REDUCTIONS[reduce])
         for ids, rows in zip(prompts, positions, strict=True)
     ]
-    return tuple(
-        PromptActivations(
-            tokens=model.tokenizer.tokens(ids),
-            activations=tuple(
-                Activation(site.layer, site.point, rows, read[site]) for site in sites
-            ),
-        )
-        for ids, rows, read in zip(prompts, positions, everything, strict=True)
+    return ActivationsAnswer(
+        model.summary,
+        [
+            PromptActivations(
+                shown, [Activation(site.layer, site.point, rows, read[site]) for site in sites]
+            )
+            for shown, rows, read in zip(tokens, positions, everything, strict=True)
+        ],
     )

@@ -1,78 +1,70 @@
-"""Attributions: what each span of the context contributes to the update.
+"""Attributions: the contribution of each span of the context to the update.
 
 With n_0 the baseline's mlp_in and every ΔW below on it as the base:
 
     only_this_span   ‖ΔW_s‖ of the span alone, positions kept
     share            ⟨ΔW_s, ΔW⟩ / ‖ΔW‖²
-    leave_one_out    ‖ΔW‖ from the run without the span (there the base) to the run with all
+    leave_one_out    ‖ΔW‖ from the run without the span (its base) to the run with all
     order_effect     ‖ΔW − ΔW of the spans in reverse‖ / ‖ΔW‖
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from service.analysis.numbers import ratios
-from service.analysis.pairs import Pair, Span
-from service.engine import Activations, Model, Question, Site
+from schemas.attributions import (
+    AttributionsAnswer,
+    AttributionsRequest,
+    LayerAttribution,
+    SpanShare,
+)
+from schemas.pairs import Span
+from service.analysis.factors import ratios
+from service.analysis.inputs import resolve_layers
+from service.analysis.pairs import Pair, requested_pair, require_reading_in_parts
+from service.analysis.spans import given_spans, sentence_spans
+from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan
 from service.theory import RankOne, below_noise, update_on_base
 
 
-@dataclass(frozen=True)
-class SpanShare:
-    """One span's part.
+def plan_attributions(model: Model, request: AttributionsRequest) -> Plan[AttributionsAnswer]:
+    """Plan the attribution of each layer's update to spans of the context.
 
     Args:
-        span: Of the context's tokens, half-open.
-        leave_one_out: ‖ΔW‖ of what the span adds to the rest of the context.
-        only_this_span: ‖ΔW‖ of the span without the rest.
-        cosine_to_total: Of the latter and ΔW of the whole context; None where one is zero.
-        share: The latter's projection on ΔW of the whole context; None where that is zero.
+        model: The resident model.
+        request: A pair, and the spans of its context.
+
+    Raises:
+        Refused: An input does not fit the model, or the combination has no answer.
     """
-
-    span: Span
-    leave_one_out: float
-    only_this_span: float
-    cosine_to_total: float | None
-    share: float | None
-
-
-@dataclass(frozen=True)
-class LayerAttribution:
-    """One layer at one position.
-
-    Args:
-        layer: From 0 up.
-        position: Index into the query.
-        norm: ‖ΔW‖ of the whole context.
-        below_noise: Whether that is within the dtype's rounding; ratios to it are None then.
-        order_effect: ‖ΔW − ΔW of the spans in reverse‖ / ‖ΔW‖; None where that does not exist.
-        spans: In the order of the context.
-    """
-
-    layer: int
-    position: int
-    norm: float
-    below_noise: bool
-    order_effect: float | None
-    spans: tuple[SpanShare, ...]
+    require_reading_in_parts(request)
+    layers = resolve_layers(model, request.layers)
+    pair = requested_pair(model, request)
+    given = request.spans
+    spans = sentence_spans(model, pair) if given is None else given_spans(pair, given, cover=False)
+    size = AnswerSize(
+        entries=len(layers) * len(pair.positions) * (1 + len(spans)),
+        tokens=len(pair.context) + len(pair.query),
+        entry_bytes=256,
+    )
+    return plan(model, attributions(model, pair, layers, spans), size)
 
 
 def attributions(
     model: Model, pair: Pair, layers: Sequence[int], spans: Sequence[Span]
-) -> Question[tuple[LayerAttribution, ...]]:
-    """What the spans contribute in each layer, at each asked position.
+) -> Question[AttributionsAnswer]:
+    """Attribute each layer's update at each requested position to the spans.
 
     Args:
         model: The resident model.
         pair: The run with context and its baseline, `matched` or `anchored`.
-        layers: From 0 up.
-        spans: In order; they need not cover the context.
+        layers: Layers from 0.
+        spans: Spans in ascending order. They need not cover the context.
     """
+    relation = pair.relation(model)
     reads = pair.reads(layers, ("mlp_in",))
     anchor = range(int(pair.anchored))
     prompts = [pair.with_context, pair.baseline, pair.reordered(_reversed(pair, spans))]
@@ -80,23 +72,18 @@ def attributions(
         others = [i for i in range(len(pair.context)) if not start <= i < stop]
         prompts += [pair.keeping([*anchor, *range(start, stop)]), pair.keeping(others)]
     whole, baseline, reverse, *parts = yield [prompt.run(reads) for prompt in prompts]
-    return tuple(
+    found = [
         attribution
         for layer in layers
         for attribution in _of_layer(
             model, pair.positions, layer, spans, whole, baseline, reverse, parts
         )
-    )
-
-
-def attribution_rows(pair: Pair, spans: Sequence[Span]) -> int:
-    """Rows of all the runs, before any is shared."""
-    alone = len(pair.query) + int(pair.anchored)
-    return pair.rows + len(pair.with_context.ids) * (1 + len(spans)) + alone * len(spans)
+    ]
+    return AttributionsAnswer(*relation, found)
 
 
 def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:
-    """The context's indices with the spans in reverse; what lies between them keeps its place."""
+    """Indices of the context with its spans in reverse order; other tokens keep their place."""
     order: list[int] = []
     end = 0
     for (start, stop), (other_start, other_stop) in zip(spans, reversed(spans), strict=True):
@@ -155,7 +142,7 @@ def _of_layer(
             size,
             below,
             effect,
-            tuple(SpanShare(span, *figures) for span, figures in zip(spans, each, strict=True)),
+            [SpanShare(span, *figures) for span, figures in zip(spans, each, strict=True)],
         )
         for position, size, below, effect, each in rows
     ]

@@ -1,37 +1,30 @@
-"""Equivalence checks: the baseline run with patched weights against the run with context.
+"""Block checks: the baseline run with patched weights against the run with context.
 
-A passing check proves the plumbing and the algebra, not that "the MLP learns": adding Δh to the
-attention output is exact as well, and is given as a control. So each check carries the error of the
-unpatched run, and controls that must be far worse than the patch.
+A check that holds shows that the algebra and the code are right, not that "the MLP learns": adding
+Δh to the attention output is exact as well. Its error is reported beside the check. So each check
+has the error of the unpatched run, and controls whose errors must be far larger.
 
-In the free stream a layer is patched beside the ordinary baseline run. In the sequential stream the
-layers below are patched too, the checked vector is the patched run's own, and the unpatched one is
-this layer's without its patch.
+In the free stream a layer is patched on top of the ordinary baseline run. In the sequential stream
+(arXiv 2511.17864) the layers below are patched too; the checked vector is the patched run's own,
+and the unpatched vector is that of this layer without its own patch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from schemas.activations import HookPoint
+from schemas.common import UNSET, Unset
+from schemas.equivalence_checks import Apply, Check, Scope
+from schemas.pairs import Stream
 from service.analysis.factors import joint_layer_update, layer_update
-from service.analysis.pairs import Pair, Stream, gathered, position_slices
-from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
-from service.engine import (
-    Activations,
-    Apply,
-    Block,
-    HookPoint,
-    Model,
-    Question,
-    Run,
-    Site,
-    patched_block,
-)
+from service.analysis.pairs import Pair, gathered, position_slices
+from service.analysis.verdicts import GATES, bounds_of, checks_of_layer, relative_errors
+from service.engine import Activations, Block, Model, Question, Run, Site, patched_block
 from service.theory import (
     DependentRows,
     ImplicitUpdate,
@@ -42,40 +35,33 @@ from service.theory import (
 )
 
 SEED = 20251216
-"""Of the random update and of the shuffled context; a layer and a position add to it."""
+"""Seed of the random update and the shuffled context. A layer and a position add to it."""
 
-LayerScope = Literal["projection", "block"]
-COMPARED: Mapping[LayerScope, HookPoint] = {"projection": "mlp_pre", "block": "resid_post"}
+COMPARED: Mapping[Scope, HookPoint] = {"projection": "mlp_pre", "block": "resid_post"}
 """The vector that each scope compares."""
 
-CONTROLS: Mapping[LayerScope, tuple[str, ...]] = {
-    "projection": ("random_update", "shuffled_context", "bias_only_at_attention"),
-    "block": (
-        "without_bias",
-        "without_weight",
-        "random_update",
-        "shuffled_context",
-        "bias_only_at_attention",
-    ),
+CONTROLS: Mapping[Scope, tuple[str, ...]] = {
+    "projection": ("random_update", "shuffled_context"),
+    "block": ("without_bias", "without_weight", "random_update", "shuffled_context"),
 }
-"""The controls of each scope; Δh acts behind the projection."""
+"""The controls of each scope. Δh acts after the projection, so `projection` has fewer."""
 
 
 @dataclass(frozen=True)
 class Procedure:
-    """How a check is done.
+    """How a check is made.
 
     Args:
-        scope: What is compared.
-        dtype: What every run and every patch is computed in.
+        scope: The compared vector.
+        dtype: The dtype of every run and every patch.
         stream: Whether the layers below are patched too.
         tolerance: The relative error up to which a check holds; None derives it.
         apply: How W + ΔW is applied.
         controls: Whether to run the controls.
-        joint: Whether one patch serves all positions; free stream alone.
+        joint: Whether one patch serves all positions, in the free stream only.
     """
 
-    scope: LayerScope = "block"
+    scope: Scope = "block"
     dtype: torch.dtype = torch.float32
     stream: Stream = "free"
     tolerance: float | None = None
@@ -85,20 +71,20 @@ class Procedure:
 
     @property
     def points(self) -> tuple[HookPoint, ...]:
-        """What is read of every run that an update is formed from."""
+        """The hook points that an update is formed from."""
         return ("mlp_in", "resid_mid", "mlp_act") if self.joint else ("mlp_in", "resid_mid")
 
 
 def block_checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
-) -> Question[tuple[Check, ...]]:
-    """Check each layer at each asked position.
+) -> Question[list[Check]]:
+    """Check each layer at each requested position.
 
     Args:
         model: The resident model.
         pair: The run with context and its baseline.
-        layers: From 0 up.
-        procedure: How.
+        layers: Layers from 0.
+        procedure: How the check is made.
     """
     points = (*procedure.points, COMPARED[procedure.scope])
     dtype = procedure.dtype
@@ -118,16 +104,16 @@ def block_checks(
             other_order = None if shuffled is None else _rows(shuffled, part)
             checks += bench.checks(pair.positions[part], other_order)
             yield ()
-    return tuple(checks)
+    return checks
 
 
 def _rows(read: Activations, part: slice) -> Activations:
-    """What was read at some of the positions."""
+    """The activations at some of the positions."""
     return {site: values[part] for site, values in read.items()}
 
 
 class _Bench:
-    """One layer, the two readings of it, and its block, ready to be patched."""
+    """One layer: its activations in both runs, and its block, ready to be patched."""
 
     def __init__(
         self,
@@ -144,17 +130,17 @@ class _Bench:
         self.update = self.formed(context)
 
     def formed(self, context: Activations) -> ImplicitUpdate | JointUpdate:
-        """The update that makes the baseline read as `context` does."""
+        """Form the update that makes the baseline read as `context` does."""
         form = joint_layer_update if self.procedure.joint else layer_update
         return form(self.layer, context, self.baseline, self.block.w_in.weight).to(self.h.dtype)
 
     def run(self, h: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply) -> Tensor:
-        """The compared vector from resid_mid `h`, with patched weights, (positions, width)."""
+        """The compared vector from resid_mid `h` with patched weights, (positions, width)."""
         pre, post = patched_block(self.block, h, update, apply)
         return pre if self.procedure.scope == "projection" else post
 
     def checks(self, positions: Sequence[int], shuffled: Activations | None) -> list[Check]:
-        """The check of each position, with its controls."""
+        """Check each position, with its controls."""
         expected, reached = self.context[self.compared], self.baseline[self.compared]
         if self.procedure.stream == "free":
             actual, unpatched = self.run(self.h, self.update, self.procedure.apply), reached
@@ -162,13 +148,12 @@ class _Bench:
             nothing = self.update.without_weight().without_bias()
             actual, unpatched = reached, self.run(self.h, nothing, "factored")
         derived = tolerance(
-            self.procedure.scope,
-            self.procedure.dtype,
+            GATES[self.procedure.scope, self.procedure.dtype],
             self.h,
             self.context[Site(self.layer, "resid_mid")],
             expected,
         )
-        controls, reasons = self.controls(positions, shuffled)
+        controls, reasons, bias_only = self.controls(positions, shuffled)
         return checks_of_layer(
             self.layer,
             positions,
@@ -178,28 +163,26 @@ class _Bench:
             bounds_of(self.procedure.tolerance, derived),
             controls,
             reasons,
+            bias_only,
         )
 
     def controls(
         self, positions: Sequence[int], shuffled: Activations | None
-    ) -> tuple[dict[str, list[float | None]], dict[str, str]]:
-        """Each control's relative error at each position, and why one could not be formed."""
+    ) -> tuple[dict[str, list[float | None]], dict[str, str], list[float | None] | Unset]:
+        """Each control's relative error at each position, the reason for each that is missing, and
+        the error with Δh at the attention output and no ΔW, which is exact too."""
         if not self.procedure.controls:
-            return {}, {}
+            return {}, {}, UNSET
         update = self.update
         steered = self.context[Site(self.layer, "resid_mid")].double() - self.h.double()
         patched = {
             "without_bias": (self.h, update.without_bias()),
             "without_weight": (self.h, update.without_weight()),
             "random_update": (self.h, update.with_output(self._random(positions))),
-            "bias_only_at_attention": (
-                self.h + steered.to(self.h.dtype),
-                update.without_weight().without_bias(),
-            ),
         }
         reasons = {}
         if shuffled is None:
-            reasons["shuffled_context"] = "no other order of the context reads differently"
+            reasons["shuffled_context"] = "No other order of the context has other tokens."
         else:
             try:
                 patched["shuffled_context"] = self.h, self.formed(shuffled)
@@ -211,10 +194,12 @@ class _Bench:
         }
         for name in errors.keys() & patched.keys():
             errors[name] = relative_errors(expected, self.run(*patched[name], "factored"))
-        return errors, reasons
+        nothing = update.without_weight().without_bias()
+        attention_shifted = self.run(self.h + steered.to(self.h.dtype), nothing, "factored")
+        return errors, reasons, relative_errors(expected, attention_shifted)
 
     def _random(self, positions: Sequence[int]) -> Tensor:
-        """Output factors of ΔW in random directions, of the lengths that they have."""
+        """Draw output factors of ΔW in random directions, with the lengths of the real ones."""
         update = self.update
         weight = update.w_in if isinstance(update, JointUpdate) else update.weight
         rows = []
@@ -226,19 +211,19 @@ class _Bench:
         direction = torch.nn.functional.normalize(torch.stack(rows), dim=-1).to(weight.output)
         output = direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
         if isinstance(update, JointUpdate):
-            # Its input factors are not orthogonal, so equal rows are not yet an equal norm.
+            # The input factors are not orthogonal, so rows of equal norm do not give an equal norm.
             output *= float(update.w_in.norm / update.with_output(output).w_in.norm)
         return output
 
 
 def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:
-    """The run that reads the context in another order, or none where no order differs."""
+    """The run that reads the context in another order, or none if no order differs."""
     first = int(pair.anchored)
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
     shuffled = pair.reordered([*range(first), *order.tolist()])
     if shuffled.ids == pair.with_context.ids:
-        # Moving the first token to the end changes every context but one of a single id.
+        # Moving the first token to the end changes every context but one of equal ids.
         shuffled = pair.reordered([*range(first), *range(first + 1, len(pair.context)), first])
     if shuffled.ids == pair.with_context.ids:
         return []

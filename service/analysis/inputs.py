@@ -1,5 +1,7 @@
-"""What a caller chooses, resolved against the model: prompts to ids, layers and positions to
-indices."""
+"""Inputs of a request, resolved against the model: prompts to ids, layers and positions to indices.
+
+Nothing is added to a prompt and nothing is truncated.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,21 @@ Text = str | Sequence[int]
 
 
 def resolve_ids(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
-    """The ids of a prompt; a text is tokenised on its own, nothing is added.
+    """The ids of a prompt. A text is tokenised by itself.
 
     Raises:
         TokenOutOfRange: An id is not in the vocabulary.
-        Invalid: The tokenizer knows a token that the model has no embedding for.
+        Invalid: The tokenizer returns a token that the model has no embedding for.
     """
     if isinstance(prompt, str):
         ids = model.tokenizer.encode(prompt)
         if max(ids, default=0) >= model.vocab_size:
-            raise Invalid("the text has a token that the model has no embedding for", at=at)
+            raise Invalid("The text has a token that the model has no embedding for.", at=at)
         return ids
     for i, token in enumerate(prompt):
         if not 0 <= token < model.vocab_size:
             raise TokenOutOfRange(
-                f"ids go from 0 to {model.vocab_size - 1}",
+                f"Token ids go from 0 to {model.vocab_size - 1}.",
                 at=(*at, i),
                 limit=model.vocab_size - 1,
                 actual=token,
@@ -45,7 +47,7 @@ def resolve_ids(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
 
 
 def resolve_prompt(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
-    """The ids of a prompt that is run by itself.
+    """The ids of a prompt that is a run of its own.
 
     Raises:
         EmptyQuery: It has no tokens.
@@ -53,20 +55,21 @@ def resolve_prompt(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
     """
     ids = resolve_ids(model, prompt, at)
     if not ids:
-        raise EmptyQuery("the prompt has no tokens", at=at)
+        raise EmptyQuery("The prompt has no tokens.", at=at)
     check_length(model, len(ids), at)
     return ids
 
 
 def check_length(model: Model, positions: int, at: Path) -> None:
-    """Refuse a prompt that needs more positions than the model has; nothing is ever truncated.
+    """Refuse a prompt that needs more positions than the model has.
 
     Raises:
         PromptTooLong: It does.
     """
     if positions > model.n_positions:
         raise PromptTooLong(
-            f"the prompt needs {positions} positions, the model has {model.n_positions}",
+            f"The prompt has {positions:,} tokens; the model's limit is {model.n_positions:,}. "
+            "Shorten it.",
             at=at,
             limit=model.n_positions,
             actual=positions,
@@ -74,11 +77,11 @@ def check_length(model: Model, positions: int, at: Path) -> None:
 
 
 def resolve_layers(model: Model, layers: Literal["all"] | Sequence[int]) -> tuple[int, ...]:
-    """Layers from 0 up; negative ones count from the end.
+    """Layers from 0. Negative indices count from the end.
 
     Raises:
-        LayerOutOfRange: There is no such layer.
-        Invalid: None is named, or one twice.
+        LayerOutOfRange: A layer does not exist.
+        Invalid: The list is empty, or names a layer twice.
     """
     if layers == "all":
         return tuple(range(model.n_layers))
@@ -86,7 +89,7 @@ def resolve_layers(model: Model, layers: Literal["all"] | Sequence[int]) -> tupl
     for i, layer in enumerate(layers):
         if not -count <= layer < count:
             raise LayerOutOfRange(
-                f"layers go from {-count} to {count - 1}",
+                f"Layers go from {-count} to {count - 1}.",
                 at=("layers", i),
                 limit=count - 1,
                 actual=layer,
@@ -97,11 +100,11 @@ def resolve_layers(model: Model, layers: Literal["all"] | Sequence[int]) -> tupl
 def resolve_positions(
     positions: Literal["last", "all"] | Sequence[int], count: int
 ) -> tuple[int, ...]:
-    """Indices into `count` tokens; negative ones count from the end.
+    """Indices into `count` tokens. Negative indices count from the end.
 
     Raises:
-        PositionOutOfRange: There is no such position.
-        Invalid: None is named, or one twice.
+        PositionOutOfRange: A position does not exist.
+        Invalid: The list is empty, or names a position twice.
     """
     if positions == "last":
         return (count - 1,)
@@ -110,7 +113,7 @@ def resolve_positions(
     for i, position in enumerate(positions):
         if not -count <= int(position) < count:
             raise PositionOutOfRange(
-                f"positions go from {-count} to {count - 1}",
+                f"Positions go from {-count} to {count - 1}.",
                 at=("positions", i),
                 limit=count - 1,
                 actual=int(position),
@@ -120,7 +123,7 @@ def resolve_positions(
 
 def _distinct(values: tuple[int, ...], field: str) -> tuple[int, ...]:
     if not values:
-        raise Invalid(f"name at least one of the {field}", at=(field,))
+        raise Invalid(f"`{field}` is empty. Name at least one.", at=(field,))
     if len(set(values)) < len(values):
-        raise Invalid(f"the same is named twice among the {field}", at=(field,))
+        raise Invalid(f"`{field}` names the same index twice.", at=(field,))
     return values

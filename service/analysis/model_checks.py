@@ -1,98 +1,52 @@
-"""The check of the whole model: every block patched in turn, then the logits.
+"""Model checks: every block patched in sequence, then the logits.
 
-Each asked position has a patched run of its own in the sequential stream. Its block outputs and
-its logits must be those of the run with context; the unpatched ones are the ordinary baseline
-run's. The control applies all updates of the free stream together, which do not compose.
+Each requested position has a patched run of its own in the sequential stream (Goldwaser et al.,
+arXiv 2511.17864). Its block outputs and its logits must be those of the run with context. The
+unpatched ones are the ordinary baseline run's. The control applies all updates of the free stream
+at once, which do not compose.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from schemas.activations import HookPoint
+from schemas.common import UNSET
+from schemas.equivalence_checks import Check, LogitsCheck, TopTokens
 from service.analysis.block_checks import Procedure
-from service.analysis.factors import layer_update
-from service.analysis.next_tokens import LikelyToken, last_site, likeliest, unembedded
-from service.analysis.numbers import finite
+from service.analysis.factors import finite, layer_update
+from service.analysis.next_tokens import last_site, likeliest, unembedded
 from service.analysis.pairs import Pair, gathered, position_slices
-from service.analysis.verdicts import Check, bounds_of, checks_of_layer, relative_errors
-from service.engine import Activations, Fixed, HookPoint, Model, Question, Run, Site
-from service.theory import (
-    ImplicitUpdate,
-    Verdict,
-    discrepancy,
-    gate,
-    kl_divergence,
-    kl_gate,
-    tolerance,
+from service.analysis.verdicts import (
+    GATES,
+    KL_GATES,
+    bounds_of,
+    checks_of_layer,
+    relative_errors,
     verdict,
 )
+from service.engine import Activations, Fixed, Model, Question, Run, Site
+from service.theory import ImplicitUpdate, discrepancy, kl_divergence, tolerance
 
 CONTROL = "free_stream_patches"
-ALIKE = "below the first layer nothing is patched, so both streams give the same update"
+ALIKE = "No layer below the first is patched, so both streams have the same update."
 POINTS: tuple[HookPoint, ...] = ("mlp_in", "resid_mid", "resid_post")
-
-
-@dataclass(frozen=True)
-class TopTokens:
-    """The likeliest next tokens of the three runs."""
-
-    with_context: Sequence[LikelyToken]
-    patched: Sequence[LikelyToken]
-    without_context: Sequence[LikelyToken]
-
-
-@dataclass(frozen=True)
-class LogitsCheck:
-    """The logits after one query position.
-
-    Args:
-        position: Index into the query.
-        relative_error: ‖patched − with context‖ / ‖with context‖.
-        max_abs_error: max |patched − with context|.
-        tolerance: The relative error up to which the check holds: the logits' gate × the largest
-            factor that any block's tolerance has.
-        unpatched_relative_error: The ordinary baseline run's.
-        kl_divergence: KL(with context ‖ patched) in nats.
-        kl_tolerance: The divergence up to which the check holds.
-        unpatched_kl_divergence: KL(with context ‖ baseline).
-        same_top_token: Whether the likeliest token is the same; the check needs it.
-        verdict: `holds`, `fails` or `vacuous`.
-        holds: Whether the verdict is the first.
-        top_tokens: The likeliest tokens of the three runs.
-        controls: Relative errors of runs that are patched otherwise, where asked for.
-        control_reasons: Why a control could not be formed, where one could not.
-    """
-
-    position: int
-    relative_error: float | None
-    max_abs_error: float
-    tolerance: float
-    unpatched_relative_error: float | None
-    kl_divergence: float
-    kl_tolerance: float
-    unpatched_kl_divergence: float
-    same_top_token: bool
-    verdict: Verdict
-    holds: bool
-    top_tokens: TopTokens
-    controls: dict[str, float | None] | None = None
-    control_reasons: dict[str, str] | None = None
 
 
 def model_checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
-) -> Question[tuple[tuple[Check, ...], tuple[LogitsCheck, ...]]]:
-    """Check every named block's output, and the logits, at each asked position.
+) -> Question[tuple[list[Check], list[LogitsCheck]]]:
+    """Check the output of blocks, and the logits, at each requested position.
 
     Args:
         model: The resident model.
         pair: The run with context and its baseline.
-        layers: The blocks that are reported; all of them are patched.
-        procedure: How; of its scope and stream nothing is read.
+        layers: The reported blocks. All blocks are patched.
+        procedure: How the check is made. Its scope and stream are ignored.
     """
     every, dtype = range(model.n_layers), procedure.dtype
     reads = pair.reads(every, POINTS)
@@ -118,8 +72,8 @@ def model_checks(
     largest = torch.ones(len(pair.positions), dtype=torch.float64, device=model.device)
     for layer in every:
         h, post = Site(layer, "resid_mid"), Site(layer, "resid_post")
-        derived = tolerance("block", dtype, patched[h], context[h], context[post])
-        largest = largest.maximum(derived / gate("block", dtype))
+        derived = tolerance(GATES["block", dtype], patched[h], context[h], context[post])
+        largest = largest.maximum(derived / GATES["block", dtype])
         if layer in layers:
             checks[layer] = checks_of_layer(
                 layer,
@@ -130,7 +84,7 @@ def model_checks(
                 bounds_of(procedure.tolerance, derived),
                 *controls(post),
             )
-    bounds = bounds_of(procedure.tolerance, gate("model", dtype) * largest)
+    bounds = bounds_of(procedure.tolerance, GATES["model", dtype] * largest)
     logits: list[LogitsCheck] = []
     site = last_site(model)
     runs = (context, patched, plain) if together is None else (context, patched, plain, together)
@@ -138,7 +92,7 @@ def model_checks(
         rows = [unembedded(model, run[site][part]) for run in runs]
         logits += _logits_checks(model, pair.positions[part], rows, bounds[part])
         yield ()
-    return tuple(check for layer in layers for check in checks[layer]), tuple(logits)
+    return [check for layer in layers for check in checks[layer]], logits
 
 
 def _free_patches(
@@ -148,7 +102,7 @@ def _free_patches(
     plain: Activations,
     following: Sequence[Run],
 ) -> list[Run]:
-    """The baseline run of each position with every layer's free-stream update at once."""
+    """The baseline run of each position with the free-stream updates of all layers at once."""
     updates = {
         layer: layer_update(layer, context, plain, _w_in(model, layer, context))
         for layer in range(model.n_layers)
@@ -168,17 +122,17 @@ def _free_patches(
 
 
 def _w_in(model: Model, layer: int, context: Activations) -> Tensor:
-    """The first MLP weight of a layer, in the dtype of a run, (d_model, d_mlp)."""
+    """The first MLP weight of a layer in the dtype of a run, (d_model, d_mlp)."""
     return model.blocks[layer].w_in.weight.to(context[Site(layer, "mlp_in")].dtype)
 
 
 def _logits_checks(
     model: Model, positions: Sequence[int], logits: Sequence[Tensor], bounds: Tensor
 ) -> list[LogitsCheck]:
-    """One check a position, from the logits with context, patched, without, and controlled."""
+    """Check each position, from the logits with context, patched, without, and controlled."""
     context, patched, plain, *controlled = logits
     found, bare = discrepancy(context, patched), discrepancy(context, plain)
-    allowed = kl_gate(context.dtype)
+    allowed = KL_GATES[context.dtype]
     controls: list[float | None] = [None] * len(positions)
     if controlled and model.n_layers > 1:
         controls = relative_errors(context, controlled[0])
@@ -212,8 +166,8 @@ def _logits_checks(
                 verdict=told,
                 holds=told == "holds",
                 top_tokens=TopTokens(*top),
-                controls={CONTROL: control} if controlled else None,
-                control_reasons={CONTROL: ALIKE} if controlled and control is None else None,
+                controls={CONTROL: control} if controlled else UNSET,
+                control_reasons={CONTROL: ALIKE} if controlled and control is None else UNSET,
             )
         )
     return checks

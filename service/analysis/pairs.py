@@ -1,16 +1,16 @@
 """A context and a query, and the two runs that are compared.
 
-The run with context reads context and query; the baseline run reads the query with less of it.
-`wpe` lives in GPT-2's residual stream, so where the query stands in the baseline decides what the
-difference holds:
+The run with context reads context and query. The baseline run reads the query with less of it.
+GPT-2's position embedding is part of its residual stream, so the position of the query in the
+baseline determines what the difference holds:
 
     matched            no context; the query at its positions      content
     alone              no context; the query from position 0       content, position, first token
     anchored           <|endoftext|> first in both runs            content without the first token
-    without spans      the rest of the context, positions kept     what the spans add
-    another context    that one, and the query behind it           one context against another
+    without spans      the rest of the context, positions kept     the spans
+    another context    that context, then the query                one context against another
 
-Context and query are tokenised apart, since merges across the border would change the query.
+Context and query are tokenised separately, because merges across the border would change the query.
 """
 
 from __future__ import annotations
@@ -21,32 +21,30 @@ from typing import Literal
 
 import torch
 
+from schemas.activations import HookPoint
+from schemas.common import UNSET, ModelSummary
+from schemas.equivalence_checks import Apply
+from schemas.pairs import (
+    AnotherContext,
+    Baseline,
+    BaselineName,
+    PairPositions,
+    PairRequest,
+    PairTokens,
+    Span,
+    Stream,
+    WithoutSpans,
+)
 from service.analysis.inputs import Text, check_length, resolve_ids, resolve_positions
-from service.engine import Activations, Apply, Follow, HookPoint, Model, Run, Site
-from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
+from service.engine import Activations, Follow, Model, Run, Site
+from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, NotSupported, Path
 
 QUERY: Path = ("query",)
 SLICE = 32
-"""Positions that are worked on before other questions have their turn."""
-Span = tuple[int, int]
-Stream = Literal["free", "sequential"]
+"""Positions that a question works on before other questions have their turn."""
 
-
-@dataclass(frozen=True)
-class Without:
-    """The baseline that lacks spans of the context's tokens, half-open."""
-
-    spans: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class Another:
-    """The baseline that has another context."""
-
-    context: Text
-
-
-Baseline = Literal["matched", "alone", "anchored"] | Without | Another
+Relation = tuple[ModelSummary, Baseline, Stream, PairTokens, PairPositions, int]
+"""The fields of `PairAnswer`: what the numbers of an answer are relative to."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Prompt:
     Args:
         ids: (rows,).
         positions: (rows,).
-        query_length: How many of the last rows are the query.
+        query_length: Number of last rows that are the query.
     """
 
     ids: tuple[int, ...]
@@ -68,7 +66,7 @@ class Prompt:
         reads: Mapping[Site, Sequence[int]],
         dtype: torch.dtype | None = None,
     ) -> Run:
-        """The run that reads positions of the query, given as indices into it."""
+        """Form the run that reads positions of the query, given as indices into it."""
         first = len(self.ids) - self.query_length
         rows = {site: [first + position for position in wanted] for site, wanted in reads.items()}
         return Run(self.ids, self.positions, rows, dtype)
@@ -79,15 +77,17 @@ class Pair:
     """Two prompts that end in the same query.
 
     Args:
-        context: Ids of the context, with the anchor where there is one.
+        requested: The baseline as the request names it.
+        context: Ids of the context, with the anchor if there is one.
         query: Ids of the query.
         anchored: Whether the first id of the context is an anchor that both prompts have.
         with_context: The prompt with context.
         baseline: The prompt that it is compared with.
-        positions: The query positions that are asked for.
-        border_merges: Whether context and query, tokenised together, give other ids; None for ids.
+        positions: The requested positions, indices into the query.
+        border_merges: Whether context and query, tokenised together, have other ids. None for ids.
     """
 
+    requested: Baseline
     context: tuple[int, ...]
     query: tuple[int, ...]
     anchored: bool
@@ -96,20 +96,30 @@ class Pair:
     positions: tuple[int, ...]
     border_merges: bool | None
 
-    @property
-    def rows(self) -> int:
-        """Rows of both runs together, before any is shared."""
-        return len(self.with_context.ids) + len(self.baseline.ids)
+    def relation(self, model: Model, stream: Stream = "free") -> Relation:
+        """The part of an answer that says what its numbers are relative to."""
+        length = len(self.query)
+        where, base = self.with_context.positions[-length:], self.baseline.positions[-length:]
+        tokens = model.tokenizer.tokens
+        merges = UNSET if self.border_merges is None else self.border_merges
+        return (
+            model.summary,
+            self.requested,
+            stream,
+            PairTokens(tokens(self.context), tokens(self.query), merges),
+            PairPositions(where, base),
+            where[0] - base[0],
+        )
 
     def reads(
         self, layers: Sequence[int], points: Sequence[HookPoint]
     ) -> dict[Site, tuple[int, ...]]:
-        """The asked positions at every one of the points of every one of the layers."""
+        """The requested positions at all these points of all these layers."""
         return {Site(layer, point): self.positions for layer in layers for point in points}
 
     @property
     def matched(self) -> Prompt:
-        """The query where the prompt with context has it, with nothing before it."""
+        """The query at its positions with context, with nothing before it."""
         return self.keeping(())
 
     def baseline_runs(
@@ -120,13 +130,14 @@ class Pair:
         dtype: torch.dtype | None = None,
         apply: Apply = "factored",
     ) -> list[Run]:
-        """The runs of the baseline: one in the free stream, one a position in the sequential.
+        """Form the baseline's runs: one in the free stream, one per position in the sequential.
 
         Args:
-            layers: From 0 up.
-            points: What is read at each of them.
-            stream: `sequential`: each run follows the run with context at its position.
-            dtype: What they are computed in.
+            layers: Layers from 0.
+            points: The hook points to read in each layer.
+            stream: In the `sequential` stream each run follows the run with context at its
+                position.
+            dtype: The dtype of the runs; None: the model's.
             apply: How the sequential stream applies W + ΔW.
         """
         sites = [Site(layer, point) for layer in layers for point in points]
@@ -144,34 +155,66 @@ class Pair:
         ]
 
     def keeping(self, kept: Sequence[int]) -> Prompt:
-        """The query at its place behind some of the context's tokens, positions kept."""
+        """The query at its positions after some of the context's tokens, which keep theirs."""
         length = len(self.query)
-        ids = tuple(self.context[i] for i in kept) + self.query
+        if isinstance(kept, range) and kept.step == 1:
+            ids = self.context[kept.start : kept.stop] + self.query
+        else:
+            ids = tuple(self.context[i] for i in kept) + self.query
         return Prompt(ids, tuple(kept) + self.with_context.positions[-length:], length)
 
     def reordered(self, order: Sequence[int]) -> Prompt:
-        """The prompt with context, its context read in another order (indices into it)."""
+        """The prompt with context, its context in another order (indices into it)."""
         ids = tuple(self.context[i] for i in order) + self.query
         return Prompt(ids, self.with_context.positions, len(self.query))
 
 
 def position_slices(count: int) -> list[slice]:
-    """Positions in parts that are small enough to be worked on in one go."""
+    """Slices of positions that are small enough to work on in one step."""
     return [slice(start, start + SLICE) for start in range(0, count, SLICE)]
 
 
 def gathered(runs: Sequence[Activations]) -> Activations:
-    """What several runs read at the same sites, one below the other."""
+    """The activations of several runs at the same sites, concatenated."""
     if len(runs) == 1:
         return runs[0]
     return {site: torch.cat([run[site] for run in runs]) for site in runs[0]}
+
+
+def requested_pair(model: Model, request: PairRequest) -> Pair:
+    """Lay a request's context and query out as two prompts; raises as `resolve_pair`."""
+    return resolve_pair(model, request.context, request.query, request.baseline, request.positions)
+
+
+def refuse(wrong: bool, detail: str, *at: str | int) -> None:
+    """Refuse a combination that has no answer.
+
+    Raises:
+        NotSupported: It is one.
+    """
+    if wrong:
+        raise NotSupported(detail, at=at)
+
+
+def require_reading_in_parts(request: PairRequest) -> None:
+    """Refuse what is not defined where the context is read in parts.
+
+    Raises:
+        NotSupported: The baseline is not `matched` or `anchored`, or the stream is not `free`.
+    """
+    refuse(
+        request.baseline not in ("matched", "anchored"),
+        "This resource supports the baselines `matched` and `anchored`.",
+        "baseline",
+    )
+    refuse(request.stream != "free", "This resource supports the stream `free`.", "stream")
 
 
 def resolve_pair(
     model: Model,
     context: Text,
     query: Text,
-    baseline: Baseline,
+    baseline: BaselineName | WithoutSpans | AnotherContext,
     positions: Literal["last", "all"] | Sequence[int],
     *,
     query_at: Path = QUERY,
@@ -179,51 +222,52 @@ def resolve_pair(
     """Lay a context and a query out as two prompts.
 
     Args:
-        model: Whose tokenizer, vocabulary and positions.
-        context: What is read before the query.
-        query: What is looked at.
-        baseline: What the run with context is compared with.
+        model: The resident model.
+        context: The text before the query.
+        query: The text whose vectors are compared.
+        baseline: The run that the run with context is compared with.
         positions: Indices into the query.
-        query_at: Where the caller gave the query.
+        query_at: Path of the query in the request.
 
     Raises:
-        EmptyContext: The context, or the other one, has no tokens.
-        EmptyQuery: The query has none.
+        EmptyContext: The context, or the baseline's, has no tokens.
+        EmptyQuery: The query has no tokens.
         PromptTooLong: Together they need more positions than the model has.
         TokenOutOfRange: An id is not in the vocabulary.
-        BadSpan: The spans do not lie in the context one behind the other, or nothing is left.
-        NoAnchorToken: `anchored` is asked of a tokenizer that has none.
+        BadSpan: A span is out of range, empty, out of order or overlaps, or the spans remove all.
+        NoAnchorToken: Baseline `anchored`, but the tokenizer has no anchor.
         PositionOutOfRange: The query has no such position.
     """
     read = resolve_ids(model, context, ("context",))
     asked = resolve_ids(model, query, query_at)
     if not read:
-        raise EmptyContext("the context has no tokens", at=("context",))
+        raise EmptyContext("The context has no tokens.", at=("context",))
     if not asked:
-        raise EmptyQuery("the query has no tokens", at=query_at)
+        raise EmptyQuery("The query has no tokens.", at=query_at)
     merges = _border_merges(model, context, query, read + asked)
     anchor: tuple[int, ...] = ()
     if baseline == "anchored":
         anchor = (_anchor(model),)
         if read == anchor:
-            raise EmptyContext("the context has no tokens beside the anchor", at=("context",))
+            raise EmptyContext("The context has no tokens besides the anchor.", at=("context",))
         read = read if read[:1] == anchor else anchor + read
     check_length(model, len(read) + len(asked), ("context",) if query_at == QUERY else query_at)
     start, length = len(read), len(asked)
     kept: Sequence[int] = range(len(anchor))
-    if isinstance(baseline, Without):
-        kept = _rest(baseline.spans, start, ("baseline", "without"))
+    if isinstance(baseline, WithoutSpans):
+        kept = _rest(baseline.without, start, ("baseline", "without"))
     ids, where = tuple(read[i] for i in kept), tuple(kept)
-    if isinstance(baseline, Another):
+    if isinstance(baseline, AnotherContext):
         at = ("baseline", "context")
         ids = resolve_ids(model, baseline.context, at)
         if not ids:
-            raise EmptyContext("the other context has no tokens", at=at)
+            raise EmptyContext("The baseline's context has no tokens.", at=at)
         check_length(model, len(ids) + length, at)
         where, start = tuple(range(len(ids))), len(ids)
     elif baseline == "alone":
         start = 0
     return Pair(
+        requested=baseline,
         context=read,
         query=asked,
         anchored=bool(anchor),
@@ -243,38 +287,41 @@ def _border_merges(model: Model, context: Text, query: Text, apart: tuple[int, .
 def _anchor(model: Model) -> int:
     anchor = model.tokenizer.anchor
     if anchor is None or anchor >= model.vocab_size:
-        raise NoAnchorToken("the tokenizer has no <|endoftext|> to anchor with", at=("baseline",))
+        raise NoAnchorToken(
+            "The tokenizer has no <|endoftext|>, which `anchored` needs. Choose another baseline.",
+            at=("baseline",),
+        )
     return anchor
 
 
 def _rest(spans: Sequence[Span], length: int, at: Path) -> tuple[int, ...]:
-    """The indices that no span covers."""
+    """Indices that no span covers."""
     check_spans(spans, length, at)
     kept = set(range(length)).difference(*(range(start, stop) for start, stop in spans))
     if not kept:
-        raise BadSpan("the spans remove the whole context: take `matched`", at=at)
+        raise BadSpan("The spans remove the whole context. Use the baseline `matched`.", at=at)
     return tuple(sorted(kept))
 
 
 def check_spans(spans: Sequence[Span], length: int, at: Path) -> None:
-    """Refuse spans that do not lie in `length` tokens one behind the other.
+    """Refuse spans that are not in ascending order within `length` tokens.
 
     Raises:
-        BadSpan: One is empty, out of range, out of order, or overlaps the one before it.
+        BadSpan: A span is empty, out of range, out of order, or overlaps the one before it.
     """
     if not spans:
-        raise BadSpan("name at least one span", at=at)
+        raise BadSpan("The list of spans is empty. Name at least one span.", at=at)
     end = 0
     for i, (start, stop) in enumerate(spans):
         if not 0 <= start < stop <= length:
             raise BadSpan(
-                f"a span is [start, stop) with 0 <= start < stop <= {length}",
+                f"A span is [start, stop) with 0 <= start < stop <= {length}.",
                 at=(*at, i),
                 limit=length,
                 actual=stop if 0 <= start < stop else start,
             )
         if start < end:
             raise BadSpan(
-                "a span begins before the one before it ends", at=(*at, i), limit=end, actual=start
+                "A span begins before the previous one ends.", at=(*at, i), limit=end, actual=start
             )
         end = stop

@@ -1,47 +1,26 @@
-"""The self-check: the equivalence check that decides at start whether numbers may be given out."""
+"""The self-check: the equivalence check at start, without which the service returns no numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
 
+from schemas.model import SelfCheck
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import resolve_pair
 from service.engine import Model, Question
 from service.errors import ServiceError
-from service.theory import NonFinite, Verdict
+from service.theory import NonFinite
 
 CONTEXT_TOKENS = 16
 STRIDE = 7919
-"""Ids are drawn by this stride through the vocabulary, so that no tokenizer is needed."""
-
-
-@dataclass(frozen=True)
-class SelfCheck:
-    """The block check of every layer on a fixed prompt, in float32.
-
-    Args:
-        when: UTC, ISO 8601.
-        verdict: `holds`, `fails`, or `vacuous` where no layer could tell.
-        layers: How many were checked.
-        worst_relative_error: Of the patched runs; None where a value was not finite.
-        least_unpatched_relative_error: Of the unpatched ones.
-        reason: Why it fails, where that is known.
-    """
-
-    when: str
-    verdict: Verdict
-    layers: int
-    worst_relative_error: float | None
-    least_unpatched_relative_error: float | None
-    reason: str | None = None
+"""Step between the ids of the fixed prompt, so that the self-check needs no tokenizer."""
 
 
 def self_check(model: Model) -> Question[SelfCheck]:
-    """Run the block check of all layers, matched baseline, free stream."""
+    """Check the block of every layer, baseline `matched`, stream `free`, in float32."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     length = min(CONTEXT_TOKENS, model.n_positions - 1)
     *context, query = [STRIDE * (i + 1) % model.vocab_size for i in range(length + 1)]
@@ -64,6 +43,6 @@ def self_check(model: Model) -> Question[SelfCheck]:
 
 
 def _extreme(of: Callable[[list[float]], float], errors: Sequence[float | None]) -> float | None:
-    """The largest or least error; None where one does not exist."""
+    """The largest or smallest error, or None if one is not finite."""
     known = [error for error in errors if error is not None]
     return of(known) if len(known) == len(errors) else None

@@ -1,10 +1,11 @@
-"""Spans of a context: given ones checked, sentences found."""
+"""Spans of a context: every token, sentences, or given spans that are checked."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from service.analysis.pairs import Pair, Span, check_spans
+from schemas.pairs import Span
+from service.analysis.pairs import Pair, check_spans
 from service.engine import Model
 from service.errors import BadSpan
 
@@ -13,16 +14,16 @@ AT = ("spans",)
 
 
 def token_spans(pair: Pair) -> tuple[Span, ...]:
-    """Every token of the context by itself, without the anchor."""
+    """One span per token of the context, without the anchor."""
     return tuple((i, i + 1) for i in range(int(pair.anchored), len(pair.context)))
 
 
 def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
     """The context's sentences, without the anchor.
 
-    One ends behind a token that ends in `.`, `!`, `?` or a line break, where the next begins with
-    white space: so "D.C." is no end, and "D.C. The" is one. Line breaks behind it, and white space
-    at the end of the context, belong to the sentence before them.
+    A sentence ends after a token that ends in `.`, `!`, `?` or a line break, if the next token
+    begins with white space. So "D.C." is no end, and "D.C. The" is one. Line breaks after the end,
+    and white space at the end of the context, belong to the sentence before them.
     """
     first, count = int(pair.anchored), len(pair.context)
     texts = [model.tokenizer.token(token).text for token in pair.context]
@@ -39,33 +40,38 @@ def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
 
 
 def given_spans(pair: Pair, spans: Sequence[Span], *, cover: bool) -> tuple[Span, ...]:
-    """The spans that a caller gives, as indices into the context as it is echoed.
+    """Check the spans of a request, which are indices into the echoed context.
 
     Args:
-        pair: Whose context.
-        spans: Half-open, in order.
-        cover: Whether they must leave no token of the context out; the anchor is none of it.
+        pair: The pair whose context they divide.
+        spans: Half-open spans in ascending order.
+        cover: Whether they must cover every token of the context but the anchor.
 
     Raises:
-        BadSpan: They do not lie in the context one behind the other, or leave something out.
+        BadSpan: A span is out of range, empty, out of order, overlaps, or leaves a gap.
     """
     first, count = int(pair.anchored), len(pair.context)
     check_spans(spans, count, AT)
     if spans[0][0] < first:
-        raise BadSpan("the anchor belongs to both runs: begin at 1", at=(*AT, 0), limit=1, actual=0)
+        raise BadSpan(
+            "Token 0 is the anchor, which belongs to both runs. Begin at token 1.",
+            at=(*AT, 0),
+            limit=1,
+            actual=0,
+        )
     if cover:
         edges = [first, *(stop for _, stop in spans)]
         for i, (start, _) in enumerate(spans):
             if start != edges[i]:
                 raise BadSpan(
-                    "spans cover the context without gaps",
+                    f"Spans must cover the context. This one must begin at {edges[i]}.",
                     at=(*AT, i),
                     limit=edges[i],
                     actual=start,
                 )
         if edges[-1] != count:
             raise BadSpan(
-                "spans cover the context to its end",
+                f"The spans must cover the context. The last one must end at {count}.",
                 at=(*AT, len(spans) - 1),
                 limit=count,
                 actual=edges[-1],

@@ -1,6 +1,6 @@
 """The update of baseline `alone`, split into content and position on a common base.
 
-With n_a of the query alone, n_m of the query at its place without context and n_C with it,
+With n_a of the query alone, n_m of the query at its position without context and n_C with it,
 
     ΔW = n_aᵀ((n_C − n_a) W)/‖n_a‖² = n_aᵀ((n_C − n_m) W)/‖n_a‖² + n_aᵀ((n_m − n_a) W)/‖n_a‖²,
 
@@ -10,45 +10,27 @@ the content first and the position (with the first token's artefact) second.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from service.analysis.factors import Factors, factors
+from torch import Tensor
+
+from schemas.common import UNSET, Unset
+from schemas.weight_updates import Part, Split
+from service.analysis.factors import factors
 from service.analysis.pairs import Pair
 from service.engine import Model, Question, Site
 from service.theory import update_on_base
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of an update.
-
-    Args:
-        norm: Its Frobenius norm.
-        factors: Its factors; the input factor is the whole update's.
-    """
-
-    norm: float
-    factors: Factors
-
-
-@dataclass(frozen=True)
-class Split:
-    """The two parts; they add up to the update."""
-
-    content: Part
-    position: Part
-
-
 def splits(
     model: Model, pair: Pair, layers: Sequence[int], asked: bool
-) -> Question[list[Split | None]]:
-    """The split of each layer's update at each asked position, where it is asked for."""
+) -> Question[Sequence[Split[Tensor] | Unset]]:
+    """Split each layer's update at each requested position, if that is asked for."""
     if not asked:
-        return [None] * (len(layers) * len(pair.positions))
+        return [UNSET] * (len(layers) * len(pair.positions))
     reads = pair.reads(layers, ("mlp_in",))
     prompts = (pair.with_context, pair.matched, pair.baseline)
     context, matched, alone = yield [prompt.run(reads) for prompt in prompts]
-    found: list[Split | None] = []
+    found: list[Split[Tensor] | Unset] = []
     for layer in layers:
         n, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in.weight
         content = update_on_base(alone[n], matched[n], context[n], w_in)

@@ -1,80 +1,61 @@
-"""Trajectories: the weights' way as the context is read, token by token or span by span.
+"""Trajectories: the weights as the context is read, token by token or span by span.
 
-The prefixes are n + 1 ordinary runs whose query stays at its place; laid out as one pack they are
-2n + 1 rows for a query of one token.
+The prefixes of the context are n + 1 ordinary runs whose query keeps its positions. In one pack
+they share the context's rows, so a query of one token needs 2n + 1 rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from service.analysis.numbers import finite, ratios
-from service.analysis.pairs import Pair, Span
-from service.engine import Model, Question, Site
+from schemas.pairs import Span
+from schemas.trajectories import LayerTrajectory, Step, TrajectoriesAnswer, TrajectoriesRequest
+from service.analysis.factors import finite, ratios
+from service.analysis.inputs import resolve_layers
+from service.analysis.pairs import Pair, requested_pair, require_reading_in_parts
+from service.analysis.spans import given_spans, token_spans
+from service.engine import AnswerSize, Model, Plan, Question, Site, plan
 from service.theory import below_noise, trajectory
 
 
-@dataclass(frozen=True)
-class Step:
-    """What reading one span does.
+def plan_trajectories(model: Model, request: TrajectoriesRequest) -> Plan[TrajectoriesAnswer]:
+    """Plan the trajectory of each layer's weight.
 
     Args:
-        span: Of the context's tokens, half-open.
-        norm: ‖ΔW‖ after the step.
-        step_norm: ‖W after − W before‖.
-        gradient_norm: The step as a gradient: step_norm / η.
-        cosine_to_final: Of ΔW after the step and of the whole context; None where one is zero or
-            noise.
-        loss_before: The step's implicit loss at the weight before it.
-        loss_after: The same at the weight after it.
+        model: The resident model.
+        request: A pair, and the steps in which its context is read.
+
+    Raises:
+        Refused: An input does not fit the model, or the combination has no answer.
     """
-
-    span: Span
-    norm: float
-    step_norm: float
-    gradient_norm: float
-    cosine_to_final: float | None
-    loss_before: float
-    loss_after: float
-
-
-@dataclass(frozen=True)
-class LayerTrajectory:
-    """One layer's way at one position.
-
-    Args:
-        layer: From 0 up.
-        position: Index into the query.
-        eta: η = 1/‖n_0‖², what a gradient is multiplied by.
-        steps: In the order of reading.
-        below_noise: Whether ΔW of the whole context is within the dtype's rounding; ratios to it
-            are None then.
-        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; None where ΔW is zero or below noise.
-    """
-
-    layer: int
-    position: int
-    eta: float
-    below_noise: bool
-    steps: tuple[Step, ...]
-    telescoping_error: float | None
+    require_reading_in_parts(request)
+    layers = resolve_layers(model, request.layers)
+    pair = requested_pair(model, request)
+    given = request.spans
+    spans = token_spans(pair) if given is None else given_spans(pair, given, cover=True)
+    size = AnswerSize(
+        entries=len(layers) * len(pair.positions) * (1 + len(spans)),
+        tokens=len(pair.context) + len(pair.query),
+        entry_bytes=256,
+    )
+    return plan(model, trajectories(model, pair, layers, spans), size)
 
 
 def trajectories(
     model: Model, pair: Pair, layers: Sequence[int], spans: Sequence[Span]
-) -> Question[tuple[LayerTrajectory, ...]]:
-    """The way of each layer at each asked position; baseline `matched` or `anchored`.
+) -> Question[TrajectoriesAnswer]:
+    """Follow each layer's weight at each requested position.
 
     Args:
         model: The resident model.
-        pair: The run with context and its baseline.
-        layers: From 0 up.
-        spans: Cover the context without gaps.
+        pair: The run with context and its baseline, `matched` or `anchored`.
+        layers: Layers from 0.
+        spans: Spans that cover the context without gaps.
     """
+    relation = pair.relation(model)
     reads = pair.reads(layers, ("mlp_in",))
     ends = [spans[0][0], *(stop for _, stop in spans)]
     readings = yield [pair.keeping(range(end)).run(reads) for end in ends]
@@ -83,34 +64,29 @@ def trajectories(
         site = Site(layer, "mlp_in")
         for i, position in enumerate(pair.positions):
             read = torch.stack([reading[site][i] for reading in readings])
-            found.append(_way(model, layer, position, spans, read))
+            found.append(_layer_trajectory(model, layer, position, spans, read))
         yield ()
-    return tuple(found)
+    return TrajectoriesAnswer(*relation, found)
 
 
-def trajectory_rows(pair: Pair, spans: Sequence[Span]) -> int:
-    """Rows of all the runs, the shared ones once."""
-    return len(pair.context) + len(pair.query) * (len(spans) + 1)
-
-
-def _way(
+def _layer_trajectory(
     model: Model,
     layer: int,
     position: int,
     spans: Sequence[Span],
     readings: Tensor,
 ) -> LayerTrajectory:
-    way = trajectory(readings, model.blocks[layer].w_in.weight)
+    found = trajectory(readings, model.blocks[layer].w_in.weight)
     noise = bool(below_noise(readings[0], readings[-1], readings.dtype))
     columns = (
         spans,
-        way.norm.tolist(),
-        way.step_norm.tolist(),
-        way.gradient_norm.tolist(),
-        [None] * len(spans) if noise else ratios(way.cosine_to_final),
-        way.loss_before.tolist(),
-        way.loss_after.tolist(),
+        found.norm.tolist(),
+        found.step_norm.tolist(),
+        found.gradient_norm.tolist(),
+        [None] * len(spans) if noise else ratios(found.cosine_to_final),
+        found.loss_before.tolist(),
+        found.loss_after.tolist(),
     )
-    steps = tuple(Step(*row) for row in zip(*columns, strict=True))
-    error = None if noise else finite(way.telescoping_error)
-    return LayerTrajectory(layer, position, way.eta, noise, steps, error)
+    steps = [Step(*row) for row in zip(*columns, strict=True)]
+    error = None if noise else finite(found.telescoping_error)
+    return LayerTrajectory(layer, position, found.eta, noise, steps, error)

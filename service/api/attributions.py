@@ -1,4 +1,4 @@
-"""`POST /v1/attributions`: what each span of the context contributes."""
+"""`POST /v1/attributions`: the contribution of each span of the context."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 
 from schemas.attributions import AttributionsAnswer, AttributionsRequest
-from service.analysis.attributions import attribution_rows, attributions
-from service.analysis.inputs import resolve_layers
-from service.analysis.spans import given_spans, sentence_spans
+from service.analysis.attributions import plan_attributions
 from service.api.bodies import reads
 from service.api.exchange import Exchange, plain_exchange
 from service.api.openapi import answers, operation
-from service.api.pairs import only_here, repeated, resolved_pair
 
 router = APIRouter()
+SMALL_TEXT = 1 << 10
+"""Bytes of a body up to which the event loop plans itself: one run per span takes longer."""
 
 
 @router.post(
@@ -23,28 +22,14 @@ router = APIRouter()
     **operation(AttributionsRequest),
     responses=answers(AttributionsAnswer, tensors=False),
 )
-async def shares(
+async def attributions(
     body: Annotated[AttributionsRequest, Depends(reads(AttributionsRequest))],
     ask: Annotated[Exchange, Depends(plain_exchange)],
 ) -> Response:
-    """Attribute ΔW to spans of the context, sentences by default.
+    """Attribute ΔW to spans of the context, by default to sentences.
 
-    Each span by itself and by its absence, its share of the whole, and how much the order of the
-    spans matters. Spans interact, so shares need not add up to 1.
+    Each span alone and each span left out, its share of the whole, and the effect of the spans'
+    order. Spans interact, so shares need not add up to 1.
     """
-    only_here(body)
-    layers = resolve_layers(ask.model, body.layers)
-    pair = await resolved_pair(ask, body)
-    spans = (
-        sentence_spans(ask.model, pair)
-        if body.spans is None
-        else given_spans(pair, body.spans, cover=False)
-    )
-    ask.expect(
-        len(layers) * len(pair.positions) * (1 + len(spans)),
-        len(pair.context) + len(pair.query),
-        entry_bytes=256,
-    )
-    question = attributions(ask.model, pair, layers, spans)
-    found = await ask.ask(question, attribution_rows(pair, spans), layers)
-    return await ask.answer(repeated(ask, body, pair, "free") | {"layers": found})
+    plan = await ask.plan(plan_attributions, body, small=SMALL_TEXT)
+    return await ask.answer(await ask.ask(plan))

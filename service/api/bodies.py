@@ -1,7 +1,7 @@
-"""Bodies: bytes to a strict model, each mistake with a pointer, none with its value.
+"""Bodies: bytes to a strict model. Each mistake has a pointer and does not repeat the value.
 
-FastAPI would validate parsed Python objects, where strict models refuse a JSON array for a tuple
-and let NaN slip in; here pydantic reads the bytes themselves.
+FastAPI validates parsed Python objects. Strict models then refuse a JSON array for a tuple and
+accept NaN, so here pydantic reads the bytes themselves.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from service.api.state import state_of
 Body = TypeVar("Body", bound=BaseModel)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 SMALL = 1 << 13
-"""Bytes of a body up to which the event loop reads it itself."""
+"""Bytes of a body up to which the event loop parses it itself."""
 MAX_DIGITS = 18
-"""Digits of a `Content-Length` that is worth reading; a longer one is found out by counting."""
+"""Maximum digits of a `Content-Length` that is trusted; otherwise the bytes are counted."""
 MAX_MISTAKES = 16
-"""Mistakes that are named in one problem."""
+"""Maximum mistakes in one problem."""
 
 
 def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """The dependency that reads a request's body as `model`."""
+    """The dependency that parses a request's body as `model`."""
 
     async def read(request: Request) -> Body:
         content_type = request.headers.get("content-type", "")
@@ -52,9 +52,9 @@ def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
 
 
 async def _bytes(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is too long.
+    """Read the body, and refuse it as soon as it is too long.
 
-    Starlette's own limit answers in plain text, so it cannot be used for a problem.
+    Starlette's own limit answers in plain text, not with a problem.
     """
     body = bytearray()
     announced = request.headers.get("content-length", "")
@@ -71,7 +71,7 @@ async def _bytes(request: Request, limit: int) -> bytes:
 
 
 def parse(model: type[Body], body: bytes) -> Body:
-    """A body as its model.
+    """Parse a body as its model.
 
     Raises:
         ProblemError: `malformed_json` or `validation`.
@@ -83,7 +83,7 @@ def parse(model: type[Body], body: bytes) -> Body:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_context=False, include_input=False)
     try:
-        # Only its structure is looked at, and an endless integer is no reason to fail.
+        # Only the structure matters here, so integers of any length are accepted.
         sent = json.loads(body.decode(), parse_int=bool)
     except (ValueError, RecursionError):
         raise ProblemError("malformed_json") from None
@@ -91,7 +91,7 @@ def parse(model: type[Body], body: bytes) -> Body:
         if "recursion" in problems[0]["msg"]:
             raise ProblemError("malformed_json")
         surrogate = LONE_SURROGATE.search(json.dumps(sent, ensure_ascii=False))
-        said = "a string is not valid Unicode" if surrogate else "a number is out of range"
+        said = "A string is not valid Unicode." if surrogate else "A number is out of range."
         raise ProblemError("validation", mistakes=[("", said)])
     first = problems[:MAX_MISTAKES]
     mistakes = dict.fromkeys(_mistake(problem["loc"], problem["msg"], sent) for problem in first)
@@ -99,14 +99,16 @@ def parse(model: type[Body], body: bytes) -> Body:
 
 
 def _once(fields: Sequence[tuple[str, Any]]) -> None:
-    """Refuse an object that gives a field twice: readers differ on which one counts."""
+    """Refuse an object that gives a field twice, because parsers differ on which one counts."""
     if len(fields) > 1 and len({name for name, _ in fields}) < len(fields):
-        raise ProblemError("validation", mistakes=[("", "a field is given twice")])
+        raise ProblemError("validation", mistakes=[("", "A field is given twice.")])
 
 
 def _mistake(path: Sequence[str | int], message: str, sent: Any) -> Mistake:
-    """The deepest place on the path that is in the sent body; pydantic's path names union members
-    too."""
+    """A mistake at the deepest step of the path that is in the sent body.
+
+    pydantic's path also names union members, which the body does not have.
+    """
     place: list[str | int] = []
     here = sent
     for step in path:

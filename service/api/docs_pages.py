@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,7 @@ START = f"""SwaggerUIBundle({{
 """
 
 
+@dataclass(frozen=True)
 class ProblemMeaning(Answer):
     """What a problem's code stands for."""
 

@@ -1,32 +1,36 @@
-"""Exchange: one request on its way through the engine to its answer."""
+"""Exchange: one request on its way to an answer.
+
+A handler parses, plans, asks and answers. A request whose client leaves is cancelled.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import torch
 from fastapi import Request, Response
+from pydantic import BaseModel
 
+from schemas.common import Answer, Encoding
 from service.api.state import State, state_of
-from service.api.tensors import JSON, SAFETENSORS, Encoding, negotiate, serialize, tensor_bytes
-from service.engine import Model, Question, Work
+from service.api.tensors import JSON, SAFETENSORS, negotiate, serialize, tensor_bytes
+from service.engine import AnswerSize, Model, Plan
 from service.errors import NeverFits, TooManyItems
 
-T = TypeVar("T")
+A = TypeVar("A")
+Body = TypeVar("Body", bound=BaseModel)
 TOKEN_BYTES = 256
-"""More than a token takes where it is echoed, but for the longest."""
+"""Upper estimate of a token's size in a JSON answer, in bytes; only very long tokens exceed it."""
 SMALL_TEXT, SMALL_ANSWER = 1 << 13, 1 << 18
-"""Bytes up to which the event loop does the work itself: another thread is woken in more time."""
+"""Bytes up to which the event loop does the work itself, because waking a thread takes longer."""
 FLOAT32_BYTES = 4
-"""Of a number, by which the most work that is granted is measured."""
 
 
 class ClientLeft(Exception):
-    """The client is gone; there is nobody to answer."""
+    """The client closed the connection before it had the answer."""
 
 
 @dataclass
@@ -35,17 +39,17 @@ class Exchange:
 
     Args:
         request: The HTTP request.
-        media: What the answer will be written as.
+        media: Media type of the answer.
         timings: Seconds by the names of `Server-Timing`.
-        known: Its entry that says how many rows were known.
-        encoding: How tensors are written in JSON.
-        size: About how many bytes the answer has.
+        cached: Entry of `Server-Timing` that says how many rows were cached.
+        encoding: Form of the tensors in a JSON answer.
+        size: Upper estimate of the answer's bytes.
     """
 
     request: Request
     media: str
     timings: dict[str, float] = field(default_factory=dict)
-    known: str = ""
+    cached: str = ""
     encoding: Encoding = "json"
     size: int = 0
 
@@ -56,59 +60,106 @@ class Exchange:
 
     @property
     def model(self) -> Model:
-        """The resident model; a `Loading` problem until it is there."""
+        """The resident model. Raises `Loading` until it is loaded."""
         return self.state.engine.model
 
-    async def tokenized(self, work: Callable[..., T], *args: Any) -> T:
-        """Do what needs the tokenizer."""
-        size = self.request.scope.get("deltaw.body_bytes", 0)
-        return await self.timed("tokenize", size <= SMALL_TEXT, work, *args)
+    @property
+    def body_bytes(self) -> int:
+        """Bytes of the request's body."""
+        return int(self.request.scope.get("deltaw.body_bytes", 0))
 
-    async def timed(self, name: str, small: bool, work: Callable[..., T], *args: Any) -> T:
-        """Do some work and note its time; on another thread where it is not small."""
+    async def timed(self, name: str, small: bool, work: Callable[..., A], *args: Any) -> A:
+        """Do some work and record its time; in another thread unless it is small."""
         start = time.perf_counter()
         done = work(*args) if small else await asyncio.to_thread(work, *args)
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
         return done
 
-    async def ask(
-        self,
-        question: Question[T],
-        rows: int,
-        layers: Sequence[int],
-        dtype: torch.dtype | None = None,
-    ) -> T:
-        """The engine's answer.
+    async def plan(
+        self, make: Callable[[Model, Body], Plan[A]], body: Body, *, small: int = SMALL_TEXT
+    ) -> Plan[A]:
+        """Plan the answer to a body, and refuse it if it exceeds a limit of one request.
 
         Args:
-            question: A generator that has not been started.
-            rows: Rows of all its runs, before any is shared.
-            layers: Those that are read; the deepest says how far the rows go.
-            dtype: What it is computed in; None: the model's.
+            make: The planning function of the resource.
+            body: The parsed body.
+            small: Bytes of a body up to which the event loop plans itself.
 
         Raises:
-            NeverFits: It asks for more rows, or more rows × layers × bytes, than any request is
-                granted.
-            ClientLeft: The client is gone; the work was dropped.
+            NeverFits: The work or the answer exceeds the limit of one request.
         """
-        state = self.state
-        work = Work(rows, 1 + max(layers), (dtype or self.model.dtype).itemsize)
-        granted = state.settings.max_tokens_per_request
-        bounds = {
-            "rows": (granted, rows),
-            "rows × layers × bytes": (granted * self.model.n_layers * FLOAT32_BYTES, work.size),
-        }
-        for what, (limit, actual) in bounds.items():
+        plan = await self.timed("tokenize", self.body_bytes <= small, make, self.model, body)
+        self.encoding = getattr(body, "encoding", "json")
+        self.check_size(plan.size)
+        self.check_work(plan)
+        return plan
+
+    def check_work(self, plan: Plan[Any]) -> None:
+        """Refuse more work than one request may ask for.
+
+        Raises:
+            NeverFits: The rows, or rows × layers × bytes, exceed the limit.
+        """
+        granted = self.state.settings.max_tokens_per_request
+        largest = granted * self.model.n_layers * FLOAT32_BYTES
+        for what, limit, actual in (
+            ("rows", granted, plan.work.rows),
+            ("rows × layers × bytes", largest, plan.work.size),
+        ):
             if actual > limit:
                 raise NeverFits(
-                    f"the request asks for more {what} than any is granted: ask for less at a time",
+                    f"The request needs {actual:,} {what}; the limit is {limit:,}. Split it.",
                     limit=limit,
                     actual=actual,
                 )
+
+    def check_size(self, size: AnswerSize) -> None:
+        """Refuse an answer that would be too large, before it is computed.
+
+        Raises:
+            NeverFits: The answer would have more bytes than the limit.
+        """
+        tensors = tensor_bytes(size.numbers, self.media, self.encoding)
+        self.size = tensors + size.entries * size.entry_bytes + size.tokens * TOKEN_BYTES
+        limit = self.state.settings.max_response_bytes
+        if self.size > limit:
+            raise NeverFits(
+                f"The answer would have up to {self.size:,} bytes; the limit is {limit:,}. Ask for "
+                "fewer layers or positions, for a reduction, or for safetensors.",
+                limit=limit,
+                actual=self.size,
+            )
+
+    def check_count(self, prompts: Sequence[Any], field: str = "prompts") -> None:
+        """Refuse more prompts than one request may have.
+
+        Args:
+            prompts: The prompts of the request.
+            field: Their field in the body.
+
+        Raises:
+            TooManyItems: There are more.
+        """
+        limit = self.state.settings.max_prompts
+        if len(prompts) > limit:
+            raise TooManyItems(
+                f"`{field}` has {len(prompts):,} entries; the limit is {limit:,}. Split them.",
+                at=(field,),
+                limit=limit,
+                actual=len(prompts),
+            )
+
+    async def ask(self, plan: Plan[A]) -> A:
+        """Ask the engine.
+
+        Raises:
+            ClientLeft: The client left; its question is cancelled.
+        """
+        state = self.state
+        rows = plan.work.rows
         state.metrics.input_tokens.observe(rows)
-        asked = asyncio.ensure_future(
-            state.engine.ask(question, state.settings.deadline_seconds, work)
-        )
+        self.request.scope["deltaw.rows"] = rows
+        asked = asyncio.ensure_future(state.engine.ask(plan, state.settings.deadline_seconds))
         gone = asyncio.ensure_future(_gone(self.request))
         try:
             await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -124,105 +175,34 @@ class Exchange:
             "forward": timings.forward,
             "compute": timings.compute,
         }
-        self.known = f'prefix;desc="{timings.known_rows} of {timings.rows} rows known"'
-        self.request.scope["deltaw.rows"] = rows
+        self.cached = f'prefix;desc="{timings.cached_rows} of {rows} rows cached"'
         return answer
 
-    def count_prompts(self, prompts: Sequence[Any], field: str = "prompts") -> None:
-        """Refuse more prompts than one request may bring.
-
-        Args:
-            prompts: What it brings.
-            field: Where in the body.
-
-        Raises:
-            TooManyItems: There are more.
-        """
-        limit = self.state.settings.max_prompts
-        if len(prompts) > limit:
-            raise TooManyItems(
-                "the request brings too many prompts",
-                at=(field,),
-                limit=limit,
-                actual=len(prompts),
-            )
-
-    def expect(
-        self,
-        entries: int,
-        tokens: int,
-        numbers: int = 0,
-        encoding: Encoding = "json",
-        entry_bytes: int = 2048,
-    ) -> None:
-        """Refuse an answer that would be too large, before any work.
-
-        Args:
-            entries: How many entries it has.
-            tokens: How many tokens it echoes.
-            numbers: How many float32 numbers its tensors hold.
-            encoding: How they are written in JSON.
-            entry_bytes: More than an entry takes beside its tensors.
-
-        Raises:
-            NeverFits: It would have more bytes than any answer is granted.
-        """
-        self.encoding = encoding
-        tensors = tensor_bytes(numbers, self.media, encoding)
-        self.size = tensors + entries * entry_bytes + tokens * TOKEN_BYTES
-        limit = self.state.settings.max_response_bytes
-        if self.size > limit:
-            raise NeverFits(
-                "the answer would be too large: ask for fewer layers or positions, a reduction, "
-                "or safetensors",
-                limit=limit,
-                actual=self.size,
-            )
-
-    async def answer(self, content: Mapping[str, Any]) -> Response:
-        """The response: what is said beside the model."""
-        content = {"model": model_summary(self.model), **content}
-        body = await self.timed(
-            "serialize",
-            self.size <= SMALL_ANSWER,
-            serialize,
-            content,
-            self.media,
-            self.encoding,
-        )
+    async def answer(self, answer: Answer) -> Response:
+        """Write the answer as a response."""
+        small = self.size <= SMALL_ANSWER
+        body = await self.timed("serialize", small, serialize, answer, self.media, self.encoding)
         self.state.metrics.response_bytes.observe(len(body))
         self.request.scope["deltaw.timings"] = self.timings
         timing = ", ".join(
             f"{name};dur={1000 * self.timings.get(name, 0.0):.3f}"
             for name in ("queue", "tokenize", "forward", "compute", "serialize")
         )
-        timing += f", {self.known}" if self.known else ""
+        timing += f", {self.cached}" if self.cached else ""
         headers = {"Server-Timing": timing, "Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type=self.media)
 
 
 async def exchange(request: Request) -> Exchange:
-    """The dependency of handlers that answer with tensors."""
+    """The dependency of handlers whose answers hold tensors."""
     return Exchange(request, negotiate(request.headers.get("accept"), (JSON, SAFETENSORS)))
 
 
 async def plain_exchange(request: Request) -> Exchange:
-    """The dependency of handlers whose answers hold no tensors: JSON alone."""
+    """The dependency of handlers whose answers hold no tensors, and so are JSON only."""
     return Exchange(request, negotiate(request.headers.get("accept"), (JSON,)))
 
 
 async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def model_summary(model: Model) -> dict[str, Any]:
-    """Which weights the numbers are from, as every answer says."""
-    return {
-        "id": model.id,
-        "revision": model.revision,
-        "weights_digest": model.weights_digest,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "attention": "sdpa",
-    }

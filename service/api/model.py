@@ -1,20 +1,22 @@
-"""`GET /v1/model`: what is loaded, where its hook points are, and the limits."""
+"""`GET /v1/model`: the resident model, the places of its hook points, and the limits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import torch
 import transformers
 from fastapi import APIRouter, Depends, Response
 
 from schemas.activations import HookPoint
-from schemas.model import ModelAnswer
+from schemas.common import UNSET
+from schemas.model import HookPointInfo, ModelAnswer, Versions
 from service import __version__
-from service.api.activations import width
 from service.api.exchange import Exchange, plain_exchange
 from service.api.openapi import answers
+from service.engine import Model
+from service.errors import Loading
 
 router = APIRouter()
 
@@ -28,11 +30,11 @@ TRANSFORMER_LENS: Mapping[HookPoint, str] = {
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "resid_post": "blocks.{layer}.hook_resid_post",
 }
-"""The same vector's name there; `mlp.hook_in` is version 4's bridge."""
+"""Names of the same vectors in TransformerLens. `mlp.hook_in` is that of version 4's bridge."""
 NOTES: Mapping[HookPoint, str] = {
-    "ln_1_out": "`ln1.hook_normalized` is before gain and bias",
-    "mlp_in": "`ln2.hook_normalized` is before gain and bias, `hook_mlp_in` is before ln_2: "
-    "neither is this",
+    "ln_1_out": "`ln1.hook_normalized` is before gain and bias.",
+    "mlp_in": "`ln2.hook_normalized` is before gain and bias, and `hook_mlp_in` is before ln_2. "
+    "Neither is this vector.",
 }
 PROBLEMS = (
     "missing_key",
@@ -50,40 +52,39 @@ PROBLEMS = (
     responses=answers(ModelAnswer, tensors=False, problems=PROBLEMS),
 )
 async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
-    """Say what is loaded.
+    """Describe the resident model.
 
-    The checkpoint's identity and shape, each hook point's place in it, what one request may bring,
-    versions, and what the equivalence check at start found.
+    The checkpoint's identity and shape, the place of each hook point in it, the limits of a
+    request, versions, and the result of the equivalence check at start.
     """
     loaded, state = ask.model, ask.state
+    if state.self_check is None:
+        raise Loading("The model is still loading.")
     return await ask.answer(
-        {
-            "architecture": loaded.architecture,
-            "n_layers": loaded.n_layers,
-            "d_model": loaded.d_model,
-            "d_mlp": loaded.d_mlp,
-            "n_positions": loaded.n_positions,
-            "vocab_size": loaded.vocab_size,
-            "fan_in_fan_out": loaded.family.fan_in_fan_out,
-            "hook_points": [_hook_point(ask, point) for point in get_args(HookPoint)],
-            "limits": state.limits.model_dump(),
-            "versions": {
-                "service": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "self_check": state.self_check,
-        }
+        ModelAnswer(
+            model=loaded.summary,
+            architecture=loaded.architecture,
+            n_layers=loaded.n_layers,
+            d_model=loaded.d_model,
+            d_mlp=loaded.d_mlp,
+            n_positions=loaded.n_positions,
+            vocab_size=loaded.vocab_size,
+            fan_in_fan_out=loaded.family.fan_in_fan_out,
+            hook_points=[_hook_point(loaded, point) for point in get_args(HookPoint)],
+            limits=state.limits,
+            versions=Versions(__version__, torch.__version__, transformers.__version__),
+            self_check=state.self_check,
+        )
     )
 
 
-def _hook_point(ask: Exchange, point: HookPoint) -> dict[str, Any]:
-    module, side = ask.model.family.module_paths[point]
-    said = {
-        "name": point,
-        "module": module,
-        "side": side,
-        "width": width(ask.model, point),
-        "transformer_lens": TRANSFORMER_LENS.get(point),
-    }
-    return said | ({"note": NOTES[point]} if point in NOTES else {})
+def _hook_point(loaded: Model, point: HookPoint) -> HookPointInfo:
+    module, side = loaded.family.module_paths[point]
+    return HookPointInfo(
+        name=point,
+        module=module,
+        side=side,
+        width=loaded.width(point),
+        transformer_lens=TRANSFORMER_LENS.get(point),
+        note=NOTES.get(point, UNSET),
+    )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
 
+from schemas.common import Values, adapter
 from schemas.problems import PROBLEMS, Problem
 from service.api.problems import MEDIA_TYPE
 from service.api.tensors import JSON, SAFETENSORS
@@ -17,6 +19,7 @@ ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too
 """The problems of a request before it is looked at."""
 PACKED = """Tensors by their path, such as `updates.0.factors.input`. The JSON answer is
 `__metadata__["response"]`, with {dtype, shape, tensor: path} in each tensor's place."""
+GENERIC = f"__{Values.__name__}_"
 COMPONENTS = "#/components/schemas/"
 
 
@@ -31,7 +34,7 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 
 
 def answers(
-    answer: type[BaseModel] | None, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
+    answer: Any, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route: its answer, and each status that a problem may have."""
     documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}
@@ -75,9 +78,10 @@ def describe(app: FastAPI, *, locked: bool) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = generate()
+            # A generic answer is named after its type variable too: `Update__Values_`.
+            document = json.loads(json.dumps(generate()).replace(GENERIC, ""))
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
-            schemas[Problem.__name__] = Problem.model_json_schema(
+            schemas[Problem.__name__] = adapter(Problem).json_schema(
                 ref_template=COMPONENTS + "{model}"
             )
             _lift_definitions(document, schemas)

@@ -3,6 +3,7 @@ counted."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Response
@@ -17,12 +18,14 @@ from service.errors import Draining, SelfCheckFailed
 router = APIRouter()
 
 
+@dataclass(frozen=True)
 class Live(Answer):
     """The process runs."""
 
     status: Literal["live"] = "live"
 
 
+@dataclass(frozen=True)
 class Ready(Answer):
     """The model is loaded, its self-check holds, and work is taken."""
 

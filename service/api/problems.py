@@ -1,18 +1,17 @@
-"""Every error's way out: one table from exception types to problem codes, one handler."""
+"""Problems: one table from exception types to problem codes, and one handler."""
 
 from __future__ import annotations
 
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from schemas.problems import POINTER_LENGTH, PROBLEMS
+from schemas.common import UNSET, write_answer
+from schemas.problems import POINTER_LENGTH, PROBLEMS, FieldError, Problem
 from service import errors
 from service.theory import MAX_CONDITION, DependentRows, NonFinite
 
@@ -28,6 +27,7 @@ CODES: Mapping[type[Exception], str] = {
     errors.LayerOutOfRange: "layer_out_of_range",
     errors.PositionOutOfRange: "position_out_of_range",
     errors.TokenOutOfRange: "token_out_of_range",
+    errors.UnknownHookPoint: "unknown_hook_point",
     errors.TooManyItems: "too_many_items",
     errors.NeverFits: "never_fits",
     errors.Invalid: "validation",
@@ -42,25 +42,25 @@ CODES: Mapping[type[Exception], str] = {
     NonFinite: "non_finite",
     DependentRows: "not_supported",
 }
-"""What each error of the layers below is called on the wire."""
+"""The problem code of each error of the layers below."""
 
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
-"""What the router's own refusals are called."""
+"""The problem codes of the router's own errors."""
 
 Mistake = tuple[str, str]
-"""A JSON pointer into the sent body, and what is wrong there."""
+"""A JSON pointer into the sent body, and a message."""
 
 
 class ProblemError(Exception):
-    """A problem that HTTP itself knows of: headers, bodies, keys.
+    """A problem of HTTP itself: headers, bodies, keys.
 
     Args:
         code: A key of `PROBLEMS`.
-        detail: One sentence; never the input.
-        mistakes: Where the body is wrong.
-        headers: That go with the answer.
-        limit: The bound that was passed.
-        actual: The value held against the bound.
+        detail: One sentence, without the input. None: the meaning of the code.
+        mistakes: The mistakes in the body.
+        headers: Headers of the answer.
+        limit: The limit that was exceeded.
+        actual: The value that exceeded it.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class ProblemError(Exception):
 
 
 def pointer(path: Sequence[str | int]) -> str:
-    """RFC 6901, cut where a caller's field name makes it long."""
+    """The JSON pointer (RFC 6901) of a path, cut at 64 characters."""
     steps = (str(step).replace("~", "~0").replace("/", "~1") for step in path)
     return "".join(f"/{step}" for step in steps)[:POINTER_LENGTH]
 
 
 def named(error: Exception) -> ProblemError:
-    """The problem that an error is."""
+    """The problem of an error."""
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, HTTPException):
@@ -119,35 +119,33 @@ def named(error: Exception) -> ProblemError:
 
 
 def written(problem: ProblemError, instance: str, request_id: str) -> bytes:
-    """A problem as JSON.
+    """Write a problem as JSON.
 
     Args:
-        problem: What went wrong.
-        instance: The path that was asked, as far as it is ours.
-        request_id: Of the request.
+        problem: The problem.
+        instance: Path of the request, as far as it names a resource of the service.
+        request_id: Id of the request.
     """
     kind = PROBLEMS[problem.code]
-    body: dict[str, Any] = {
-        "type": f"/problems/{problem.code}",
-        "title": kind.title,
-        "status": kind.status,
-        "detail": problem.detail,
-        "instance": instance,
-        "code": problem.code,
-        "request_id": request_id,
-        "retryable": kind.retryable,
-    }
-    if problem.mistakes:
-        body["errors"] = [
-            {"pointer": where, "message": message} for where, message in problem.mistakes
-        ]
-    if problem.limit is not None:
-        body["limit"], body["actual"] = problem.limit, problem.actual
-    return orjson.dumps(body)
+    return write_answer(
+        Problem(
+            type=f"/problems/{problem.code}",
+            title=kind.title,
+            status=kind.status,
+            detail=problem.detail,
+            instance=instance,
+            code=problem.code,
+            request_id=request_id,
+            retryable=kind.retryable,
+            errors=[FieldError(*mistake) for mistake in problem.mistakes] or UNSET,
+            limit=UNSET if problem.limit is None else problem.limit,
+            actual=UNSET if problem.actual is None else problem.actual,
+        )
+    )
 
 
 def respond(request: Request, error: Exception) -> Response:
-    """The answer that an error becomes."""
+    """The response to an error."""
     problem = named(error)
     scope = request.scope
     scope["deltaw.problem"] = problem.code
@@ -157,7 +155,7 @@ def respond(request: Request, error: Exception) -> Response:
 
 
 def _instance(scope: Scope) -> str:
-    """The path up to where it is the caller's."""
+    """The route's path up to its first parameter, which may hold a caller's text."""
     template: str = getattr(scope.get("route"), "path", "/")
     return template.partition("{")[0].rstrip("/") or "/"
 
@@ -167,7 +165,7 @@ async def _handle(request: Request, error: Exception) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    """Make the one handler the answer to every error that has a name."""
+    """Register the one handler for every error that has a code."""
     for kind in (
         ProblemError,
         errors.ServiceError,

@@ -1,4 +1,4 @@
-"""What a request finds on the application: the engine, the settings, the metrics."""
+"""The state of the application: the engine, the settings, the metrics."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
-from schemas.model import Limits
-from service.analysis.self_check import SelfCheck
+from schemas.model import Limits, SelfCheck
 from service.engine import Engine
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -16,14 +15,14 @@ from service.telemetry import Metrics
 
 @dataclass
 class State:
-    """Made once by the composition root, and kept on `app.state`.
+    """Created once by the composition root, and kept on `app.state`.
 
     Args:
-        settings: How the service runs.
-        engine: The resident model.
-        metrics: What is counted.
-        keys: Bearer keys that open the service; none: it is open.
-        self_check: What the check at start found; None until it has run.
+        settings: The service's settings.
+        engine: The engine with the resident model.
+        metrics: The service's metrics.
+        keys: Accepted Bearer keys; empty: no key is needed.
+        self_check: Result of the check at start; None until it has run.
     """
 
     settings: Settings
@@ -34,17 +33,18 @@ class State:
 
     @property
     def unsound(self) -> str:
-        """Why no number may be given out, where the self-check did not hold."""
+        """The reason why the service returns no numbers, if the self-check did not hold."""
         found = self.self_check
         if found is None:
-            return "the equivalence check at start has not run"
-        worst = "" if found.worst_relative_error is None else f", {found.worst_relative_error:.1e}"
-        reason = f": {found.reason}" if found.reason else ""
-        return f"the equivalence check at start says `{found.verdict}`{worst}{reason}"
+            return "The equivalence check at start has not run."
+        error = found.worst_relative_error
+        worst = "" if error is None else f" with a relative error of {error:.1e}"
+        reason = f": {found.reason}" if found.reason else "."
+        return f"The equivalence check at start ended with `{found.verdict}`{worst}{reason}"
 
     @property
     def limits(self) -> Limits:
-        """What one request may bring, as it is shown and as it is enforced."""
+        """The limits of one request, as they are shown and enforced."""
         settings = self.settings
         return Limits(
             max_body_bytes=settings.max_body_bytes,
@@ -63,4 +63,4 @@ def state_of(request: Request) -> State:
 
 
 Found = Annotated[State, Depends(state_of)]
-"""The state, as a handler asks for it."""
+"""The state as a dependency of a handler."""

@@ -1,15 +1,16 @@
-"""Answers to bytes: JSON with tensors as lists or base64, or one safetensors file.
+"""Answers as bytes: JSON with tensors as lists or base64, or one safetensors file.
 
-A tensor goes from memory to the wire without a Python list in between. A field that defaults to
-None and is None was not asked for, and is left out.
+Tensors are written from memory without a Python list in between. Fields that are `UNSET` were not
+asked for and are left out.
 """
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import fields
+from functools import cache
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import orjson
@@ -17,25 +18,26 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from safetensors.numpy import save
+from typing_extensions import TypeVar
 
+from schemas.common import UNSET, Answer, Encoding
 from service.api.problems import ProblemError
 
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
-Encoding = Literal["json", "base64"]
 
 NUMBER_BYTES = 16
-"""The longest that a float32 number gets, with its comma."""
+"""Maximum characters of a float32 number in JSON, with its comma."""
 
 Write = Callable[[str, NDArray[Any]], dict[str, Any]]
 
 
 def negotiate(accept: str | None, offered: Sequence[str]) -> str:
-    """The media type to answer in: what the caller likes best, of equals what it names first.
+    """The media type of the answer: the one that the client prefers, then the one named first.
 
     Args:
-        accept: The request's `Accept`, if any.
-        offered: What there is, the default first.
+        accept: The request's `Accept` header, if any.
+        offered: Available media types, the default first.
 
     Raises:
         ProblemError: `not_acceptable`.
@@ -50,7 +52,7 @@ def negotiate(accept: str | None, offered: Sequence[str]) -> str:
 
 
 def _range(part: str) -> tuple[str, float]:
-    """One media range of an `Accept`, with its quality."""
+    """One media range of an `Accept` header and its quality."""
     media, *parameters = (piece.strip().lower() for piece in part.split(";"))
     quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
     try:
@@ -60,31 +62,31 @@ def _range(part: str) -> tuple[str, float]:
 
 
 def _liking(ranges: Mapping[str, float], media: str) -> float:
-    """The quality of the most specific range that a media type is in."""
+    """The quality of the most specific range that contains a media type."""
     specific = (media, "application/*", "*/*")
     return next((ranges[name] for name in specific if name in ranges), 0.0)
 
 
 def tensor_bytes(numbers: int, media: str, encoding: Encoding) -> int:
-    """At most how many bytes the tensors of an answer take.
+    """Maximum bytes of the tensors of an answer.
 
     Args:
-        numbers: How many float32 numbers they hold.
-        media: What the answer will be written as.
-        encoding: How they will be, in JSON.
+        numbers: Number of float32 numbers in them.
+        media: Media type of the answer.
+        encoding: Form of the tensors in JSON.
     """
     if media == SAFETENSORS:
         return numbers * 4
     return (numbers * 4 + 2) // 3 * 4 if encoding == "base64" else numbers * NUMBER_BYTES
 
 
-def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> bytes:
+def serialize(answer: Answer, media: str, encoding: Encoding) -> bytes:
     """The bytes of an answer.
 
     Args:
-        answer: Mappings, sequences, dataclasses and models of plain values and tensors.
+        answer: A dataclass of `schemas`, with torch tensors.
         media: JSON or safetensors.
-        encoding: How tensors are written in JSON.
+        encoding: Form of the tensors in JSON.
     """
     if media == JSON:
         write = _as_base64 if encoding == "base64" else _as_lists
@@ -100,25 +102,38 @@ def serialize(answer: Mapping[str, Any], media: str, encoding: Encoding) -> byte
 
 
 def _plain(value: Any, path: str, write: Write) -> Any:
-    """Plain containers, with every tensor as `write` gives it."""
+    """Containers that orjson knows, with every tensor as `write` returns it."""
+    if isinstance(value, Answer):
+        present = ((name, leaf, getattr(value, name)) for name, leaf in _fields(type(value)))  # type: ignore[arg-type]
+        return {
+            name: item if leaf else _plain(item, _under(path, name), write)
+            for name, leaf, item in present
+            if item is not UNSET
+        }
     if isinstance(value, torch.Tensor):
         return write(path, _array(value))
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
-    if is_dataclass(value):
-        present = (
-            (field.name, getattr(value, field.name))
-            for field in fields(value)
-            if field.default is not None or getattr(value, field.name) is not None
-        )
-        return {name: _plain(item, _under(path, name), write) for name, item in present}
-    if isinstance(value, Mapping):
-        return {name: _plain(item, _under(path, name), write) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        if value and isinstance(value[0], int):
-            return value
         return [_plain(item, _under(path, str(i)), write) for i, item in enumerate(value)]
     return value
+
+
+@cache
+def _fields(kind: Any) -> tuple[tuple[str, bool], ...]:
+    """Each field of an answer, and whether orjson can write its values as they are."""
+    types = get_type_hints(kind)
+    return tuple((field.name, _is_leaf(types[field.name])) for field in fields(kind))
+
+
+def _is_leaf(annotation: Any) -> bool:
+    """Whether values of a type hold no tensor, no answer and no request."""
+    if isinstance(annotation, TypeVar):
+        return False
+    origin = get_origin(annotation) or annotation
+    if isinstance(origin, type) and issubclass(origin, Answer | BaseModel):
+        return False
+    return get_origin(annotation) is Literal or all(map(_is_leaf, get_args(annotation)))
 
 
 def _under(path: str, name: str) -> str:
@@ -126,7 +141,7 @@ def _under(path: str, name: str) -> str:
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    """In C order and little-endian; half precision as float32, which holds it exactly."""
+    """A tensor as an array in C order. Half precision becomes float32, which holds it exactly."""
     wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     return np.ascontiguousarray(wide.numpy())
 

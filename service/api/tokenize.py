@@ -1,21 +1,24 @@
-"""`POST /v1/tokenize`: what the model is given for a text."""
+"""`POST /v1/tokenize`: the tokens that the model reads for a text."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from schemas.tokenize import TokenizeAnswer, TokenizeRequest
+from schemas.common import UNSET, Unset
+from schemas.tokenize import PlacedToken, TokenizeAnswer, TokenizedText, TokenizeRequest
 from service.analysis.inputs import Text, resolve_ids
 from service.api.bodies import reads
-from service.api.exchange import Exchange, plain_exchange
+from service.api.exchange import SMALL_TEXT, Exchange, plain_exchange
 from service.api.openapi import answers, operation
-from service.engine import Model
+from service.engine import AnswerSize, Model
 from service.errors import Path
 
 router = APIRouter()
+Resolved = dict[Path, tuple[Text, tuple[int, ...]]]
+"""Each text of a request and its ids, by its path in the body."""
 
 
 @router.post(
@@ -29,17 +32,20 @@ async def tokenize(
 ) -> Response:
     """Tokenise prompts, or a context and a query.
 
-    Ids, texts and offsets. Context and query are tokenised apart, as every other resource does it;
-    `border_merges` says whether the two as one text would give other ids.
+    Ids, texts and offsets. Context and query are tokenised separately, as in every other resource.
+    `border_merges` says whether the two as one text would have other ids.
     """
-    ask.count_prompts(body.prompts or ())
-    resolved = await ask.tokenized(resolve_texts, ask.model, body)
-    ask.expect(1, sum(len(ids) for _, ids in resolved.values()))
-    return await ask.answer(await ask.tokenized(tokenized, ask.model, body, resolved))
+    ask.check_count(body.prompts or ())
+    small = ask.body_bytes <= SMALL_TEXT
+    resolved = await ask.timed("tokenize", small, resolve_texts, ask.model, body)
+    ask.check_size(AnswerSize(tokens=sum(len(ids) for _, ids in resolved.values())))
+    return await ask.answer(
+        await ask.timed("tokenize", small, tokenized, ask.model, body, resolved)
+    )
 
 
-def resolve_texts(model: Model, body: TokenizeRequest) -> dict[Path, tuple[Text, tuple[int, ...]]]:
-    """Every text of a body and its ids, by its place; `together` is context and query as one."""
+def resolve_texts(model: Model, body: TokenizeRequest) -> Resolved:
+    """Each text of a body and its ids. `together` is context and query as one text."""
     if body.prompts is not None:
         texts: dict[Path, Text] = {("prompts", i): text for i, text in enumerate(body.prompts)}
     else:
@@ -50,26 +56,27 @@ def resolve_texts(model: Model, body: TokenizeRequest) -> dict[Path, tuple[Text,
     return {at: (text, resolve_ids(model, text, at)) for at, text in texts.items()}
 
 
-def tokenized(
-    model: Model, body: TokenizeRequest, resolved: dict[Path, tuple[Text, tuple[int, ...]]]
-) -> dict[str, Any]:
-    """The answer's content."""
+def tokenized(model: Model, body: TokenizeRequest, resolved: Resolved) -> TokenizeAnswer:
+    """The answer for texts whose ids are known."""
     told = [_tokens(model, text, ids) for text, ids in resolved.values()]
     if body.prompts is not None:
-        return {"prompts": told}
-    content: dict[str, Any] = {str(at[0]): part for at, part in zip(resolved, told, strict=True)}
-    if (joined := resolved.get(("together",))) is not None:
-        apart = resolved["context",][1] + resolved["query",][1]
-        content["border_merges"] = joined[1] != apart
-    return content
+        return TokenizeAnswer(model.summary, prompts=told)
+    context, query, *together = told
+    if not together:
+        return TokenizeAnswer(model.summary, context=context, query=query)
+    apart = resolved["context",][1] + resolved["query",][1]
+    merges = resolved["together",][1] != apart
+    return TokenizeAnswer(model.summary, UNSET, context, query, merges, together[0])
 
 
-def _tokens(model: Model, text: Text, ids: tuple[int, ...]) -> dict[str, Any]:
-    tokens = [
-        {name: value for name, value in asdict(token).items() if value is not None}
-        for token in model.tokenizer.tokens(ids)
-    ]
+def _tokens(model: Model, text: Text, ids: tuple[int, ...]) -> TokenizedText:
+    tokens = model.tokenizer.tokens(ids)
+    offsets: Sequence[tuple[int, int] | Unset] = [UNSET] * len(ids)
     if isinstance(text, str):
-        for token, offset in zip(tokens, model.tokenizer.offsets(text), strict=True):
-            token["offset"] = offset
-    return {"tokens": tokens}
+        offsets = model.tokenizer.offsets(text)
+    return TokenizedText(
+        [
+            PlacedToken(token.id, token.text, token.special, token.bytes, offset)
+            for token, offset in zip(tokens, offsets, strict=True)
+        ]
+    )

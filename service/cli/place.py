@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import httpx
 import typer
 
 from deltaw_client import AsyncDeltawClient, DeltawError, problems
+from schemas.common import write_answer
+from schemas.model import SelfCheck
 from service.cli.options import settings
 from service.settings import PREFIX, Settings
 
@@ -102,7 +105,7 @@ class Asking:
         if self.found is not None:
             return self.found
         try:
-            return (await self.client.model()).self_check.model_dump()
+            return told((await self.client.model()).self_check)
         except problems.SelfCheckFailed as error:
             return {"verdict": "fails", "reason": error.detail}
 
@@ -150,6 +153,12 @@ async def _asked(question: Question, place: Place) -> int:
         return await question(Asking(client, place.as_json, found))
 
 
+def told(found: SelfCheck) -> Mapping[str, Any]:
+    """The result of a self-check as the service writes it."""
+    fields: Mapping[str, Any] = json.loads(write_answer(found))
+    return fields
+
+
 def prepare() -> None:
     """What torch and the hub's client read when they are imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -190,6 +199,6 @@ async def resident(
                 raise NoModel(engine.fatal.detail) from engine.fatal
             if engine.fatal is not None:
                 raise engine.fatal
-            yield httpx.ASGITransport(app), asdict(app.state.deltaw.self_check)
+            yield httpx.ASGITransport(app), told(app.state.deltaw.self_check)
     finally:
         structlog.configure(**before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def of_checks(answer: EquivalenceChecks) -> RenderableType:
     )
     errors = _of_errors(f"equivalence, scope {answer.scope}", answer.checks)
     parts = [captioned(errors, caption), *_of_controls(answer.checks)]
-    if answer.logits is not None:
+    if answer.logits:
         parts += [_of_errors("logits", answer.logits), *_of_controls(answer.logits)]
         parts.append(_of_divergences(answer.logits))
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
@@ -204,7 +205,7 @@ def of_model(answer: LoadedModel) -> RenderableType:
     for name in ("architecture", "n_layers", "d_model", "d_mlp", "n_positions", "vocab_size"):
         about.add_row(name, str(getattr(answer, name)))
     about.add_row("weights", Text(answer.model.weights_digest, overflow="fold"))
-    about.add_row("versions", ", ".join(f"{n} {v}" for n, v in answer.versions))
+    about.add_row("versions", ", ".join(f"{n} {v}" for n, v in asdict(answer.versions).items()))
     found = answer.self_check
     worst = f", worst relative error {number(found.worst_relative_error, '.1e')}"
     about.add_row("self-check", Text.assemble(verdict(found.verdict), worst))
@@ -215,6 +216,6 @@ def of_model(answer: LoadedModel) -> RenderableType:
             point.name, point.module, point.side, str(point.width), point.transformer_lens or "–"
         )
     limits = table("what one request may bring")
-    for name, value in answer.limits:
+    for name, value in asdict(answer.limits).items():
         limits.add_row(name, f"{value:,}")
     return Group(about, points, limits)

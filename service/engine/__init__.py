@@ -4,29 +4,39 @@ from service.engine.checkpoint import DTYPES, Model, load
 from service.engine.engine import Engine
 from service.engine.families import Block
 from service.engine.patch import patched_block, patched_mlp_pre
-from service.engine.run import Activations, Apply, Fixed, Follow, HookPoint, Run, Site
-from service.engine.scheduler import Question, Timings, drive
-from service.engine.text import Token
-from service.engine.work import Work
+from service.engine.question import (
+    AnswerSize,
+    Plan,
+    Question,
+    Work,
+    distinct_rows,
+    drive,
+    plan,
+    together,
+)
+from service.engine.run import Activations, Fixed, Follow, Run, Site
+from service.engine.scheduler import Timings
 
 __all__ = [
     "DTYPES",
     "Activations",
-    "Apply",
+    "AnswerSize",
     "Block",
     "Engine",
     "Fixed",
     "Follow",
-    "HookPoint",
     "Model",
+    "Plan",
     "Question",
     "Run",
     "Site",
     "Timings",
-    "Token",
     "Work",
+    "distinct_rows",
     "drive",
     "load",
     "patched_block",
     "patched_mlp_pre",
+    "plan",
+    "together",
 ]

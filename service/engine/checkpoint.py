@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import service.checkpoints
+from schemas.activations import HookPoint
+from schemas.common import DType, ModelSummary
 from service.engine.families import FAMILIES, Block, Family, Norm
 from service.engine.text import Tokenizer
 from service.errors import CannotLoad
@@ -45,7 +47,12 @@ FILES = [
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 BLOCK_WEIGHT = re.compile(r"(^|\.)h\.\d+\.(?!attn\.(bias|masked_bias)$)")
 """A weight of a block; the masks that old checkpoints bring along are none."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: Mapping[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DTYPE_NAMES: Mapping[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
 UNEMBEDDING_SLICE = 8192
 """Rows of the unembedding that are cast at a time."""
 
@@ -115,6 +122,22 @@ class Model:
         """Where the weights are."""
         return self.token_embedding.device
 
+    @property
+    def summary(self) -> ModelSummary:
+        """The weights that numbers come from, as every answer says."""
+        return ModelSummary(
+            id=self.id,
+            revision=self.revision,
+            weights_digest=self.weights_digest,
+            dtype=DTYPE_NAMES[self.dtype],
+            device=str(self.device),
+            attention="sdpa",
+        )
+
+    def width(self, point: HookPoint) -> int:
+        """Length of a hook point's vectors."""
+        return self.d_mlp if point in ("mlp_pre", "mlp_act") else self.d_model
+
     def logits(self, x: Tensor) -> Tensor:
         """Final norm and unembedding of rows (rows, d_model), in their dtype: (rows, vocab)."""
         normed = self.final_norm.to(x.dtype)(x)
@@ -146,7 +169,7 @@ class WeightNorms:
         return self._known[layer]
 
 
-def load(name: str, *, revision: str | None, device: str, dtype: str) -> Model:
+def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model:
     """Load a checkpoint and keep it resident.
 
     Args:

@@ -1,8 +1,7 @@
 """The engine: the resident model behind one compute thread and a bounded queue.
 
-The thread loads the model, runs the check that decides whether numbers may be given out, and then
-serves questions until it is closed. Inference mode and thread counts belong to a thread, so they
-are entered there.
+The thread loads the model, runs the self-check, and then answers questions until it is closed.
+Inference mode and thread counts are per thread, so they are set there.
 """
 
 from __future__ import annotations
@@ -25,31 +24,30 @@ from service.engine.machine import (
     give_back_large_blocks,
 )
 from service.engine.prefixes import Prefixes
-from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
-from service.engine.work import Work
+from service.engine.question import Answer, Plan
+from service.engine.scheduler import Scheduler, Ticket, Timings, expiry
 from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
 
 ACTIVE = 16
-"""Questions of few rows under way at once, and of many; the others wait."""
+"""Maximum questions under way at once, for questions of few rows and of many rows each."""
 FEW_ROWS = 256
-"""Of a question that does not wait for those with more."""
-NO_WORK = Work()
+"""Rows up to which a question counts as one of few rows."""
 CLOSE_SECONDS = 5.0
-"""For the block, or the step of a question, that is under way when the engine is closed."""
+"""Seconds that `close` waits for the block or step that is under way."""
 
 
 class Engine:
-    """Keeps one model and answers questions about it, from any event loop.
+    """Keeps one model resident and answers questions from any event loop.
 
     Args:
-        load: Loads the model; called on the compute thread.
-        check: Whether the model's numbers hold; called on the compute thread once it is loaded.
-        queue_size: Questions that may wait.
-        row_budget: Rows of one forward.
+        load: Loads the model. It is called on the compute thread.
+        check: Returns whether the self-check holds. It is called on the compute thread.
+        queue_size: Maximum number of waiting questions.
+        row_budget: Maximum rows of one forward.
         batching: Whether runs of different questions share a forward.
-        prefix_cache_bytes: What known prefixes may take; 0 keeps none.
-        threads: CPU threads; 0 is one for each core that is really ours.
-        observe: Called after each forward with its seconds and its runs.
+        prefix_cache_bytes: Maximum bytes of the prefix cache; 0 disables it.
+        threads: CPU threads; 0: one per core that this process may use.
+        observe: Called after each forward with its seconds and its number of runs.
     """
 
     def __init__(
@@ -90,13 +88,13 @@ class Engine:
         self.fatal: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to load. Returns at once."""
+        """Start to load the model. Returns at once."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread before its next block; whatever still waits or runs is refused.
+        """End the thread before its next block. Waiting and running questions are refused.
 
-        A load cannot be interrupted, so it is not waited for; nor is a thread that is stuck.
+        A load cannot be interrupted, so this does not wait for it, nor for a stuck thread.
         """
         with self._changed:
             self.draining = self._closing = True
@@ -108,71 +106,67 @@ class Engine:
 
     @property
     def model(self) -> Model:
-        """The resident model, once its numbers may be given out.
+        """The resident model, once its self-check holds.
 
         Raises:
             Loading: It is not loaded yet.
-            SelfCheckFailed: The check at start did not hold.
+            SelfCheckFailed: The self-check did not hold.
         """
         if self._sound is None or self._model is None:
-            raise Loading("the model is still loading")
+            raise Loading("The model is still loading.")
         if not self._sound:
-            raise SelfCheckFailed("the equivalence check at start did not hold", retry_after=60.0)
+            raise SelfCheckFailed("The equivalence check at start did not hold.", retry_after=60.0)
         return self._model
 
     @property
     def checked(self) -> bool:
-        """Whether the model is loaded and its check has run, however that went."""
+        """Whether the model is loaded and its self-check has run, with any result."""
         return self._sound is not None
 
     @property
     def waiting(self) -> int:
-        """Questions that wait for their turn."""
+        """Number of questions in the queue."""
         return len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing waits and nothing runs."""
+        """Whether no question waits and none runs."""
         return not self._waiting and not self._running
 
     @property
     def stuck_for(self) -> float:
-        """Seconds since the compute thread last began something while it has questions to answer:
-        a forward, a block, a question's own computation. 0 while it loads or has nothing to do."""
+        """Seconds since the compute thread last began a forward, a block or a question's step. 0
+        while it loads or has no questions."""
         return time.monotonic() - self._beat if self._running else 0.0
 
     @property
     def outstanding_seconds(self) -> float:
-        """How long what waits and runs will take, at the pace of what ended last."""
+        """Estimated seconds for all waiting and running questions, at the current pace."""
         return self._pace * self._cost
 
-    async def ask(
-        self, question: Question[Answer], seconds: float, work: Work = NO_WORK
-    ) -> tuple[Answer, Timings]:
-        """The answer to a question, and where its time went.
+    async def ask(self, plan: Plan[Answer], seconds: float) -> tuple[Answer, Timings]:
+        """Answer a question, and report its timings.
 
-        A caller that is cancelled loses its place, and its work stops before the next block.
+        If the caller is cancelled, its question leaves the queue, or stops before the next block.
 
         Args:
-            question: A generator that has not been started.
-            seconds: After which it expires.
-            work: What it will take; one of few rows has slots of its own.
+            plan: The question and its work. Questions of few rows have slots of their own.
+            seconds: Time until it expires.
 
         Raises:
             Draining: No new work is taken.
-            QueueFull: As many questions wait as may wait, or what is before it will take longer
-                than it may wait.
-            DeadlineExceeded: It expired.
+            QueueFull: The queue is full, or the expected wait exceeds `seconds`.
+            DeadlineExceeded: The question expired.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Answer] = loop.create_future()
 
         def settle(answer: Any, error: BaseException | None) -> None:
-            # A loop that is closed has nobody left who waits.
+            # If the loop is closed, no caller waits any more.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
 
-        ticket = Ticket(question, time.monotonic() + seconds, settle, work)
+        ticket = Ticket(plan, time.monotonic() + seconds, settle)
         with self._changed:
             self._admit(ticket, seconds)
         try:
@@ -182,23 +176,28 @@ class Engine:
             with self._changed:
                 if ticket in self._waiting:
                     self._waiting.remove(ticket)
-                    self._cost -= work.cost
+                    self._cost -= plan.work.cost
 
     def _admit(self, ticket: Ticket, seconds: float) -> None:
-        """Let a question wait, or refuse it."""
+        """Put a question into the queue, or refuse it."""
         if self.draining:
-            raise Draining("the service is shutting down", retry_after=5.0)
+            raise Draining("The service is shutting down.", retry_after=5.0)
         before = self.outstanding_seconds
         if len(self._waiting) >= self._queue_size + max(0, self._active - self._running):
             retry_after = float(max(1, math.ceil(before)))
-            raise QueueFull("as many questions wait as may wait", retry_after=retry_after)
+            raise QueueFull(
+                f"The queue is full: {len(self._waiting)} requests wait. Retry after "
+                f"{retry_after:g} s.",
+                retry_after=retry_after,
+            )
         if before > seconds:
             raise QueueFull(
-                "what waits will take longer than a request may wait",
+                f"The expected wait of {before:.0f} s exceeds the deadline of {seconds:g} s. Retry "
+                f"after {math.ceil(before - seconds)} s.",
                 retry_after=float(math.ceil(before - seconds)),
             )
         self._waiting.append(ticket)
-        self._cost += ticket.work.cost
+        self._cost += ticket.plan.work.cost
         self._changed.notify_all()
 
     def _main(self) -> None:
@@ -231,7 +230,7 @@ class Engine:
             self._refuse_all()
 
     def _take(self, scheduler: Scheduler) -> bool:
-        """Admit what may run; wait where there is nothing to do. False at the end."""
+        """Admit questions from the queue, or wait for one. False when the engine is closed."""
         with self._changed:
             self._running = len(scheduler.active)
             while not self._waiting and not scheduler.active and not self._closing:
@@ -241,7 +240,7 @@ class Engine:
             for ticket in tuple(self._waiting):
                 if not ticket.wanted:
                     self._waiting.remove(ticket)
-                    self._cost -= ticket.work.cost
+                    self._cost -= ticket.plan.work.cost
                     ticket.settle(None, expiry(ticket))
                 elif self._has_slot(ticket, scheduler.active):
                     self._waiting.remove(ticket)
@@ -251,29 +250,30 @@ class Engine:
         return True
 
     def _has_slot(self, ticket: Ticket, active: Iterable[Ticket]) -> bool:
-        """Whether a question may run: those of few rows and those of many have slots each, so that
-        neither waits for the others."""
+        """Whether a question may run. Questions of few and of many rows have separate slots, so
+        that neither waits for the others."""
         alike = [one for one in active if not self._batching or _is_small(one) == _is_small(ticket)]
         return len(alike) < self._active
 
     def _note_pace(self, seconds: float, ended: Sequence[Ticket]) -> None:
-        """Seconds of the thread for a unit of the cost that was answered, over the last ten or so
-        times that some was; what was given up counts for nothing."""
+        """Update the moving average of compute seconds per unit of answered cost.
+
+        Abandoned questions are excluded."""
         self._since_end += seconds
-        answered = sum(ticket.work.cost for ticket in ended if ticket.answered)
+        answered = sum(ticket.plan.work.cost for ticket in ended if ticket.answered)
         if answered > 0:
             share = self._since_end / answered
             self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
             self._since_end = 0.0
         with self._changed:
-            self._cost -= sum(ticket.work.cost for ticket in ended)
+            self._cost -= sum(ticket.plan.work.cost for ticket in ended)
 
     def _beats(self) -> None:
-        """The thread goes on to something else."""
+        """Record a heartbeat of the compute thread."""
         self._beat = time.monotonic()
 
     def _refuse_all(self) -> None:
-        refusal = Draining("the service is shutting down", retry_after=5.0)
+        refusal = Draining("The service is shutting down.", retry_after=5.0)
         with self._changed:
             self.draining = True
             self._running = self._cost = 0
@@ -285,7 +285,7 @@ class Engine:
 
 
 def _is_small(ticket: Ticket) -> bool:
-    return ticket.work.rows <= FEW_ROWS
+    return ticket.plan.work.rows <= FEW_ROWS
 
 
 def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

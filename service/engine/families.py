@@ -1,9 +1,10 @@
-"""Model families: where a block's tensors are, and how it is walked.
+"""Model families: the tensors of a block, and its arithmetic.
 
-A family is a row of the table; unknown ones are refused at load with the reason. Matrices are
-taken as they lie in the checkpoint's modules, but in float32 on a processor with AVX: there oneDNN
-multiplies by matrices in its own blocks up to twice as fast, so they are kept like that. What else
-is kept is a copy, as a view would keep the whole file in memory. Nothing resident is ever written.
+A family is a row of the table; other architectures are refused at load with the reason. Matrices
+stay as they are in the checkpoint's modules, except in float32 on a processor with AVX: oneDNN
+multiplies up to twice as fast by matrices in its packed layout, so they are kept packed. Other
+tensors are copies, because a view would keep the whole file in memory. Resident tensors are never
+written.
 """
 
 from __future__ import annotations
@@ -11,23 +12,25 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from schemas.activations import HookPoint
+
 Activation = Callable[[Tensor], Tensor]
 
-BLOCKS = (
+PACKED = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and torch.backends.cpu.get_cpu_capability().startswith("AVX")
     and all(hasattr(torch.ops.mkldnn, op) for op in ("_linear_pointwise", "_reorder_linear_weight"))
 )
-"""Whether torch has what its own compiler freezes linear layers with, for this processor."""
-ROWS = ((64, 4), (256, 8), (math.inf, 16))
-"""Up to how many rows a product with blocks has a multiple of how many: oneDNN compiles for each
-number of rows and each matrix, and keeps half a megabyte of it. One row takes longer than four."""
+"""Whether torch has oneDNN's packed products for this processor, as its compiler uses them."""
+ROW_STEPS = ((64, 4), (256, 8), (math.inf, 16))
+"""(maximum rows, step): row counts are padded to these steps, because oneDNN compiles a kernel of
+half a megabyte per row count and matrix. One row takes longer than four."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Norm:
         return F.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
 
     def to(self, dtype: torch.dtype) -> Norm:
-        """The same in another dtype; itself where it is that one already."""
+        """The same in another dtype; itself if it has that dtype."""
         return Norm(self.gain.to(dtype), self.bias.to(dtype), self.eps)
 
 
@@ -52,9 +55,9 @@ class Affine:
     """`x·W + b` with W (d_in, d_out), as in transformers' Conv1D.
 
     Args:
-        matrix: W, or Wᵀ in oneDNN's blocks.
+        matrix: W, or Wᵀ in oneDNN's packed layout.
         bias: b, (d_out).
-        dense: W beside its blocks, where much is computed from it; else it is made when asked for.
+        dense: W beside its packed form, if it is used often; otherwise W is unpacked at each use.
     """
 
     matrix: Tensor
@@ -69,10 +72,10 @@ class Affine:
         return self.matrix.to_dense().T if self.matrix.is_mkldnn else self.matrix
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rows of (rows, d_in) to (rows, d_out)."""
+        """Multiply rows of (rows, d_in): (rows, d_out)."""
         if not self.matrix.is_mkldnn:
             return torch.addmm(self.bias, x, self.matrix)
-        step = next(step for most, step in ROWS if len(x) <= most)
+        step = next(step for most, step in ROW_STEPS if len(x) <= most)
         lacking = step * max(1, math.ceil(len(x) / step)) - len(x)
         padded = F.pad(x, (0, 0, 0, lacking)) if lacking else x
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
@@ -81,10 +84,27 @@ class Affine:
         return product[: len(x)]
 
     def to(self, dtype: torch.dtype) -> Affine:
-        """The same in another dtype; itself where it is that one already."""
+        """The same in another dtype; itself if it has that dtype."""
         if self.bias.dtype == dtype:
             return self
         return Affine(self.weight.to(dtype), self.bias.to(dtype))
+
+
+Note = Callable[[HookPoint, Tensor], None]
+"""Receives each hook point's vectors as the block computes them."""
+
+
+class MLPPatch(Protocol):
+    """Changed weights of one block's MLP."""
+
+    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+        """mlp_pre of rows of mlp_in, (rows, d_model) to (rows, d_mlp)."""
+
+    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+        """mlp_out of rows of mlp_act, (rows, d_mlp) to (rows, d_model)."""
+
+    def shift(self, resid_post: Tensor) -> Tensor:
+        """The block's output with Δh, (rows, d_model)."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +114,14 @@ class Block:
     Args:
         ln_1: Before attention.
         queries: Attention's queries, (d_model, d_model).
-        keys_values: Its keys and values side by side, (d_model, 2·d_model).
+        keys_values: Attention's keys and values side by side, (d_model, 2·d_model).
         attn_out: Attention's output projection, (d_model, d_model).
         ln_2: Before the MLP.
         w_in: The MLP's first layer, (d_model, d_mlp): the weight that is updated.
         w_out: The MLP's second layer, (d_mlp, d_model).
         act: The MLP's activation function.
-        n_heads: Attention heads.
-        scaling: What scores are multiplied by.
+        n_heads: Number of attention heads.
+        scaling: Factor of the attention scores.
     """
 
     ln_1: Norm
@@ -115,8 +135,27 @@ class Block:
     n_heads: int
     scaling: float
 
+    def mlp(self, h: Tensor, n: Tensor, note: Note, patch: MLPPatch | None = None) -> Tensor:
+        """The second half of the block, from mlp_in to resid_post: h + w_out(act(w_in(n))).
+
+        Args:
+            h: resid_mid, (rows, d_model).
+            n: mlp_in = ln_2(h), (rows, d_model).
+            note: Receives mlp_pre, mlp_act, mlp_out and resid_post.
+            patch: Changed weights; None: the resident ones.
+        """
+        pre = self.w_in(n) if patch is None else patch.mlp_pre(self, n)
+        note("mlp_pre", pre)
+        act = self.act(pre)
+        note("mlp_act", act)
+        out = self.w_out(act) if patch is None else patch.mlp_out(self, act)
+        note("mlp_out", out)
+        post = h + out if patch is None else patch.shift(h + out)
+        note("resid_post", post)
+        return post
+
     def to(self, dtype: torch.dtype) -> Block:
-        """The block in another dtype: a cast for one use, nothing stays resident."""
+        """The block in another dtype, for one use: the casts do not stay resident."""
         if self.w_in.weight.dtype == dtype:
             return self
         return Block(
@@ -135,20 +174,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Family:
-    """How the models of one architecture are laid out.
+    """The layout of one architecture.
 
     Args:
-        weight_in: The name of the MLP's first weight in the checkpoint, with `{layer}`.
-        weight_out: The same of its second weight.
-        module_paths: The module whose input or output each hook point is, with `{layer}`.
+        weight_in: Name of the MLP's first weight in the checkpoint, with `{layer}`.
+        weight_out: Name of its second weight.
+        module_paths: Module path of each hook point, with `{layer}`, and the side of the module.
         fan_in_fan_out: Whether weights are stored (d_in, d_out).
-        refuse: The reason why a configuration cannot be served, or None.
-        blocks: The blocks of a loaded model.
+        refuse: Returns the reason why a configuration cannot be served, or None.
+        blocks: Returns the blocks of a loaded model.
     """
 
     weight_in: str
     weight_out: str
-    module_paths: Mapping[str, tuple[str, str]]
+    module_paths: Mapping[HookPoint, tuple[str, Literal["input", "output"]]]
     fan_in_fan_out: bool
     refuse: Callable[[Any], str | None]
     blocks: Callable[[Any], tuple[Block, ...]]
@@ -190,21 +229,21 @@ def _columns(module: Any, chosen: slice = slice(None)) -> tuple[Tensor, Tensor]:
 
 
 def affine(weight: Tensor, bias: Tensor, *, keep: bool = False) -> Affine:
-    """`x·W + b`, in oneDNN's blocks where it gains from them.
+    """`x·W + b`, packed by oneDNN if that is faster.
 
     Args:
         weight: W, (d_in, d_out).
         bias: b, (d_out).
-        keep: Whether W stays beside its blocks.
+        keep: Whether W stays beside its packed form.
     """
-    if not BLOCKS or weight.device.type != "cpu" or weight.dtype != torch.float32:
+    if not PACKED or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return Affine(weight, bias)
-    blocks = torch.ops.mkldnn._reorder_linear_weight(weight.T)
-    return Affine(blocks, bias.clone(), weight.clone() if keep else None)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.T)
+    return Affine(packed, bias.clone(), weight.clone() if keep else None)
 
 
 def _activation(name: str, module: Activation) -> Activation:
-    """`gelu_new` is eight element-wise calls; torch has the same function in one."""
+    """The activation function. `gelu_new` is eight element-wise calls; torch has it in one."""
     return nn.GELU(approximate="tanh") if name == "gelu_new" else module
 
 

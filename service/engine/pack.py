@@ -1,8 +1,8 @@
 """Packs: several runs in one forward.
 
 A pack is the trie of its runs on (id, position). Rows that several runs begin with are computed
-once, and a row sees its ancestors and itself, so a run in a pack is the run alone. The n+1 prefixes
-of a context, each followed by the query, become 2n+1 rows by themselves.
+once. A row sees its ancestors and itself, so a run in a pack has the values of the run alone. The
+n + 1 prefixes of a context, each followed by a query of one token, become 2n + 1 rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine.prefixes import Find, Known, Stretch, nothing_known
+from service.engine.prefixes import CachedRows, Find, Node, nothing_cached
 from service.engine.run import STAGE, Fixed, Follow, Run, Site
 
 Index = NDArray[np.int64]
@@ -22,25 +22,25 @@ Index = NDArray[np.int64]
 
 @dataclass
 class Trie:
-    """Rows, each with its parent; a run is a path from a root down."""
+    """A trie of rows. Each row has a parent; a run is a path down from a root."""
 
     tokens: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     children: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    known: dict[Stretch, int] = field(default_factory=dict)
-    roots: list[Sequence[Known]] = field(default_factory=list)
-    root_of: dict[Known, int] = field(default_factory=dict)
+    cached: dict[Node, int] = field(default_factory=dict)
+    roots: list[Sequence[CachedRows]] = field(default_factory=list)
+    root_of: dict[CachedRows, int] = field(default_factory=dict)
 
-    def add(self, run: Run, known: Sequence[Known] = ()) -> Index:
-        """The rows of a run, outermost first, -1 for known ones; what is not there yet is added.
+    def add(self, run: Run, cached: Sequence[CachedRows] = ()) -> Index:
+        """Add a run, and return its rows in the order of its tokens, -1 for cached ones.
 
-        A patched run shares no row with any other: its rows hang from a root of its own. So do
-        those behind a known beginning, except with runs that have the same.
+        A patched run has a root of its own, so it shares no row with another run. Rows after a
+        cached prefix have a root that they share with the runs of the same prefix.
         """
-        start = sum(part.rows for part in known)
+        start = sum(part.rows for part in cached)
         path = np.full(len(run.tokens), -1, np.int64)
-        parent = self._root(run, known)
+        parent = self._root(run, cached)
         rest = zip(run.tokens[start:], run.positions[start:], strict=True)
         for i, (token, position) in enumerate(rest, start):
             row = self.children.setdefault((parent, token, position), len(self.tokens))
@@ -51,14 +51,14 @@ class Trie:
             path[i] = parent = row
         return path
 
-    def _root(self, run: Run, known: Sequence[Known]) -> int:
-        """What a run's first row hangs from: -1, or a negative number for a root of its own."""
-        if known:
-            for stretch, rows in known:
-                self.known[stretch] = max(rows, self.known.get(stretch, 0))
-            root = self.root_of.setdefault(known[-1], len(self.roots))
+    def _root(self, run: Run, cached: Sequence[CachedRows]) -> int:
+        """Parent of the run's first row: -1, or a smaller number for a root of its own."""
+        if cached:
+            for node, rows in cached:
+                self.cached[node] = max(rows, self.cached.get(node, 0))
+            root = self.root_of.setdefault(cached[-1], len(self.roots))
             if root == len(self.roots):
-                self.roots.append(known)
+                self.roots.append(cached)
             return -2 - root
         if run.patch is not None:
             self.roots.append(())
@@ -69,16 +69,16 @@ class Trie:
         return len(self.tokens)
 
     def sight(self) -> NDArray[np.bool_]:
-        """Which row sees which: ancestors, known ones first, and itself, (rows, known + rows)."""
-        ends = dict(zip(self.known, accumulate(self.known.values()), strict=True))
-        ahead = sum(self.known.values())
+        """The rows that each row sees: its ancestors and itself, bool, (rows, cached + rows)."""
+        ends = dict(zip(self.cached, accumulate(self.cached.values()), strict=True))
+        ahead = sum(self.cached.values())
         sees = np.zeros((len(self), ahead + len(self)), np.bool_)
         for row, parent in enumerate(self.parents):
             if parent >= 0:
                 sees[row] = sees[parent]
             elif parent < -1:
-                for stretch, rows in self.roots[-2 - parent]:
-                    column = ends[stretch] - self.known[stretch]
+                for node, rows in self.roots[-2 - parent]:
+                    column = ends[node] - self.cached[node]
                     sees[row, column : column + rows] = True
             sees[row, ahead + row] = True
         return sees
@@ -86,13 +86,13 @@ class Trie:
 
 @dataclass(frozen=True, eq=False)
 class PatchedRun:
-    """Where a patched run lies in its pack.
+    """A patched run and its rows in the pack.
 
     Args:
-        patch: What is patched.
-        depth: The last layer that it is needed in.
-        row: The row that follows; -1 where the patch is fixed.
-        source_row: The row that it follows; -1 where the patch is fixed.
+        patch: The changed weights.
+        depth: The last layer that the run needs.
+        row: The row that follows another; -1 for a fixed patch.
+        source_row: The row that it follows; -1 for a fixed patch.
     """
 
     patch: Follow | Fixed
@@ -108,21 +108,21 @@ class Pack:
     Args:
         tokens: (rows,).
         positions: (rows,).
-        sees: A bool mask, (rows, known + rows).
-        known: The known rows that the first columns of the mask stand for.
-        begins: Each run's known beginning.
-        paths: Each run's rows, -1 for known ones.
-        depth: The last layer that each row is needed in, (rows,).
-        reads: At each site the pack's rows that each run reads there, with the run's index.
-        patched: The runs whose weights are patched.
-        owner: The patched run that each row is of, as an index; -1: none, (rows,).
+        sees: A bool mask, (rows, cached + rows).
+        cached: The cached rows of the mask's first columns.
+        begins: The cached prefix of each run.
+        paths: The rows of each run, -1 for cached ones.
+        depth: The last layer that needs each row, (rows,).
+        reads: For each site, the index of each run that reads it and the pack's rows that it reads.
+        patched: The runs with patched weights.
+        owner: Index of the patched run that each row belongs to; -1: none, (rows,).
     """
 
     tokens: Index
     positions: Index
     sees: NDArray[np.bool_]
-    known: tuple[Known, ...]
-    begins: tuple[Sequence[Known], ...]
+    cached: tuple[CachedRows, ...]
+    begins: tuple[Sequence[CachedRows], ...]
     paths: tuple[Index, ...]
     depth: Index
     reads: dict[Site, list[tuple[int, Index]]]
@@ -130,7 +130,7 @@ class Pack:
     owner: Index
 
     def stage(self, layer: int) -> Index:
-        """The last hook point that each row is needed at in a layer, by index; -1: keys only."""
+        """Index of the last hook point that each row needs in a layer; -1: only keys and values."""
         needed = np.where(self.depth > layer, STAGE["resid_post"], -1)
         for site, readers in self.reads.items():
             if site.layer == layer:
@@ -143,18 +143,18 @@ class Pack:
         return needed
 
 
-def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
+def pack(runs: Sequence[Run], find: Find = nothing_cached) -> Pack:
     """Lay runs out for one forward.
 
     Args:
-        runs: Of one dtype.
-        find: Says which beginning of a run is known.
+        runs: Runs of one dtype.
+        find: Finds the cached prefix of a run.
     """
     trie = Trie()
     begins = [find(run) for run in runs]
-    paths = [trie.add(run, known) for run, known in zip(runs, begins, strict=True)]
+    paths = [trie.add(run, cached) for run, cached in zip(runs, begins, strict=True)]
     sources = [
-        trie.add(run.patch.source, _source_known(run, run.patch.source, find))
+        trie.add(run.patch.source, _source_cached(run, run.patch.source, find))
         if isinstance(run.patch, Follow)
         else None
         for run in runs
@@ -180,7 +180,7 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
         tokens=np.asarray(trie.tokens, np.int64),
         positions=np.asarray(trie.positions, np.int64),
         sees=trie.sight(),
-        known=tuple(Known(*part) for part in trie.known.items()),
+        cached=tuple(CachedRows(*part) for part in trie.cached.items()),
         begins=tuple(begins),
         paths=tuple(paths),
         depth=depth,
@@ -190,18 +190,18 @@ def pack(runs: Sequence[Run], find: Find = nothing_known) -> Pack:
     )
 
 
-def fill(runs: Sequence[Run], budget: int, find: Find = nothing_known) -> int:
-    """How many of the runs, from the first on, fit into a pack of `budget` rows; at least one."""
+def fill(runs: Sequence[Run], budget: int, find: Find = nothing_cached) -> int:
+    """Number of leading runs that fit into a pack of `budget` rows, at least one."""
     trie = Trie()
     for count, run in enumerate(runs):
         trie.add(run, find(run))
         if isinstance(run.patch, Follow):
-            trie.add(run.patch.source, _source_known(run, run.patch.source, find))
+            trie.add(run.patch.source, _source_cached(run, run.patch.source, find))
         if count and len(trie) > budget:
             return count
     return len(runs)
 
 
-def _source_known(run: Run, source: Run, find: Find) -> Sequence[Known]:
-    """The known beginning of the run that another follows, where it has the other's layers."""
+def _source_cached(run: Run, source: Run, find: Find) -> Sequence[CachedRows]:
+    """The cached prefix of the run that another follows, if that prefix has all layers."""
     return find(source) if source.depth >= run.depth else ()

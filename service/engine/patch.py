@@ -1,7 +1,7 @@
 """Blocks with changed weights.
 
-The patched weights exist for one product and the resident ones are never written: an update that
-is edited in and subtracted back is not bit-exact.
+Patched weights exist for one product. Resident weights are never written, because adding an update
+and subtracting it again is not bit-exact.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.engine.families import Affine, Block
+from schemas.activations import HookPoint
+from schemas.equivalence_checks import Apply
+from service.engine.families import Affine, Block, MLPPatch
 from service.engine.pack import Index, PatchedRun
-from service.engine.run import Apply, Fixed, Follow
+from service.engine.run import Fixed, Follow
 from service.theory import ImplicitUpdate, JointUpdate, LowRank, RankOne, implicit_update
 
 
@@ -24,11 +26,11 @@ def patched_mlp_pre(
     """`n·(W + ΔW) + b`, (rows, d_mlp).
 
     Args:
-        block: Whose first MLP layer, in the dtype of n.
+        block: The block, in the dtype of n.
         n: mlp_in, (rows, d_model).
         weight: The updates ΔW, (updates, ...).
         apply: `materialized` forms W + ΔW and multiplies by it; `factored` adds (n·a) b to n·W.
-        who: Which update each row has, (rows,); None where row i has update i.
+        who: Index of each row's update, (rows,); None: row i has update i.
     """
     whose = torch.arange(len(n), device=n.device) if who is None else who
     if apply == "factored":
@@ -49,49 +51,102 @@ def patched_block(
     """mlp_pre and resid_post with patched weights, (rows, d_mlp) and (rows, d_model).
 
     Args:
-        block: Whose MLP, in the dtype of h.
+        block: The block, in the dtype of h.
         h: resid_mid, (rows, d_model).
-        update: One for each row, or one joint update for all of them, in the dtype of h.
-        apply: As for `patched_mlp_pre`; it goes for both weights of a joint update.
+        update: One update per row, or one joint update for all rows, in the dtype of h.
+        apply: As for `patched_mlp_pre`. It applies to both weights of a joint update.
     """
-    n = block.ln_2(h)
+    seen: dict[HookPoint, Tensor] = {}
+    patch: MLPPatch
     if isinstance(update, ImplicitUpdate):
-        pre = patched_mlp_pre(block, n, update.weight, apply)
-        return pre, h + block.w_out(block.act(pre)) + update.bias
-    pre = _jointly(block.w_in, n, update.w_in, apply)
-    return pre, h + _jointly(block.w_out, block.act(pre), update.w_out, apply)
+        patch = _EachRow(update, apply)
+    else:
+        patch = _AllRows(update, apply)
+    block.mlp(h, block.ln_2(h), seen.__setitem__, patch)
+    return seen["mlp_pre"], seen["resid_post"]
 
 
-def _jointly(layer: Affine, x: Tensor, update: LowRank, apply: Apply) -> Tensor:
-    """`x·(W + ΔW) + b` with one ΔW for all rows."""
-    if apply == "factored":
-        return layer(x) + update.apply(x)
-    return torch.addmm(layer.bias, x, layer.weight + update.dense())
+@dataclass(frozen=True, eq=False)
+class _EachRow:
+    """One update per row."""
+
+    update: ImplicitUpdate
+    apply: Apply
+
+    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+        return patched_mlp_pre(block, n, self.update.weight, self.apply)
+
+    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+        return block.w_out(act)
+
+    def shift(self, resid_post: Tensor) -> Tensor:
+        return resid_post + self.update.bias
+
+
+@dataclass(frozen=True, eq=False)
+class _AllRows:
+    """One joint update of both weights for all rows."""
+
+    update: JointUpdate
+    apply: Apply
+
+    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+        return self._product(block.w_in, n, self.update.w_in)
+
+    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+        return self._product(block.w_out, act, self.update.w_out)
+
+    def shift(self, resid_post: Tensor) -> Tensor:
+        return resid_post
+
+    def _product(self, layer: Affine, x: Tensor, update: LowRank) -> Tensor:
+        """`x·(W + ΔW) + b` with one ΔW for all rows."""
+        if self.apply == "factored":
+            return layer(x) + update.apply(x)
+        return torch.addmm(layer.bias, x, layer.weight + update.dense())
 
 
 @dataclass(frozen=True, eq=False)
 class LayerPatch:
-    """The patches that one block has in one pack.
+    """The patches of one block in one pack.
 
     Args:
         update: ΔW and Δh of each patched run, stacked, (updates, ...).
-        applies: How each is applied.
-        of_run: The update of each patched run of the pack, by index; -1: none here.
+        applies: How each update is applied.
+        of_run: Index of the update of each patched run of the pack; -1: none in this block.
     """
 
     update: ImplicitUpdate
     applies: tuple[Apply, ...]
     of_run: tuple[int, ...]
 
-    def mlp_pre(self, block: Block, n: Tensor, owner: Index) -> Tensor:
-        """mlp_pre of every row, each with its own run's weights, (rows, d_mlp).
+    def of_rows(self, owner: Index) -> _PatchedRows:
+        """The patches of rows.
 
         Args:
-            block: The block, in the dtype of n.
-            n: mlp_in, (rows, d_model).
-            owner: The patched run that each row is of, -1: none, (rows,).
+            owner: Index of the patched run that each row belongs to; -1: none, (rows,).
         """
-        who = self._who(owner, n.device)
+        device = self.update.bias.device
+        of_run = torch.tensor([*self.of_run, -1], device=device)
+        return _PatchedRows(self.update, self.applies, of_run[torch.from_numpy(owner).to(device)])
+
+
+@dataclass(frozen=True, eq=False)
+class _PatchedRows:
+    """Rows of several runs, each with the weights of its own run.
+
+    Args:
+        update: ΔW and Δh, stacked, (updates, ...).
+        applies: How each update is applied.
+        who: Index of each row's update; -1: the resident weights, (rows,).
+    """
+
+    update: ImplicitUpdate
+    applies: tuple[Apply, ...]
+    who: Tensor
+
+    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+        who = self.who
         pre = torch.empty(len(n), block.w_in.weight.shape[1], dtype=n.dtype, device=n.device)
         pre[who < 0] = block.w_in(n[who < 0])
         for apply in dict.fromkeys(self.applies):
@@ -100,29 +155,27 @@ class LayerPatch:
             pre[rows] = patched_mlp_pre(block, n[rows], self.update.weight, apply, who[rows])
         return pre
 
-    def shift(self, resid_post: Tensor, owner: Index) -> Tensor:
-        """The block's output with Δh on patched rows, (rows, d_model)."""
-        who = self._who(owner, resid_post.device)
-        patched = who >= 0
-        return resid_post.index_put((patched,), self.update.bias[who[patched]], accumulate=True)
+    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+        return block.w_out(act)
 
-    def _who(self, owner: Index, device: torch.device) -> Tensor:
-        of_run = torch.tensor([*self.of_run, -1], device=device)
-        return of_run[torch.from_numpy(owner).to(device)]
+    def shift(self, resid_post: Tensor) -> Tensor:
+        patched = self.who >= 0
+        bias = self.update.bias[self.who[patched]]
+        return resid_post.index_put((patched,), bias, accumulate=True)
 
 
 def layer_patch(
     patched: Sequence[PatchedRun], layer: int, block: Block, rows: Index, h: Tensor, n: Tensor
 ) -> LayerPatch | None:
-    """The patches of a block, formed from the rows that are in it, or None.
+    """Form the patches of a block; None if it has none.
 
     Args:
         patched: The patched runs of the pack.
-        layer: Which block.
-        block: It, in the dtype of the runs.
-        rows: The pack's rows that are in it, ascending.
-        h: Their resid_mid, (rows, d_model).
-        n: Their mlp_in, (rows, d_model).
+        layer: Index of the block.
+        block: The block, in the dtype of the runs.
+        rows: The pack's rows that reach the block, ascending.
+        h: resid_mid of these rows, (rows, d_model).
+        n: mlp_in of these rows, (rows, d_model).
     """
     here = [(i, run) for i, run in enumerate(patched) if layer <= run.depth]
     following = [(i, run) for i, run in here if isinstance(run.patch, Follow)]
@@ -161,5 +214,5 @@ def layer_patch(
 
 
 def _places(rows: Index, wanted: Sequence[int], device: torch.device) -> Tensor:
-    """Where some of the pack's rows are among those in a block."""
+    """Indices of some of the pack's rows among those that reach a block."""
     return torch.from_numpy(rows.searchsorted(wanted)).to(device)

@@ -1,33 +1,22 @@
-"""Runs: what a question asks of the model, and what it gets back.
+"""Runs: the tokens that a question runs through the model, and the activations that it reads.
 
-A run is a row of tokens at positions, and the sites that are read in it. A row sees all earlier
-rows of its own run and itself, nothing else. A patch changes the weights for one run; as weights
-do, it acts on every row of it, and its output is the run's stream.
+A run is a sequence of tokens at positions, each of which is a row. A row sees all earlier rows of
+its own run and itself. A patch changes the weights for one run: it acts on every row, as weights
+do, and its output is the run's stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from schemas.activations import HookPoint
+from schemas.equivalence_checks import Apply
 from service.theory import ImplicitUpdate
-
-HookPoint = Literal[
-    "resid_pre",
-    "ln_1_out",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_pre",
-    "mlp_act",
-    "mlp_out",
-    "resid_post",
-]
-"""The vectors of one block, in the order in which it computes them."""
 
 STAGE: Mapping[HookPoint, int] = {point: i for i, point in enumerate(get_args(HookPoint))}
 
@@ -39,21 +28,18 @@ class Site(NamedTuple):
     point: HookPoint
 
 
-Apply = Literal["factored", "materialized"]
-"""How W + ΔW is applied: ΔW's factors beside W, or one matrix."""
-
-
 @dataclass(frozen=True, eq=False)
 class Follow:
-    """A patch formed block by block: one row of the run shall read as a row of another one.
+    """A patch that is formed block by block, so that one row of the run reads as a row of another.
 
-    At each block ΔW and Δh come from the stream that the patched blocks below have produced.
+    In each block ΔW and Δh are formed from the stream that the patched blocks below produce
+    (arXiv 2511.17864, Algorithm 1).
 
     Args:
-        source: The run with context; it is computed in the same pack, and what it reads says
-            only from which row on it must be.
+        source: The run with context, which is computed in the same pack. Its reads only determine
+            which of its rows must be computed.
         source_row: The row to follow, an index into the source's rows.
-        row: The row that follows, an index into the patched run's.
+        row: The row that follows, an index into the patched run's rows.
         apply: How W + ΔW is applied.
     """
 
@@ -65,10 +51,10 @@ class Follow:
 
 @dataclass(frozen=True, eq=False)
 class Fixed:
-    """A patch that is known beforehand.
+    """A patch whose updates are given.
 
     Args:
-        updates: ΔW and Δh of each layer that is patched, for a single position.
+        updates: ΔW and Δh of each patched layer, for a single position.
         apply: How W + ΔW is applied.
     """
 
@@ -78,15 +64,15 @@ class Fixed:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One row of tokens through the model.
+    """One sequence of tokens through the model.
 
     Args:
-        tokens: Ids, one a row.
-        positions: Their positions; gaps are allowed, the order of the rows is the order of sight.
-        reads: The rows that are read at each site, in the order in which they are wanted.
-        dtype: What the run is computed in; None is the dtype in which the model is resident.
-        patch: How its weights differ from the resident ones; None: not at all.
-        reduce: What is kept of each site's (rows, width) as it is read; None keeps all of it.
+        tokens: One id per row.
+        positions: One position per row. Gaps are allowed; a row sees the rows before it.
+        reads: The rows to read at each site, in the order of the result.
+        dtype: The dtype of the run; None: that of the resident model.
+        patch: Changed weights; None: the resident ones.
+        reduce: Reduces each site's (rows, width) as soon as it is read; None keeps all of it.
     """
 
     tokens: Sequence[int]
@@ -98,9 +84,9 @@ class Run:
 
     @property
     def depth(self) -> int:
-        """The last layer that is needed; -1 where nothing is read."""
+        """The last layer that is needed; -1 if nothing is read."""
         return max((site.layer for site in self.reads), default=-1)
 
 
 Activations = Mapping[Site, Tensor]
-"""What a run read at each site: (rows, width) on its device and in its dtype, or reduced."""
+"""The values of each site: (rows, width) on the run's device and in its dtype, or reduced."""

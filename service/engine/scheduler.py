@@ -1,99 +1,93 @@
-"""The scheduler: how the questions of several requests share the model, without threads.
+"""The scheduler: questions of several requests share one model on one thread.
 
-A question is a generator that yields runs, receives their activations and returns its answer. Every
-turn advances the questions that have none outstanding, lays outstanding runs into one pack of at
-most `row_budget` rows, a run of each question in turn, and hands the activations out. What does not
-fit waits for the next turn, and who went first goes last; a question with much to compute of its
-own yields no runs in between. So long work is cut into slices and short work passes.
+Each turn first advances the questions that wait for no runs. Then it packs outstanding runs, one of
+each question in turn, into a forward of at most `row_budget` rows, and distributes the activations.
+Runs that do not fit wait for the next turn, in which the question that came first comes last. A
+question with much computation of its own yields without runs in between. So long questions are cut
+into slices, and short ones do not wait for them.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from inspect import GEN_CREATED, getgeneratorstate
 from itertools import takewhile, zip_longest
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import torch
 
 from service.engine.checkpoint import Model
 from service.engine.pack import fill
-from service.engine.prefixes import Prefixes, nothing_known
+from service.engine.prefixes import Prefixes, cached_rows, nothing_cached
+from service.engine.question import Plan
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
-from service.engine.work import Work
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
 OWN_SECONDS = 0.02
-"""How long questions may compute on their own before the next forward, a step of each at least."""
-Answer = TypeVar("Answer")
-Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
+"""Seconds for the questions' own steps before the next forward; each takes at least one step."""
 
 
 @dataclass
 class Timings:
-    """Where a question's time and rows went.
+    """The time and the cached rows of a question.
 
     Args:
-        queue: Seconds of waiting for its turn.
-        forward: Seconds in forwards, shared ones in full.
-        compute: Seconds in its own computation.
-        rows: Rows that its runs have, before any is shared.
-        known_rows: How many of them were known from earlier forwards.
+        queue: Seconds in the queue.
+        forward: Seconds in forwards. A shared forward counts in full.
+        compute: Seconds in the question's own computation.
+        cached_rows: Number of its rows that were cached when it asked for them.
     """
 
     queue: float = 0.0
     forward: float = 0.0
     compute: float = 0.0
-    rows: int = 0
-    known_rows: int = 0
+    cached_rows: int = 0
 
 
 @dataclass(eq=False)
 class Ticket:
-    """A question on its way.
+    """A question in the queue or under way.
 
     Args:
-        question: The generator.
-        deadline: When it expires, on the monotonic clock.
+        plan: The question and its work.
+        deadline: Time of expiry on the monotonic clock.
         settle: Called once, with the answer or with the error.
-        work: What it will take.
     """
 
-    question: Question[Any]
+    plan: Plan[Any]
     deadline: float
     settle: Callable[[Any, BaseException | None], None]
-    work: Work = field(default_factory=Work)
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
     outstanding: list[Run] = field(default_factory=list)
     received: list[Activations] = field(default_factory=list)
     cancelled: bool = False
-    begun: bool = False
     answered: bool = False
 
     @property
     def wanted(self) -> bool:
-        """Whether somebody still waits for the answer."""
+        """Whether the client still waits and the deadline has not passed."""
         return not self.cancelled and time.monotonic() < self.deadline
 
 
 class _Unwanted(Exception):
-    """Nobody waits for this pack any more."""
+    """No client waits for this pack any more."""
 
 
 class Scheduler:
-    """The questions under way on one model; to be driven by one thread.
+    """The questions under way on one model, driven by one thread.
 
     Args:
         model: The resident model.
-        row_budget: Rows of a pack; a single longer run goes alone.
+        row_budget: Maximum rows of a pack. A single longer run is a pack of its own.
         batching: Whether runs of different questions may share a pack.
-        prefixes: Known beginnings.
-        observe: Called after each forward with its seconds and its runs.
-        beats: Called before each block and each step of a question, as a sign of life.
+        prefixes: The prefix cache.
+        observe: Called after each forward with its seconds and its number of runs.
+        beats: Called before each block and each step of a question, as a heartbeat.
     """
 
     def __init__(
@@ -110,18 +104,19 @@ class Scheduler:
         self._row_budget = row_budget
         self._batching = batching
         self._prefixes = prefixes
-        self._find = nothing_known if prefixes is None else prefixes.find
+        self._find = nothing_cached if prefixes is None else prefixes.find
         self._observe = observe
         self._beats = beats
         self.active: deque[Ticket] = deque()
 
     def admit(self, ticket: Ticket) -> None:
-        """Take a question in; its waiting is over."""
+        """Take a question out of the queue."""
         ticket.timings.queue = time.monotonic() - ticket.asked
+        self._receive_runs(ticket, ticket.plan.runs)
         self.active.append(ticket)
 
     def turn(self) -> None:
-        """Advance what can be advanced, then run one pack."""
+        """Advance the questions that wait for no runs, then run one pack."""
         give_way = time.monotonic() + OWN_SECONDS
         for ticket in tuple(self.active):
             if not ticket.wanted:
@@ -143,19 +138,17 @@ class Scheduler:
             self._end(ticket, None, error)
 
     def _advance(self, ticket: Ticket) -> None:
-        """One step of the generator: to its next runs, to none, its answer or its error."""
+        """Advance a question by one step: to its next runs, its answer, or its error."""
         self._beats()
         received, ticket.received = ticket.received, []
+        question = ticket.plan.question
         start = time.monotonic()
         failure: Exception | None = None
         answer: Any = None
         ended = False
         try:
-            if ticket.begun:
-                ticket.outstanding = list(ticket.question.send(received))
-            else:
-                ticket.begun = True
-                ticket.outstanding = list(next(ticket.question))
+            created = getgeneratorstate(question) == GEN_CREATED
+            self._receive_runs(ticket, next(question) if created else question.send(received))
         except StopIteration as stop:
             ended, answer = True, stop.value
         except Exception as error:
@@ -164,8 +157,12 @@ class Scheduler:
         if ended:
             self._end(ticket, answer, failure)
 
+    def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
+        ticket.outstanding = list(runs)
+        ticket.timings.cached_rows += cached_rows(map(self._find, runs))
+
     def _sharing(self) -> list[tuple[Ticket, Run]]:
-        """The runs of the next pack, with their owners: of one dtype, within the budget."""
+        """The runs of the next pack with their tickets: runs of one dtype within the row budget."""
         waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
@@ -192,7 +189,6 @@ class Scheduler:
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
-        known = [sum(part.rows for part in self._find(run)) for _, run in sharing]
         start = time.monotonic()
         failure: Exception | None = None
         try:
@@ -202,7 +198,7 @@ class Scheduler:
         except Exception as error:
             failure = _named(error)
         if failure is not None:
-            # Only here is what the failed pack held free again, so that the others fit.
+            # The memory of the failed pack is free only here, after the except block.
             if len(owners) == 1:
                 self._end(owners[0], None, failure)
             else:
@@ -213,9 +209,7 @@ class Scheduler:
         self._observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
-        for (ticket, run), rows, read in zip(sharing, known, activations, strict=True):
-            ticket.timings.rows += len(run.tokens)
-            ticket.timings.known_rows += rows
+        for (ticket, _), read in zip(sharing, activations, strict=True):
             ticket.received.append(read)
         for owner in owners:
             count = sum(ticket is owner for ticket, _ in sharing)
@@ -223,42 +217,26 @@ class Scheduler:
 
     def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         self.active.remove(ticket)
-        ticket.question.close()
+        ticket.plan.question.close()
         ticket.answered = error is None
         ticket.settle(answer, error)
 
 
-def drive(model: Model, question: Question[Answer]) -> Answer:
-    """The answer to one question, computed here and now; it may handle a forward's error."""
-    try:
-        runs = next(question)
-        while True:
-            try:
-                received = forward(model, runs) if runs else ()
-            except ServiceError as error:
-                runs = question.throw(error)
-            else:
-                runs = question.send(received)
-    except StopIteration as stop:
-        answer: Answer = stop.value
-        return answer
-
-
 def expiry(ticket: Ticket) -> BaseException:
-    """Why a question that is no longer wanted ends."""
+    """The error of a question that is no longer wanted."""
     seconds = ticket.deadline - ticket.asked
-    return DeadlineExceeded(f"waiting and computing took longer than {seconds:g} s")
+    return DeadlineExceeded(f"The request was not answered within its deadline of {seconds:g} s.")
 
 
 def _named(error: Exception) -> Exception:
-    """The error itself, or its name where it is a lack of memory."""
+    """The error itself, or `OutOfMemory` if it is a lack of memory."""
     if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
-        # The device is lost to this process: nothing that follows could be trusted.
+        # The device is lost to this process, so no later result could be trusted.
         raise error
     lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
     if lacking:
-        return OutOfMemory("there was not enough memory for this question")
-    # A traceback's frames would keep what they computed alive.
+        return OutOfMemory("There was not enough memory for this request. Retry, or ask for less.")
+    # The frames of a traceback would keep their tensors alive.
     return error.with_traceback(None) if isinstance(error, ServiceError) else error

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from schemas.common import Token
+
 ANCHOR = "<|endoftext|>"
 _BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
-
-
-@dataclass(frozen=True)
-class Token:
-    """One token as it is echoed.
-
-    Args:
-        id: In the vocabulary.
-        text: What it spells; � stands for bytes that are not a whole character.
-        special: True for a special token such as <|endoftext|>, else absent.
-        bytes: What it spells in base64, where the text alone does not tell, else absent.
-    """
-
-    id: int
-    text: str
-    special: bool | None = None
-    bytes: str | None = None
 
 
 class Tokenizer:

@@ -4,9 +4,8 @@
     n = ln_2(h)                              mlp_in
     x = h + w_out(act(w_in(n))) [+ Δh]       resid_post, W_in + ΔW and Δh on rows of patched runs
 
-Nothing is computed that no run reads: rows leave after their last layer, and there only the rows
-that are read become queries. The mask is a bool mask for sdpa alone (under `eager` it would be
-added to the scores).
+Only what some run reads is computed: rows leave after their last layer, and in that layer only rows
+that are read become queries. The mask is boolean, as sdpa needs it; `eager` would add it to scores.
 """
 
 from __future__ import annotations
@@ -21,16 +20,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from schemas.activations import HookPoint
 from service.engine.checkpoint import Model
 from service.engine.families import Block
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
-from service.engine.prefixes import Known, Prefixes, nothing_known, stacked
-from service.engine.run import STAGE, Activations, HookPoint, Run, Site
+from service.engine.prefixes import CachedRows, Prefixes, nothing_cached, stacked
+from service.engine.run import STAGE, Activations, Run, Site
 from service.errors import NonFiniteActivation
 
 SLICE = 128
-"""Rows whose attention is computed at a time on a CPU."""
+"""Rows of attention that are computed at a time on a CPU."""
 
 
 def forward(
@@ -39,30 +39,30 @@ def forward(
     proceed: Callable[[], None] = lambda: None,
     prefixes: Prefixes | None = None,
 ) -> Sequence[Activations]:
-    """What each run reads, all runs in one pack.
+    """Run all runs in one pack, and return the activations of each.
 
     Args:
         model: The resident model.
         runs: Runs of one dtype.
-        proceed: Called before each block; ends the walk by raising.
-        prefixes: Known beginnings, to use and to add to.
+        proceed: Called before each block. It may raise to end the walk.
+        prefixes: The prefix cache to read and write.
 
     Raises:
         NonFiniteActivation: A site that is read holds NaN or infinity.
     """
     dtype = runs[0].dtype or model.dtype
     kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else None
-    find = nothing_known if kept is None else kept.find
+    find = nothing_cached if kept is None else kept.find
     reading = _Reading(model, runs, pack(runs, find), kept is not None)
     _walk(model, reading, dtype, proceed)
     if kept is not None:
-        for run, known, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
-            kept.keep(run, known, partial(reading.stretch, path))
+        for run, cached, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
+            kept.keep(run, cached, partial(reading.node, path))
     return reading.activations
 
 
 class _Reading:
-    """A pack under way: the rows still in it, and what was read of them so far."""
+    """The state of a forward: the activations and the keys and values so far."""
 
     def __init__(self, model: Model, runs: Sequence[Run], laid_out: Pack, keeps: bool) -> None:
         self.pack = laid_out
@@ -74,12 +74,12 @@ class _Reading:
         self._computed: list[tuple[Index, Tensor, Tensor]] = []
 
     def computed(self, rows: Index, keys: Tensor, values: Tensor) -> None:
-        """Remember a layer's keys and values of the pack's `rows`, (heads, rows, d_head) each."""
+        """Record a layer's keys and values of the pack's `rows`, (heads, rows, d_head) each."""
         if self._keeps:
             self._computed.append((rows, keys.clone(), values.clone()))
 
-    def stretch(self, path: Index, start: int, stop: int) -> Tensor | None:
-        """Keys and values of a run's rows, as a stretch holds them; None where there are none."""
+    def node(self, path: Index, start: int, stop: int) -> Tensor | None:
+        """Keys and values of a run's rows in the form of a node; None if there are none."""
         wanted, layers, places = path[start:stop], [], []
         for rows, keys, values in self._computed:
             place = rows.searchsorted(wanted).clip(max=len(rows) - 1)
@@ -90,7 +90,7 @@ class _Reading:
         return stacked(layers, places) if layers else None
 
     def note(self, layer: int, point: HookPoint, value: Tensor, rows: Index) -> None:
-        """Hand out `value`, which holds the pack's `rows`, to the runs that read this site."""
+        """Give each run that reads this site its rows of `value`, which holds the pack's `rows`."""
         site = Site(layer, point)
         readers = self.pack.reads.get(site)
         if readers is None:
@@ -112,36 +112,36 @@ def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable
     x = model.token_embedding[_index(laid_out.tokens, model)].to(dtype)
     x = x + model.position_embedding[_index(laid_out.positions, model)].to(dtype)
     sees = torch.from_numpy(laid_out.sees).to(model.device)
-    known = laid_out.known
+    cached = laid_out.cached
     for layer in range(int(laid_out.depth.max(initial=-1)) + 1):
         proceed()
         stay = laid_out.depth[rows] >= layer
         if not stay.all():
             rows, x, sees = _keep(stay, rows, x, sees)
-        if any(stretch.depth <= layer for stretch, _ in known):
-            known, sees = _keep_known(layer, known, sees)
-        x, rows, sees = _block(model.blocks[layer].to(dtype), layer, x, rows, sees, known, reading)
+        if any(node.depth <= layer for node, _ in cached):
+            cached, sees = _keep_cached(layer, cached, sees)
+        x, rows, sees = _block(model.blocks[layer].to(dtype), layer, x, rows, sees, cached, reading)
 
 
 def _keep(
     stay: NDArray[np.bool_], rows: Index, x: Tensor, sees: Tensor
 ) -> tuple[Index, Tensor, Tensor]:
-    """The rows that stay in the pack, their stream, and what they see of known rows and others."""
+    """The rows that stay in the pack, their stream, and their mask."""
     here = torch.from_numpy(np.flatnonzero(stay)).to(x.device)
     ahead = sees.shape[1] - len(sees)
     columns = torch.cat([torch.arange(ahead, device=x.device), ahead + here])
     return rows[stay], x[here], sees[here][:, columns]
 
 
-def _keep_known(
-    layer: int, known: Sequence[Known], sees: Tensor
-) -> tuple[tuple[Known, ...], Tensor]:
-    """The known rows that reach a layer, and the mask without the others' columns."""
-    reach = [part.stretch.depth > layer for part in known]
-    own = sees.shape[1] - sum(part.rows for part in known)
-    counts = torch.tensor([*(part.rows for part in known), own], device=sees.device)
+def _keep_cached(
+    layer: int, cached: Sequence[CachedRows], sees: Tensor
+) -> tuple[tuple[CachedRows, ...], Tensor]:
+    """The cached rows that have a layer, and the mask without the columns of the others."""
+    reach = [part.node.depth > layer for part in cached]
+    own = sees.shape[1] - sum(part.rows for part in cached)
+    counts = torch.tensor([*(part.rows for part in cached), own], device=sees.device)
     columns = torch.tensor([*reach, True], device=sees.device).repeat_interleave(counts)
-    return tuple(compress(known, reach)), sees[:, columns]
+    return tuple(compress(cached, reach)), sees[:, columns]
 
 
 def _block(
@@ -150,10 +150,10 @@ def _block(
     x: Tensor,
     rows: Index,
     sees: Tensor,
-    known: Sequence[Known],
+    cached: Sequence[CachedRows],
     reading: _Reading,
 ) -> tuple[Tensor, Index, Tensor]:
-    """One block: the stream behind it, the pack's rows that are left in it, and their mask."""
+    """Compute one block: the stream after it, the pack's rows that are left, and their mask."""
 
     def note(point: HookPoint, value: Tensor) -> None:
         reading.note(layer, point, value, rows)
@@ -164,14 +164,14 @@ def _block(
     note("ln_1_out", normed)
     asked = stage[rows] >= STAGE["attn_out"]
     if not asked.any():
-        return x[:0], rows[:0], sees[:0, : sum(part.rows for part in known)]
+        return x[:0], rows[:0], sees[:0, : sum(part.rows for part in cached)]
     every = None if asked.all() else torch.from_numpy(np.flatnonzero(asked)).to(x.device)
     attended, keys, values = attention(
         block,
         normed,
         sees,
         every,
-        [part.stretch.layers[layer, :, :, : part.rows] for part in known],
+        [part.node.layers[layer, :, :, : part.rows] for part in cached],
     )
     reading.computed(rows, keys, values)
     if every is not None:
@@ -188,18 +188,8 @@ def _block(
         rows, x, sees = _keep(asked, rows, x, sees)
     if not len(rows):
         return x, rows, sees
-    owner = reading.pack.owner[rows]
-    pre = block.w_in(normed) if patch is None else patch.mlp_pre(block, normed, owner)
-    note("mlp_pre", pre)
-    act = block.act(pre)
-    note("mlp_act", act)
-    out = block.w_out(act)
-    note("mlp_out", out)
-    x = x + out
-    if patch is not None:
-        x = patch.shift(x, owner)
-    note("resid_post", x)
-    return x, rows, sees
+    rows_patch = None if patch is None else patch.of_rows(reading.pack.owner[rows])
+    return block.mlp(x, normed, note, rows_patch), rows, sees
 
 
 def attention(
@@ -207,16 +197,16 @@ def attention(
     normed: Tensor,
     sees: Tensor,
     queries: Tensor | None,
-    known: Sequence[Tensor] = (),
+    cached: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention's output for some rows, (queries, d_model), and the keys and values of all.
 
     Args:
-        block: Whose attention.
+        block: The block.
         normed: ln_1_out, (rows, d_model).
-        sees: Which row sees which, bool, (rows, known + rows).
-        queries: Indices into the rows; None: all.
-        known: Keys and values of rows that were computed before, (2, heads, rows, d_head) each.
+        sees: The mask of visible rows, bool, (rows, cached + rows).
+        queries: Indices of the rows that become queries; None: all.
+        cached: Keys and values of cached rows, (2, heads, rows, d_head) each.
     """
     width = normed.shape[1]
     k, v = torch.split(block.keys_values(normed), width, dim=1)
@@ -224,9 +214,9 @@ def attention(
     if queries is not None:
         sees = sees[queries]
     q, k, v = (part.view(len(part), block.n_heads, -1).transpose(0, 1) for part in (q, k, v))
-    keys = torch.cat([*(kept[0] for kept in known), k], 1)
-    values = torch.cat([*(kept[1] for kept in known), v], 1)
-    # A row sees nothing behind it, so a slice of all rows needs no key behind the slice.
+    keys = torch.cat([*(kept[0] for kept in cached), k], 1)
+    values = torch.cat([*(kept[1] for kept in cached), v], 1)
+    # No row sees a later row, so a slice of the rows needs no keys after the slice.
     slices = [(0, len(sees))]
     if queries is None and keys.device.type == "cpu":
         slices = [(i, min(i + SLICE, len(sees))) for i in range(0, len(sees), SLICE)]

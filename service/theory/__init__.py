@@ -1,15 +1,15 @@
-"""The mathematics of implicit weight updates: tensors in, tensors out; torch and nothing else."""
+"""The mathematics of implicit weight updates: tensors in, tensors out; it imports only torch.
+
+Each module credits the papers where it uses their ideas:
+
+    Dherin et al., *Learning without training* (arXiv 2507.16003): the theorem, the gradient form.
+    Innocenti & Achour (arXiv 2512.11255): residual stream, layer norm, any block, all positions.
+    Goldwaser et al. (arXiv 2511.17864): all layers in sequence, weights in place of a bias.
+    Mazzawi et al. (arXiv 2510.08734): one static patch for many queries.
+"""
 
 from service.theory.comparisons import Comparison, Discrepancy, compare, discrepancy, kl_divergence
-from service.theory.equivalence import (
-    Scope,
-    Verdict,
-    gate,
-    improvement,
-    kl_gate,
-    tolerance,
-    verdict,
-)
+from service.theory.equivalence import improvement, tolerance
 from service.theory.implicit_update import (
     ImplicitUpdate,
     NonFinite,
@@ -38,22 +38,17 @@ __all__ = [
     "LowRank",
     "NonFinite",
     "RankOne",
-    "Scope",
     "Trajectory",
-    "Verdict",
     "below_noise",
     "compare",
     "discrepancy",
     "dot",
-    "gate",
     "implicit_update",
     "improvement",
     "joint_update",
     "kl_divergence",
-    "kl_gate",
     "norm",
     "tolerance",
     "trajectory",
     "update_on_base",
-    "verdict",
 ]

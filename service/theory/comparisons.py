@@ -1,4 +1,4 @@
-"""Two vectors, or two distributions, held against each other; everything in float64."""
+"""Comparisons of two vectors or of two distributions, computed in float64."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from service.theory.vectors import dot, norm
 
 @dataclass(frozen=True)
 class Comparison:
-    """One activation with the context and in the baseline run; each (...), float64.
+    """One activation with the context and in the baseline run; each field (...), float64.
 
     Args:
         norm_with_context: ‖v_C‖.
         norm_baseline: ‖v‖.
         norm_difference: ‖v_C − v‖.
-        cosine: v_C·v / (‖v_C‖ ‖v‖); NaN where one of them is zero.
+        cosine: v_C·v / (‖v_C‖ ‖v‖); NaN where either vector is zero.
     """
 
     norm_with_context: Tensor
@@ -29,7 +29,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Discrepancy:
-    """How far a computed vector is from the expected one; each (...), float64.
+    """The distance of a computed vector from the expected one; each field (...), float64.
 
     Args:
         magnitude: ‖expected‖.
@@ -61,7 +61,7 @@ def discrepancy(expected: Tensor, actual: Tensor) -> Discrepancy:
 
 
 def kl_divergence(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """KL(p‖q) in nats of the distributions of two rows of logits, (..., vocab) to (...); >= 0."""
+    """KL(p‖q) in nats, p and q the softmax of two rows of logits: (..., vocab) to (...); ≥ 0."""
     log_p = torch.log_softmax(logits.double(), -1)
     log_q = torch.log_softmax(other_logits.double(), -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1).clamp_min(0.0)

@@ -8,10 +8,14 @@ A block reads the MLP's input `n = ln_2(h)` from the residual stream `h` after a
 
 where W (d_model, d_mlp) is the MLP's first weight. Adding ΔW to W and Δh to the block's output
 makes the run without context produce the block output of the run with it, again exactly. ΔW has
-rank 1; among all matrices with that property it has the least Frobenius norm.
+rank 1; among all matrices with that property it has the least Frobenius norm. There is no ε in the
+denominator, because it would break the identity: ‖n‖ = 0 is refused instead.
 
-Source: Dherin et al., *Learning without training* (arXiv 2507.16003), in GPT-2's row convention.
-    There is no ε in the denominator, as it would break the identity: ‖n‖ = 0 is refused instead.
+Sources, rewritten in GPT-2's row convention:
+    The theorem: Dherin et al., *Learning without training* (arXiv 2507.16003).
+    Residual stream, layer norm, any block, all positions: Innocenti & Achour (arXiv 2512.11255).
+    All layers in sequence, each update formed on the stream that the patched layers below produce:
+    Goldwaser et al. (arXiv 2511.17864, Theorem 2 and Algorithm 1).
 """
 
 from __future__ import annotations
@@ -25,20 +29,20 @@ from service.theory.rank_one import RankOne
 from service.theory.vectors import norm
 
 NOISE_FACTOR = 32.0
-"""‖Δn‖ below this many ε·‖n‖ is rounding: the noise of n itself is 6 to 17 ε in float32."""
+"""‖Δn‖ below this multiple of ε·‖n‖ is rounding: n itself carries 6 to 17 ε of noise in float32."""
 
 
 class NonFinite(ArithmeticError):
-    """A vector that an update is formed from is zero, infinite or not a number."""
+    """A vector from which an update is formed is zero, infinite or NaN."""
 
 
 @dataclass(frozen=True)
 class ImplicitUpdate:
-    """What the context does to one block, for a batch of positions.
+    """The effect of the context on one block, as an update for each position of a batch.
 
     Args:
         weight: ΔW of the MLP's first weight, factors (..., d_model) and (..., d_mlp).
-        bias: Δh, added at the block's output, (..., d_model).
+        bias: Δh, added to the block's output, (..., d_model).
     """
 
     weight: RankOne
@@ -49,22 +53,22 @@ class ImplicitUpdate:
         return ImplicitUpdate(self.weight.to(dtype), self.bias.to(dtype))
 
     def with_output(self, output: Tensor) -> ImplicitUpdate:
-        """The same with another output factor of ΔW."""
+        """The same update with another output factor of ΔW."""
         return ImplicitUpdate(RankOne(self.weight.input, output), self.bias)
 
     def without_weight(self) -> ImplicitUpdate:
-        """Δh alone."""
+        """Δh without ΔW."""
         return self.with_output(torch.zeros_like(self.weight.output))
 
     def without_bias(self) -> ImplicitUpdate:
-        """ΔW alone."""
+        """ΔW without Δh."""
         return ImplicitUpdate(self.weight, torch.zeros_like(self.bias))
 
 
 def implicit_update(
     n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Tensor
 ) -> ImplicitUpdate:
-    """The update that makes the baseline run read as the run with context does.
+    """The update under which the baseline run computes what the run with context computes.
 
     Args:
         n: The MLP's input in the baseline run (mlp_in), (..., d_model).
@@ -77,7 +81,7 @@ def implicit_update(
     least float32; input factor and bias are float64.
 
     Raises:
-        NonFinite: ‖n‖ is zero, or a value is infinite or not a number.
+        NonFinite: ‖n‖ is zero, or a value is infinite or NaN.
     """
     bias = h_context.double() - h.double()
     if not bool(torch.isfinite(bias).all()):
@@ -86,9 +90,9 @@ def implicit_update(
 
 
 def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Tensor) -> RankOne:
-    """`nᵀ((n_to − n_from)·W) / ‖n‖²`: what takes one reading to another, seen from the base n.
+    """The change of weight `nᵀ((n_to − n_from)·W) / ‖n‖²`, with n as the base of both readings.
 
-    Updates on one base add up: from a to b and from b to c is from a to c.
+    Updates on one base add up: a to b plus b to c equals a to c.
 
     Args:
         n: The base, (..., d_model).
@@ -97,7 +101,7 @@ def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Tensor) -> Ran
         w_in: The MLP's first weight, (d_model, d_mlp).
 
     Raises:
-        NonFinite: ‖n‖ is zero, or a value is infinite or not a number.
+        NonFinite: ‖n‖ is zero, or a value is infinite or NaN.
     """
     base = n.double()
     squared = (base * base).sum(-1, keepdim=True)
@@ -111,6 +115,12 @@ def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Tensor) -> Ran
 
 
 def below_noise(n: Tensor, n_context: Tensor, dtype: torch.dtype) -> Tensor:
-    """Whether ‖Δn‖ < 32·ε·‖n‖, ε of the pass's `dtype`: then ΔW is rounding; bool, (...)."""
+    """Whether ‖Δn‖ < 32·ε·‖n‖, so that ΔW is rounding; bool, (...).
+
+    Args:
+        n: The MLP's input in the baseline run, (..., d_model).
+        n_context: The same with context, (..., d_model).
+        dtype: The dtype of the forward passes, which gives ε.
+    """
     difference = norm(n_context.double() - n.double())
     return difference < NOISE_FACTOR * torch.finfo(dtype).eps * norm(n)

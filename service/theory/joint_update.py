@@ -5,9 +5,14 @@ With the rows of m positions stacked, N (m, d_model) of the baseline and N_C wit
     ΔW_in  = N⁺ (N_C − N) W_in       so that   N (W_in + ΔW_in) = N_C W_in,
     ΔW_out = Φ_C⁺ (H_C − H)          so that   Φ_C (W_out + ΔW_out) = Φ_C W_out + H_C − H,
 
-where Φ_C is mlp_act with context, which the first weight then gives. Both are of rank m at most,
-exact where the rows are independent, and of least Frobenius norm. One bias cannot do it: each
-position has a Δh of its own. Source: the theorem of arXiv 2507.16003, for stacked rows.
+where Φ_C is mlp_act with context, which the patched first weight produces. Both have rank m at
+most, are exact if the rows are independent, and have the least Frobenius norm. A single bias cannot
+replace ΔW_out, because each position has its own Δh.
+
+Sources: for m = 1, ΔW_in is the update of Dherin et al. (arXiv 2507.16003). An update for every
+position: Innocenti & Achour (arXiv 2512.11255). Rank-1 patches of both MLP weights, without a bias:
+Goldwaser et al. (arXiv 2511.17864). One matrix for many tokens by least squares: Mazzawi et al.
+(arXiv 2510.08734); here the least-squares residual is zero, or the patch is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from torch import Tensor
 from service.theory.implicit_update import NonFinite
 
 MAX_CONDITION = 1e6
-"""σ_max/σ_min of the stacked rows beyond which they are not told apart."""
+"""Largest σ_max/σ_min of the stacked rows; above it they count as dependent."""
 
 
 class DependentRows(ArithmeticError):
@@ -43,7 +48,7 @@ class LowRank:
     Args:
         input: (rank, d_in).
         output: (rank, d_out).
-        condition: σ_max/σ_min of the rows that it was solved for.
+        condition: σ_max/σ_min of the rows for which it was solved.
     """
 
     input: Tensor
@@ -52,7 +57,7 @@ class LowRank:
 
     @property
     def singular_values(self) -> Tensor:
-        """All that may be non-zero, largest first, float64, (rank)."""
+        """The singular values that can be non-zero, in descending order, float64, (rank)."""
         _, r_in = torch.linalg.qr(self.input.double().T)
         _, r_out = torch.linalg.qr(self.output.double().T)
         values: Tensor = torch.linalg.svdvals(r_in @ r_out.T)
@@ -64,11 +69,11 @@ class LowRank:
         return self.singular_values.square().sum().sqrt()
 
     def apply(self, x: Tensor) -> Tensor:
-        """`x·M` for rows of (rows, d_in): (rows, d_out)."""
+        """The product `x·M` for rows x (rows, d_in): (rows, d_out)."""
         return (x @ self.input.T) @ self.output
 
     def dense(self) -> Tensor:
-        """The matrix itself, (d_in, d_out)."""
+        """The dense matrix, (d_in, d_out)."""
         return self.input.T @ self.output
 
     def to(self, dtype: torch.dtype) -> LowRank:
@@ -93,21 +98,21 @@ class JointUpdate:
         return JointUpdate(self.w_in.to(dtype), self.w_out.to(dtype))
 
     def with_output(self, output: Tensor) -> JointUpdate:
-        """The same with another output factor of ΔW_in."""
+        """The same update with another output factor of ΔW_in."""
         return JointUpdate(replace(self.w_in, output=output), self.w_out)
 
     def without_weight(self) -> JointUpdate:
-        """ΔW_out alone, which carries the Δh."""
+        """ΔW_out without ΔW_in; ΔW_out carries the Δh."""
         return self.with_output(torch.zeros_like(self.w_in.output))
 
     def without_bias(self) -> JointUpdate:
-        """ΔW_in alone."""
+        """ΔW_in without ΔW_out."""
         nothing = torch.zeros_like(self.w_out.output)
         return JointUpdate(self.w_in, replace(self.w_out, output=nothing))
 
 
 def least_norm(rows: Tensor, targets: Tensor) -> LowRank:
-    """The M of least Frobenius norm with `rows·M = targets`, solved in float64.
+    """The matrix M of least Frobenius norm with `rows·M = targets`, solved in float64.
 
     Args:
         rows: (m, d_in).
@@ -115,7 +120,7 @@ def least_norm(rows: Tensor, targets: Tensor) -> LowRank:
 
     Raises:
         DependentRows: σ_min < 1e-6·σ_max.
-        NonFinite: A value is infinite or not a number.
+        NonFinite: A value is infinite or NaN.
     """
     stacked, wanted = rows.double(), targets.double()
     if not bool(torch.isfinite(stacked).all() and torch.isfinite(wanted).all()):
@@ -137,7 +142,7 @@ def joint_update(
     act_context: Tensor,
     w_in: Tensor,
 ) -> JointUpdate:
-    """The patch of both weights that is exact at every one of m positions.
+    """The patch of both weights that is exact at each of m positions.
 
     Args:
         n: mlp_in in the baseline run, (m, d_model).
@@ -149,6 +154,7 @@ def joint_update(
 
     Raises:
         DependentRows: The positions' vectors are not independent.
+        NonFinite: A value is infinite or NaN.
     """
     shift = (n_context.double() - n.double()) @ w_in.double()
     return JointUpdate(

@@ -6,10 +6,10 @@ A matrix of rank 1 is the outer product of an input factor `a` (d_in) and an out
     M = a ⊗ b,    x·M = (x·a) b,    ‖M‖ = ‖a‖ ‖b‖,    ⟨M₁, M₂⟩ = (a₁·a₂)(b₁·b₂),
 
 in the row convention `y = x·M` and the orientation (d_in, d_out). Its Frobenius, spectral and
-nuclear norms are one number. For GPT-2 the two factors are 15 kB where the matrix is 9.4 MB, and
-norms taken from them are exact to rounding where the float32 matrix is off by 1e-4.
+nuclear norms are equal. For GPT-2 small the two factors take 15 kB and the matrix 9.4 MB. Norms
+computed from the factors are exact to rounding; the norm of the float32 matrix is off by 1e-4.
 
-Leading dimensions are a batch: one matrix for each index into them.
+Leading dimensions are a batch: each index into them has its own matrix.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RankOne:
     """The matrices `outer(input, output)`.
 
     Args:
-        input: The factor that meets the input, (..., d_in).
+        input: The factor that the input is multiplied by, (..., d_in).
         output: The direction in which the output moves, (..., d_out).
     """
 
@@ -36,11 +36,11 @@ class RankOne:
 
     @property
     def norm(self) -> Tensor:
-        """Frobenius norm = spectral norm, float64, (...)."""
+        """Frobenius norm, equal to the spectral norm, float64, (...)."""
         return norm(self.input) * norm(self.output)
 
     def apply(self, x: Tensor) -> Tensor:
-        """`x·M` for x of (..., d_in), row by row: (..., d_out)."""
+        """The product `x·M` for x (..., d_in), row by row: (..., d_out)."""
         return (x * self.input).sum(-1, keepdim=True) * self.output
 
     def inner(self, other: RankOne) -> Tensor:
@@ -48,11 +48,12 @@ class RankOne:
         return dot(self.input, other.input) * dot(self.output, other.output)
 
     def cosine(self, other: RankOne) -> Tensor:
-        """⟨M₁, M₂⟩ / (‖M₁‖ ‖M₂‖), float64, (...); NaN where one of them is zero."""
+        """⟨M₁, M₂⟩ / (‖M₁‖ ‖M₂‖), float64, (...); NaN where either matrix is zero."""
         return (self.inner(other) / (self.norm * other.norm)).clamp(-1.0, 1.0)
 
     def dense(self) -> Tensor:
-        """The matrices themselves, (..., d_in, d_out): for the one product that asks for them."""
+        """The dense matrices, (..., d_in, d_out); only a product with changed weights needs
+        them."""
         return self.input.unsqueeze(-1) * self.output.unsqueeze(-2)
 
     def to(self, dtype: torch.dtype) -> RankOne:
@@ -60,5 +61,5 @@ class RankOne:
         return RankOne(self.input.to(dtype), self.output.to(dtype))
 
     def __getitem__(self, index: int) -> RankOne:
-        """The matrix, or the batch of them, at `index` of the first leading dimension."""
+        """The matrix, or the batch of matrices, at `index` of the first leading dimension."""
         return RankOne(self.input[index], self.output[index])

@@ -1,14 +1,18 @@
-"""The weights' way as the context is read, step by step.
+"""The path of a weight as the context is read, step by step.
 
-With n_i the MLP's input after the i-th part of the context (n_0: none) and the query at its place,
+With n_i the MLP's input after the i-th part of the context (n_0: none of it) and the query at its
+position,
 
     ΔW_i = n_0ᵀ ((n_i − n_0) W) / ‖n_0‖²,      W_i = W + ΔW_i,
     step_i = W_{i+1} − W_i = n_0ᵀ ((n_{i+1} − n_i) W) / ‖n_0‖² = −η G_i,
     η = 1/‖n_0‖²,   G_i = n_0ᵀ ((n_i − n_{i+1}) W),   loss_i(W) = trace(G_iᵀ W).
 
-So reading a part is a step of gradient descent on a loss that is linear in W. This is a restatement
-of a telescoping sum: the steps add up to ΔW of the whole context. Source: arXiv 2507.16003, section
-on implicit dynamics. Every matrix has the same input factor, so all of it is computed from rows.
+So reading a part is a step of gradient descent on a loss that is linear in W. This restates a
+telescoping sum: the steps add up to ΔW of the whole context. Every matrix has the same input
+factor, so all figures are computed from rows.
+
+Source: the theorem and its gradient form are those of Dherin et al. (arXiv 2507.16003, the section
+on implicit learning dynamics).
 """
 
 from __future__ import annotations
@@ -24,14 +28,14 @@ from service.theory.vectors import dot, norm
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One layer's and one position's way; each tensor (steps), float64.
+    """The path of one layer's weight for one position; each tensor (steps), float64.
 
     Args:
         eta: η = 1/‖n_0‖².
         norm: ‖ΔW_{i+1}‖, after the step.
         step_norm: ‖W_{i+1} − W_i‖ = η ‖G_i‖.
         gradient_norm: ‖G_i‖.
-        cosine_to_final: cos(ΔW_{i+1}, ΔW of the whole context); NaN where one is zero.
+        cosine_to_final: cos(ΔW_{i+1}, ΔW of the whole context); NaN where either is zero.
         loss_before: loss_i(W_i).
         loss_after: loss_i(W_{i+1}).
         telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; NaN where ΔW is zero.
@@ -48,21 +52,21 @@ class Trajectory:
 
 
 def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
-    """The way of one layer's weight.
+    """The path of one layer's weight over the readings of one position.
 
     Args:
         readings: n_0 to n_k, (steps + 1, d_model).
         w_in: The MLP's first weight, (d_model, d_mlp).
 
     Raises:
-        NonFinite: ‖n_0‖ is zero, or a value is infinite or not a number.
+        NonFinite: ‖n_0‖ is zero, or a value is infinite or NaN.
     """
     n = readings.double()
     length = norm(n[0])
     if not bool(length > 0) or not bool(torch.isfinite(n).all()):
         raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
     dtype = torch.promote_types(w_in.dtype, torch.float32)
-    # One product for all: what the readings give is the start's and the sum of the steps so far.
+    # One product serves all figures: n_i·W is n_0·W plus the sum of the steps before it.
     differences = torch.cat([n[1:] - n[:-1], n[-1:] - n[:1], n[:1]])
     products = (differences.to(dtype) @ w_in.to(dtype)).double()
     steps, whole, start = products[:-2], products[-2], products[-1]

@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def norm(x: Tensor) -> Tensor:
-    """‖x‖ of (..., width): (...), float64."""
+    """The Euclidean norm ‖x‖ of x (..., width): (...), float64."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64)
     return length
 
 
 def dot(x: Tensor, y: Tensor) -> Tensor:
-    """x·y of (..., width): (...), float64."""
+    """The product x·y of x and y (..., width): (...), float64."""
     return (x.double() * y.double()).sum(-1)

@@ -1,4 +1,4 @@
-"""Every question is asked of the random GPT-2 and of the bundled one."""
+"""The fixture `subject`: the random and the bundled GPT-2, each with its oracle."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the analysis is tested on: a model, its oracle, and one context and query in every baseline.
+"""Subjects of the analysis tests: a model, its oracle, and one context and query in every baseline.
 
 The agreement rule (theory.md 9): a captured vector agrees to `CAPTURED`, relative; a quantity
-formed from a difference v_C − v to that times (‖v_C‖ + ‖v‖)/‖v_C − v‖.
+formed from a difference v_C − v agrees to that times (‖v_C‖ + ‖v‖)/‖v_C − v‖.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Subject:
     """One model in the service and in the oracle.
 
     Args:
-        model: The service's.
+        model: The service's model.
         oracle: The same checkpoint in float64 NumPy.
+        asked: Oracle questions by baseline, cached with their runs.
     """
 
     model: Model
@@ -43,7 +44,7 @@ class Subject:
     asked: dict[str, Question] = field(default_factory=dict)
 
     def ids(self, seeds: Sequence[int]) -> tuple[int, ...]:
-        """Ids spread over the vocabulary."""
+        """Token ids spread over the vocabulary, one per seed."""
         return tuple(1 + STRIDE * seed % (self.model.vocab_size - 1) for seed in seeds)
 
     @property
@@ -66,7 +67,7 @@ class Subject:
         return resolve_pair(self.model, context, query, kinds[baseline], positions)
 
     def question(self, baseline: str) -> Question:
-        """The same in the oracle; its runs are kept."""
+        """The same question in the oracle, cached with its runs."""
         if baseline not in self.asked:
             kinds: dict[str, theirs.Baseline] = {
                 "matched": "matched",
@@ -94,7 +95,7 @@ def distance(actual: ArrayLike, expected: ArrayLike) -> float:
 
 
 def agree(actual: ArrayLike | None, expected: ArrayLike, bound: float, what: object = "") -> None:
-    """Assert that they agree within a relative bound."""
+    """Assert that two arrays agree within a relative bound."""
     assert actual is not None, what
     found = distance(actual, expected)
     assert found <= bound, f"{what}: {found:.2e} > {bound:.2e}"

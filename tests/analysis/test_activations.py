@@ -1,4 +1,4 @@
-"""Captured activations, against the oracle."""
+"""Captured activations, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.activations import Reduce, capture
+from service.analysis.activations import Reduce, activations
 from service.engine import drive
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS
@@ -16,18 +16,18 @@ PROMPTS = [IDS, CONTEXT[3:], IDS[:1]]
 POSITIONS = [(11, 0, 5), tuple(range(6)), (0,)]
 
 
-def test_the_hook_points_are_the_oracles() -> None:
-    """The same names in the same order."""
+def test_hook_points_equal_the_oracles() -> None:
+    """The hook points have the oracle's names, in the oracle's order."""
     assert POINTS == HOOK_POINTS
 
 
 @pytest.mark.parametrize("reduce", ["none", "norm", "mean"])
-def test_every_hook_point_of_every_layer(subject: Subject, reduce: Reduce) -> None:
-    """Three prompts at chosen positions, as they are, as norms and as means over positions."""
+def test_activations_equal_the_oracles(subject: Subject, reduce: Reduce) -> None:
+    """Every hook point equals the oracle's, as vectors, as norms and as means over positions."""
     model = subject.model
     ids = [subject.ids(prompt) for prompt in PROMPTS]
     layers = list(range(model.n_layers))[::-1]
-    answer = drive(model, capture(model, ids, POSITIONS, layers, POINTS, reduce))
+    answer = drive(model, activations(model, ids, POSITIONS, layers, POINTS, reduce))
     assert len(answer) == len(ids)
     for prompt, rows, found in zip(ids, POSITIONS, answer, strict=True):
         trace = subject.oracle.run(prompt)
@@ -44,11 +44,13 @@ def test_every_hook_point_of_every_layer(subject: Subject, reduce: Reduce) -> No
             assert one.values.dtype == (torch.float32 if reduce == "none" else torch.float64)
 
 
-def test_a_neighbouring_point_layer_or_position_would_be_seen(subject: Subject) -> None:
-    """No other point of the block, no other layer and no other position agrees with a point."""
+def test_other_points_layers_and_positions_disagree(subject: Subject) -> None:
+    """No other hook point, layer or position agrees with the one that was asked for."""
     ids, layer = subject.ids(IDS), 1
     trace = subject.oracle.run(ids)
-    (found,) = drive(subject.model, capture(subject.model, [ids], [(4,)], [layer], POINTS, "none"))
+    (found,) = drive(
+        subject.model, activations(subject.model, [ids], [(4,)], [layer], POINTS, "none")
+    )
     for one in found.activations:
         values, point = one.values[0].double().numpy(), one.hook_point
         wrong = [trace[layer, point][5], trace[layer, point][3], trace[2, point][4]]

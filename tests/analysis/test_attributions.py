@@ -1,4 +1,4 @@
-"""Attributions of spans, against the oracle's separate runs and dense updates."""
+"""Attributions of spans, compared with the oracle's separate runs and dense updates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASELINES = ("matched", "anchored")
 
 
 def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
-    """Spans with gaps before, between and behind them, spans that cover, one, all tokens."""
+    """Lists of spans: with gaps, covering the context, a single one, and one per token."""
     first, count = int(pair.anchored), len(pair.context)
     return {
         "gaps": ((2, 3), (4, 7)),
@@ -34,14 +34,14 @@ def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
 
 
 def asked(subject: Subject, pair: Pair, spans: Sequence[Span]) -> tuple[LayerAttribution, ...]:
-    """Some layers, all asked positions."""
+    """Attributions of the subject's layers at all requested positions."""
     return drive(subject.model, attributions(subject.model, pair, subject.layers, spans))
 
 
 def check_attribution(
     question: oracle.Question, found: LayerAttribution, spans: Sequence[Span]
 ) -> None:
-    """Hold one layer and position against the oracle's."""
+    """Assert that one layer and position agrees with the oracle."""
     theirs = oracle.attribution(question, found.layer, found.position, spans=spans)
     whole = oracle.update(question, found.layer, found.position).cancellation
     agree(found.norm, theirs.norm, CAPTURED * whole)
@@ -61,9 +61,9 @@ def check_attribution(
 @only_tiny
 @pytest.mark.parametrize("kind", ["gaps", "gaps of three", "covering", "whole", "tokens"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_attributions_are_the_oracles(subject: Subject, baseline: str, kind: str) -> None:
-    """Each span by itself and by its absence, cosine, share, and the order, at every layer and
-    position; with an anchor the spans are indices into the context as it is echoed."""
+def test_attributions_equal_the_oracles(subject: Subject, baseline: str, kind: str) -> None:
+    """Every figure of every span equals the oracle's at each layer and position, with span indices
+    into the echoed context."""
     pair = subject.pair(baseline)
     spans = groups(pair)[kind]
     found = asked(subject, pair, spans)
@@ -73,8 +73,8 @@ def test_attributions_are_the_oracles(subject: Subject, baseline: str, kind: str
         check_attribution(subject.question(baseline), one, spans)
 
 
-def test_attributions_of_any_model_are_the_oracles(subject: Subject) -> None:
-    """The same on the bundled model too."""
+def test_attributions_of_both_models_equal_the_oracles(subject: Subject) -> None:
+    """The figures also equal the oracle's on the bundled model."""
     pair = subject.pair("matched", "last")
     spans = groups(pair)["gaps"]
     for one in asked(subject, pair, spans)[:1]:
@@ -83,8 +83,8 @@ def test_attributions_of_any_model_are_the_oracles(subject: Subject) -> None:
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_one_span_of_everything_is_the_update(subject: Subject, baseline: str) -> None:
-    """Its share and cosine are 1, it leaves the baseline behind, and has no order."""
+def test_span_of_the_whole_context_is_the_update(subject: Subject, baseline: str) -> None:
+    """A span of the whole context has share 1, cosine 1, the update's norm and no order effect."""
     model, pair = subject.model, subject.pair(baseline)
     updates = drive(model, weight_updates(model, pair, subject.layers, [])).updates
     for one, update in zip(asked(subject, pair, groups(pair)["whole"]), updates, strict=True):
@@ -98,8 +98,8 @@ def test_one_span_of_everything_is_the_update(subject: Subject, baseline: str) -
 
 
 @only_tiny
-def test_leave_one_out_is_the_update_of_baseline_without(subject: Subject) -> None:
-    """It is what `{without: [span]}` answers, another figure than the span alone."""
+def test_leave_one_out_is_the_norm_under_without(subject: Subject) -> None:
+    """`leave_one_out` is the norm under `{without: [span]}` and differs from `only_this_span`."""
     model, pair = subject.model, subject.pair("matched")
     spans = groups(pair)["covering"]
     found = asked(subject, pair, spans)
@@ -113,8 +113,8 @@ def test_leave_one_out_is_the_update_of_baseline_without(subject: Subject) -> No
 
 
 @only_tiny
-def test_spans_interact(subject: Subject) -> None:
-    """Shares of covering spans do not add up to 1, and the order matters: nothing is additive."""
+def test_shares_do_not_sum_to_one(subject: Subject) -> None:
+    """The shares of covering spans do not sum to 1, and the order of the spans matters."""
     pair = subject.pair("matched", "last")
     for one in asked(subject, pair, groups(pair)["covering"]):
         assert abs(sum(span.share or 0.0 for span in one.spans) - 1) > 1e-3
@@ -122,8 +122,8 @@ def test_spans_interact(subject: Subject) -> None:
 
 
 @only_tiny
-def test_the_reverse_of_equal_spans_is_the_same_text(subject: Subject) -> None:
-    """Where reading the spans backward gives the same tokens there is no effect of order."""
+def test_reversing_equal_spans_has_no_effect(subject: Subject) -> None:
+    """If reversing the spans gives the same tokens, the order effect is 0."""
     pair = resolve_pair(subject.model, [5, 9, 7, 5, 9], [11], "matched", "last")
     for one in asked(subject, pair, ((0, 2), (3, 5))):
         assert one.order_effect == 0.0
@@ -133,9 +133,8 @@ def test_the_reverse_of_equal_spans_is_the_same_text(subject: Subject) -> None:
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_the_rows_are_those_announced(subject: Subject, baseline: str) -> None:
-    """The runs have the rows that are held against the service's limit, but for at most an anchor
-    a span more."""
+def test_announced_rows_are_those_of_the_runs(subject: Subject, baseline: str) -> None:
+    """The runs have the announced number of rows, plus at most one anchor per span."""
     pair = subject.pair(baseline)
     for spans in groups(pair).values():
         runs = next(attributions(subject.model, pair, [0], spans))

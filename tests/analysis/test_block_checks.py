@@ -1,4 +1,4 @@
-"""Equivalence checks, against the oracle's runs under really patched weights."""
+"""Equivalence checks, compared with the oracle's runs under dense patched weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.engine.made import resident, unchanged
 from tests.oracle import Update
 
 SEED = 20251216
-"""Documented in service.analysis.block_checks."""
+"""Seed of the controls, as documented in service.analysis.block_checks."""
 
 Scope = Literal["projection", "block"]
 SCOPES: tuple[Scope, ...] = ("projection", "block")
@@ -37,7 +37,7 @@ POSITIONS = (2, 0)
 def checks(
     model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
 ) -> tuple[Check, ...]:
-    """The answer, driven here and now."""
+    """The checks of a pair, driven without an engine."""
     return drive(model, block_checks(model, pair, layers, procedure))
 
 
@@ -45,7 +45,7 @@ def checks(
 def theirs_of(
     subject: Subject, baseline: str, scope: Scope, layer: int, position: int
 ) -> oracle.Check:
-    """The oracle's check of a layer and position; made once for all precisions."""
+    """The oracle's check of a layer and position, cached for all precisions."""
     check = oracle.projection_check if scope == "projection" else oracle.block_check
     return check(subject.question(baseline), layer, position)
 
@@ -54,7 +54,7 @@ def theirs_of(
 def controls_of(
     subject: Subject, baseline: str, scope: Scope, layer: int, position: int
 ) -> dict[str, float]:
-    """The oracle's controls, given the service's seeded direction and order."""
+    """The oracle's controls, with the service's seeded direction and order."""
     return oracle.controls(
         subject.question(baseline),
         layer,
@@ -66,7 +66,7 @@ def controls_of(
 
 
 def compared_noise(check: oracle.Check) -> float:
-    """(‖expected‖ + ‖unpatched‖)/‖their difference‖."""
+    """(‖expected‖ + ‖unpatched‖)/‖expected − unpatched‖."""
     return oracle.cancellation(check.expected, check.unpatched)
 
 
@@ -74,10 +74,11 @@ def compared_noise(check: oracle.Check) -> float:
 @pytest.mark.parametrize(("dtype", "unit"), PRECISIONS)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_the_check_holds_and_its_figures_are_the_oracles(
+def test_checks_hold_and_their_figures_equal_the_oracles(
     subject: Subject, baseline: str, scope: Scope, dtype: torch.dtype, unit: float, apply: Apply
 ) -> None:
-    """Magnitude, unpatched error and tolerance agree; the patched error is rounding alone."""
+    """Magnitude, unpatched error and tolerance equal the oracle's, and the patched error is within
+    the tolerance."""
     procedure = Procedure(scope=scope, dtype=dtype, apply=apply, controls=False)
     pair = subject.pair(baseline, POSITIONS)
     found = checks(subject.model, pair, subject.layers, procedure)
@@ -123,13 +124,11 @@ def order_of(pair: Pair) -> list[int]:
 @pytest.mark.parametrize(("dtype", "unit"), PRECISIONS)
 @pytest.mark.parametrize("scope", SCOPES)
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_controls_are_the_oracles(
+def test_controls_equal_the_oracles_and_fail(
     subject: Subject, baseline: str, scope: Scope, dtype: torch.dtype, unit: float
 ) -> None:
-    """Each control's error is that of the oracle under the same wrong patch, and far too large.
-
-    Only Δh at the attention is as exact as the patch itself.
-    """
+    """Each control's error equals the oracle's and exceeds 100 tolerances; only Δh at the attention
+    is exact."""
     pair, question = subject.pair(baseline, [2]), subject.question(baseline)
     found = checks(subject.model, pair, subject.layers, Procedure(scope=scope, dtype=dtype))
     for one in found:
@@ -150,8 +149,9 @@ def test_controls_are_the_oracles(
             assert error > 100 * one.tolerance, what
 
 
-def test_controls_need_another_order_of_the_context(subject: Subject) -> None:
-    """With one token, or equal tokens, there is none: null with its reason, the others stand."""
+def test_shuffled_context_is_null_without_another_order(subject: Subject) -> None:
+    """With one token or equal tokens `shuffled_context` is null with its reason, and the other
+    controls are reported."""
     model, query = subject.model, subject.ids(QUERY)
     one, two = subject.ids([3, 4])
     for context, kind in (((one,), "matched"), ((one,) * 5, "matched"), ((one,), "anchored")):
@@ -171,8 +171,8 @@ def test_controls_need_another_order_of_the_context(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-def test_a_context_against_itself_is_vacuous(subject: Subject, scope: Scope) -> None:
-    """Nothing differs, so the check cannot tell: neither holds nor fails, and nothing improves."""
+def test_context_against_itself_is_vacuous(subject: Subject, scope: Scope) -> None:
+    """A context compared with itself is vacuous, with an improvement of 0."""
     model, context = subject.model, subject.ids(CONTEXT)
     pair = resolve_pair(model, context, subject.ids(QUERY), Another(context), "last")
     for one in checks(model, pair, subject.layers, Procedure(scope=scope, controls=False)):
@@ -185,10 +185,10 @@ def test_a_context_against_itself_is_vacuous(subject: Subject, scope: Scope) -> 
 @pytest.mark.parametrize(
     ("tolerance", "verdict"), [(0.0, "fails"), (1e-20, "fails"), (1e-3, "holds"), (1.0, "vacuous")]
 )
-def test_a_tolerance_of_the_callers_decides(
+def test_requested_tolerance_decides_the_verdict(
     subject: Subject, tolerance: float, verdict: str
 ) -> None:
-    """It is taken as it is, at every layer and position, in the place of the derived one."""
+    """A requested tolerance replaces the derived one at every layer and position."""
     procedure = Procedure(tolerance=tolerance, controls=False)
     found = checks(subject.model, subject.pair("matched"), subject.layers, procedure)
     assert {one.tolerance for one in found} == {tolerance}
@@ -207,18 +207,18 @@ def test_a_tolerance_of_the_callers_decides(
         (["vacuous"], "vacuous"),
     ],
 )
-def test_one_verdict_for_all(
+def test_worst_verdict_decides(
     verdicts: list[Literal["holds", "fails", "vacuous"]], expected: str
 ) -> None:
-    """One failure fails all; without it one that could not tell is what is told."""
+    """One failure fails the answer; without one, a vacuous check makes it vacuous."""
     assert worst(verdicts) == expected
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
-def test_a_half_precision_model_is_checked_in_float32(
+def test_checks_of_half_precision_models_hold(
     subject: Subject, tiny_folder: Path, name: str
 ) -> None:
-    """Its rounded weights are a model too, for which the identity holds in float32 and float64."""
+    """On a half-precision model the checks hold in float32 and float64."""
     folder = "bundled" if subject.model.id == "bundled" else str(tiny_folder)
     model = load(folder, revision=None, device="cpu", dtype=name)
     pair = subject.pair("matched", "last")
@@ -227,8 +227,9 @@ def test_a_half_precision_model_is_checked_in_float32(
         assert [one.verdict for one in found] == ["holds"] * len(subject.layers)
 
 
-def test_the_resident_weights_are_never_patched(subject: Subject) -> None:
-    """Checks with all controls, both ways of applying, both dtypes: every bit is as it was."""
+def test_checks_do_not_change_resident_weights(subject: Subject) -> None:
+    """Checks in both dtypes, with controls and both ways of applying, leave every resident weight
+    bit-equal."""
     before = resident(subject.model)
     for dtype, apply in ((torch.float32, "materialized"), (torch.float64, "factored")):
         procedure = Procedure(dtype=dtype, apply=apply)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Devices and dtypes: the same answers on a CPU and, where there is one, on a GPU."""
+"""Devices and dtypes: the same answers on a CPU and on a GPU, where one is present."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from service.analysis.activations import capture
+from service.analysis.activations import activations
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.model_checks import model_checks
 from service.analysis.self_check import self_check
@@ -23,18 +23,18 @@ from tests.oracle import GPT2
 DEVICES = [
     "cpu",
     pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     ),
 ]
 BOUNDS = {"float32": 5e-6, "bfloat16": 3e-2, "float16": 4e-3}
-"""How far a captured vector may be from float64's, relative."""
+"""Largest relative error of a captured vector to float64's, by dtype."""
 EXACT = ("bias_only_at_attention",)
-"""The control that is exact as well."""
+"""The control that is exact, too."""
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
-    """Where the model is."""
+    """The device that holds the model."""
     name: str = request.param
     return name
 
@@ -45,13 +45,15 @@ def subject(folder: Path, device: str, dtype: str) -> Subject:
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_activations(tiny_folder: Path, device: str, dtype: str) -> None:
-    """Every hook point of every layer is float64's, as closely as the dtype can hold it."""
+def test_activations_equal_float64_within_the_dtype(
+    tiny_folder: Path, device: str, dtype: str
+) -> None:
+    """Every hook point of every layer equals float64's within the precision of the dtype."""
     one = subject(tiny_folder, device, dtype)
     ids = one.ids(CONTEXT)
     layers = range(one.model.n_layers)
     (found,) = drive(
-        one.model, capture(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
+        one.model, activations(one.model, [ids], [tuple(range(len(ids)))], layers, POINTS, "none")
     )
     assert len(found.activations) == len(layers) * len(POINTS)
     truth = one.oracle.run(ids, range(len(ids)))
@@ -62,8 +64,10 @@ def test_activations(tiny_folder: Path, device: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
-def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torch.dtype) -> None:
-    """In every resident dtype the checks hold in both precisions, and the controls fail."""
+def test_checks_hold_in_every_dtype(
+    tiny_folder: Path, device: str, dtype: str, precision: torch.dtype
+) -> None:
+    """In every resident dtype the checks hold in both precisions, and four controls fail."""
     one = subject(tiny_folder, device, dtype)
     pair, layers = one.pair("matched"), range(one.model.n_layers)
     checks = drive(one.model, block_checks(one.model, pair, layers, Procedure(dtype=precision)))
@@ -79,8 +83,9 @@ def test_checks_hold(tiny_folder: Path, device: str, dtype: str, precision: torc
     assert {check.verdict for check in whole} == {check.verdict for check in logits} == {"holds"}
 
 
-def test_updates_and_known_prefixes(tiny_folder: Path, device: str) -> None:
-    """ΔW's norms are the oracle's, a known context changes nothing, and the self-check holds."""
+def test_updates_prefixes_and_self_check_agree(tiny_folder: Path, device: str) -> None:
+    """Norms equal the oracle's, the prefix cache changes no activation, and the self-check
+    holds."""
     one = subject(tiny_folder, device, "float32")
     model: Model = one.model
     assert model.device.type == device

@@ -1,4 +1,4 @@
-"""Joint patches and their checks, against the oracle's pseudo-inverse and whole patched runs."""
+"""Joint patches and their checks, compared with the oracle's pseudo-inverse and patched runs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FLOAT64 = 1e-12
 
 
 def asked(subject: Subject, baseline: str, positions: Sequence[int]) -> list[Joint]:
-    """All layers, with factors."""
+    """Joint patches of all layers, with factors."""
     model, pair = subject.model, subject.pair(baseline, positions)
     return drive(model, joint_updates(model, pair, range(model.n_layers), ["factors"]))
 
 
 def check_weight(found: JointWeight, theirs: oracle.Solution, cancellation: float) -> None:
-    """Hold one weight's factors against the dense least solution; a solve loses its condition."""
+    """Assert that one weight's factors agree with the dense solution, within its condition."""
     bound = CAPTURED * theirs.condition * (1 + cancellation)
     agree(found.condition, theirs.condition, CAPTURED * theirs.condition, found.weight)
     agree(found.norm, theirs.norm, bound, found.weight)
@@ -41,7 +41,7 @@ def check_weight(found: JointWeight, theirs: oracle.Solution, cancellation: floa
 
 
 def check_joint(subject: Subject, found: Joint, baseline: str) -> None:
-    """Hold a layer's joint patch against the oracle's."""
+    """Assert that a layer's joint patch agrees with the oracle's."""
     question, positions = subject.question(baseline), list(found.positions)
     theirs = oracle.joint(question, found.layer, positions)
     full, base = question.full, question.base
@@ -61,10 +61,10 @@ def check_joint(subject: Subject, found: Joint, baseline: str) -> None:
 @only_tiny
 @pytest.mark.parametrize("positions", [(0, 1, 2), (2, 0)])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_joint_patches_are_the_oracles(
+def test_joint_patches_equal_the_oracles(
     subject: Subject, baseline: str, positions: tuple[int, ...]
 ) -> None:
-    """Dense product of the factors, norms, singular values, conditions and rank, in every layer."""
+    """Factors, norms, singular values, conditions and rank equal the oracle's in every layer."""
     found = asked(subject, baseline, positions)
     assert [one.layer for one in found] == [0, 1, 2]
     for one in found:
@@ -76,8 +76,8 @@ def test_joint_patches_are_the_oracles(
             assert one.rank == solution.rank == len(positions)
 
 
-def test_joint_patches_of_any_model_are_the_oracles(subject: Subject) -> None:
-    """The same, but for an SVD of the dense matrices, on the bundled model's last layer too."""
+def test_joint_patches_of_both_models_equal_the_oracles(subject: Subject) -> None:
+    """Factors, norms and conditions also equal the oracle's on the bundled model's last layer."""
     check_joint(subject, asked(subject, "matched", (0, 1, 2))[-1], "matched")
 
 
@@ -85,11 +85,11 @@ def test_joint_patches_of_any_model_are_the_oracles(subject: Subject) -> None:
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("scope", ["projection", "block"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_one_patch_holds_at_every_position(
+def test_joint_check_holds_at_every_position(
     subject: Subject, baseline: str, scope: LayerScope, apply: Apply
 ) -> None:
-    """In float64 the joint check holds to 1e-12 times the condition at all positions at once, its
-    unpatched error is the oracle's, and every control but the steering vector is far off."""
+    """In float64 the joint check holds at all positions, its unpatched error is the oracle's, and
+    every control but one fails."""
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure(scope, torch.float64, apply=apply, joint=True)
     checks = drive(model, block_checks(model, pair, range(3), procedure))
@@ -116,8 +116,9 @@ def test_one_patch_holds_at_every_position(
 
 @only_tiny
 @pytest.mark.parametrize("baseline", ["matched", "alone"])
-def test_the_controls_of_a_joint_check_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Each half of the patch alone, as the oracle's runs with only that weight changed."""
+def test_controls_of_joint_checks_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Each half of the patch alone has the error of the oracle's run with only that weight
+    changed."""
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure("block", torch.float64, joint=True)
     for check in drive(model, block_checks(model, pair, range(3), procedure)):
@@ -134,7 +135,7 @@ def test_the_controls_of_a_joint_check_are_the_oracles(subject: Subject, baselin
 
 @pytest.mark.parametrize("scope", ["projection", "block"])
 def test_joint_checks_hold_in_float32(subject: Subject, scope: LayerScope) -> None:
-    """In the resident dtype as well, on the bundled model too."""
+    """Joint checks hold in float32, on both models."""
     model, pair = subject.model, subject.pair("matched")
     procedure = Procedure(scope, torch.float32, joint=True)
     for check in drive(model, block_checks(model, pair, subject.layers, procedure)):
@@ -143,9 +144,8 @@ def test_joint_checks_hold_in_float32(subject: Subject, scope: LayerScope) -> No
 
 @only_tiny
 @pytest.mark.parametrize("count", [32, 33])
-def test_more_positions_than_the_stream_is_wide(subject: Subject, count: int) -> None:
-    """33 vectors of 32 numbers are dependent: no patch, and no check of one, but a refusal with
-    the condition; 32 may still be solved."""
+def test_more_positions_than_d_model_are_refused(subject: Subject, count: int) -> None:
+    """33 vectors of width 32 are refused with their condition, and 32 are solved."""
     model = subject.model
     query = [1 + (37 * i) % 250 for i in range(count)]
     pair = resolve_pair(model, [3, 4, 5], query, "matched", "all")
@@ -166,7 +166,7 @@ def test_more_positions_than_the_stream_is_wide(subject: Subject, count: int) ->
 
 @only_tiny
 def test_equal_contexts_have_a_zero_joint_patch(subject: Subject) -> None:
-    """Nothing differs, so both weights' patches are zero in every number."""
+    """If the baseline has the same context, both weights' patches are exactly zero."""
     context, query = subject.ids(CONTEXT), subject.ids(QUERY)
     pair = resolve_pair(subject.model, context, query, Another(context), "all")
     for found in drive(subject.model, joint_updates(subject.model, pair, range(3), ["factors"])):

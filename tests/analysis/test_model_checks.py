@@ -1,4 +1,4 @@
-"""Scope `model`: every block in one patched run and the logits, against the oracle."""
+"""Scope `model`: every block in one patched run, and the logits, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tests.engine.made import resident, unchanged
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 GATES = {torch.float32: (2e-5, 1e-5, 1e-8), torch.float64: (1e-12, 1e-12, 1e-12)}
-"""Block, logits, KL."""
+"""Gates of block, logits and KL divergence by dtype."""
 AGREES = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Of large relative errors."""
+"""Relative bound within which large relative errors agree, by dtype."""
 
 
 def both(checks: Sequence[Check], logits: Sequence[LogitsCheck]) -> list[Check | LogitsCheck]:
-    """All verdicts of an answer."""
+    """All checks of an answer."""
     return [*checks, *logits]
 
 
 def asked(
     subject: Subject, baseline: str, procedure: Procedure
 ) -> tuple[tuple[Check, ...], tuple[LogitsCheck, ...]]:
-    """All layers and all query positions."""
+    """Checks of all layers and all query positions."""
     model = subject.model
     pair = subject.pair(baseline)
     return drive(model, model_checks(model, pair, range(model.n_layers), procedure))
@@ -43,11 +43,11 @@ def asked(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_every_block_is_the_oracles(
+def test_block_errors_and_controls_equal_the_oracles(
     subject: Subject, baseline: str, apply: Apply, dtype: torch.dtype
 ) -> None:
-    """Each block's error is within its tolerance; what it is measured against, the unpatched error
-    and the control of free-stream patches are those of the oracle's whole runs."""
+    """Each block is within its tolerance, and its unpatched error and control equal the
+    oracle's."""
     question, agrees = subject.question(baseline), AGREES[dtype]
     checks, _ = asked(subject, baseline, Procedure(dtype=dtype, apply=apply))
     places = [(layer, j) for layer in range(3) for j in range(len(QUERY))]
@@ -77,9 +77,11 @@ def test_every_block_is_the_oracles(
 @only_tiny
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_the_logits_are_the_oracles(subject: Subject, baseline: str, dtype: torch.dtype) -> None:
-    """Error and KL within their gates, the same top token; unpatched and control as the oracle's,
-    and far off."""
+def test_logits_checks_equal_the_oracles(
+    subject: Subject, baseline: str, dtype: torch.dtype
+) -> None:
+    """Error and KL are within their gates, the top token is the same, and unpatched error and
+    control equal the oracle's."""
     question, agrees = subject.question(baseline), AGREES[dtype]
     _, gate, kl_gate = GATES[dtype]
     _, logits = asked(subject, baseline, Procedure(dtype=dtype))
@@ -113,8 +115,8 @@ def test_the_logits_are_the_oracles(subject: Subject, baseline: str, dtype: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_it_holds_on_any_model(subject: Subject, dtype: torch.dtype) -> None:
-    """On the bundled model too, in float64 to 1e-12, and nothing resident is written or kept."""
+def test_model_check_holds_on_both_models(subject: Subject, dtype: torch.dtype) -> None:
+    """The check also holds on the bundled model, and leaves every resident weight bit-equal."""
     before = resident(subject.model)
     pair = subject.pair("matched", "last")
     layers = range(subject.model.n_layers)
@@ -132,8 +134,8 @@ def test_it_holds_on_any_model(subject: Subject, dtype: torch.dtype) -> None:
 
 
 @only_tiny
-def test_only_the_named_layers_are_reported(subject: Subject) -> None:
-    """All are patched all the same: the entries are those of asking for every layer."""
+def test_only_requested_layers_are_reported(subject: Subject) -> None:
+    """The entries of requested layers equal those of a request for all layers."""
     model, pair = subject.model, subject.pair("without")
     every, logits = asked(subject, "without", Procedure(dtype=torch.float64))
     some, again = drive(model, model_checks(model, pair, [1], Procedure(dtype=torch.float64)))
@@ -142,8 +144,9 @@ def test_only_the_named_layers_are_reported(subject: Subject) -> None:
 
 
 @only_tiny
-def test_a_tolerance_that_was_asked_for_counts(subject: Subject) -> None:
-    """Below rounding everything fails; above the unpatched error everything is vacuous."""
+def test_requested_tolerance_decides_the_verdict(subject: Subject) -> None:
+    """A tolerance below rounding fails everything, and one above the unpatched error makes
+    everything vacuous."""
     for tolerance, verdict in ((1e-30, "fails"), (1e3, "vacuous")):
         procedure = Procedure(dtype=torch.float64, tolerance=tolerance, controls=False)
         checks, logits = asked(subject, "matched", procedure)
@@ -154,8 +157,8 @@ def test_a_tolerance_that_was_asked_for_counts(subject: Subject) -> None:
 
 
 @only_tiny
-def test_equal_contexts_tell_nothing(subject: Subject) -> None:
-    """Where the baseline reads the same context every check is vacuous, and none holds."""
+def test_equal_contexts_are_vacuous(subject: Subject) -> None:
+    """If the baseline has the same context, every check is vacuous."""
     model = subject.model
     context, query = subject.ids(CONTEXT), subject.ids(QUERY)
     pair = resolve_pair(model, context, query, Another(context), "all")
@@ -164,8 +167,8 @@ def test_equal_contexts_tell_nothing(subject: Subject) -> None:
     assert max(check.unpatched_relative_error or 0.0 for check in both(checks, logits)) == 0.0
 
 
-def test_a_model_of_one_layer_has_no_free_stream_control(tmp_path: Path) -> None:
-    """Its two streams are one, so the control is null with its reason, at the logits too."""
+def test_one_layer_has_no_free_stream_control(tmp_path: Path) -> None:
+    """With one layer both streams are equal, so the control is null with its reason."""
     with torch.inference_mode(False):
         folder = save_tiny(tmp_path / "one", n_layer=1)
     model: Model = load(str(folder), revision=None, device="cpu", dtype="float32")

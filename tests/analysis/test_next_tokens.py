@@ -1,4 +1,4 @@
-"""What the context does to the prediction, against the oracle's distributions."""
+"""The context's effect on the prediction, compared with the oracle's distributions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from tests.engine.made import with_nan
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Ids, texts and probabilities of the ten likeliest in both runs, and KL, at each position."""
+def test_next_tokens_and_kl_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """The ten most likely tokens of both runs and the KL divergence equal the oracle's at each
+    position."""
     model, question = subject.model, subject.question(baseline)
     answer = drive(model, weight_updates(model, subject.pair(baseline), [0], ["next_tokens"]))
     assert answer.next_tokens is not None
@@ -40,8 +41,9 @@ def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
         assert one.kl_divergence == pytest.approx(theirs, rel=bound)
 
 
-def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subject) -> None:
-    """KL(baseline ‖ with context), and KL of a neighbouring position, are far from the figure."""
+def test_kl_of_other_direction_or_position_disagrees(subject: Subject) -> None:
+    """KL(baseline ‖ with context) and the KL of another position differ clearly from the reported
+    one."""
     model, question = subject.model, subject.question("matched")
     answer = drive(model, weight_updates(model, subject.pair("matched"), [0], ["next_tokens"]))
     assert answer.next_tokens is not None
@@ -56,11 +58,9 @@ def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subje
         assert min(abs(np.array(wrong) - one.kl_divergence)) > 1e-3 * one.kl_divergence
 
 
-def test_logits_that_are_not_finite_are_refused(
-    tmp_path: Path, tiny: Model, tiny_folder: Path
-) -> None:
-    """NaN behind the last block is an error, not a null among probabilities; without the next
-    tokens it does not matter."""
+def test_nan_logits_raise_non_finite(tmp_path: Path, tiny: Model, tiny_folder: Path) -> None:
+    """NaN logits raise `NonFiniteActivation`, but only if the next tokens or the logits are
+    requested."""
     spoilt = with_nan(tiny_folder, tmp_path / "nan", "transformer.ln_f.weight")
     model = load(str(spoilt), revision=None, device="cpu", dtype="float32")
     pair = resolve_pair(model, [3, 4, 5], [6], "matched", "last")

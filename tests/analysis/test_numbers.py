@@ -1,10 +1,9 @@
-"""Ratios as they leave."""
+"""Ratios in answers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-
 from service.analysis.numbers import ratio, ratios
 
 
@@ -12,14 +11,12 @@ from service.analysis.numbers import ratio, ratios
     ("part", "whole", "expected"),
     [(1.0, 4.0, 0.25), (0.0, 4.0, 0.0), (1.0, 0.0, None), (0.0, 0.0, None), (1.0, -2.0, -0.5)],
 )
-def test_a_ratio_to_nothing_does_not_exist(
-    part: float, whole: float, expected: float | None
-) -> None:
-    """Part over whole; None, not infinity, where the whole is zero."""
+def test_ratio_to_zero_is_none(part: float, whole: float, expected: float | None) -> None:
+    """A ratio to zero is None, not infinity."""
     assert ratio(part, whole) == expected
 
 
-def test_only_finite_ratios_leave() -> None:
-    """NaN and both infinities become None, all else stays, in its place."""
+def test_non_finite_ratios_become_none() -> None:
+    """NaN and infinities become None, and finite values stay in their places."""
     values = torch.tensor([1.5, float("nan"), float("inf"), -float("inf"), 0.0, -2.0])
     assert ratios(values.double()) == [1.5, None, None, None, 0.0, -2.0]

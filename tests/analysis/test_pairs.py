@@ -1,4 +1,4 @@
-"""A context and a query as two prompts: every baseline, against the oracle's."""
+"""A context and a query as two prompts, compared with the oracle in every baseline."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from service.analysis.echo import pair_positions, pair_tokens
+
 from service.analysis.pairs import Another, Without, resolve_pair
 from service.engine import Model, Site, load
 from service.errors import (
@@ -26,8 +26,8 @@ from tests.checkpoints import ENDOFTEXT, save_tiny
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_both_prompts_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Ids and positions of both runs, and where the query stands, are what theory.md 5 says."""
+def test_prompts_of_both_runs_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Ids and positions of both runs, and the query's positions, equal the oracle's."""
     pair, question = subject.pair(baseline), subject.question(baseline)
     for prompt, theirs in (
         (pair.with_context, question.full_prompt),
@@ -42,8 +42,8 @@ def test_both_prompts_are_the_oracles(subject: Subject, baseline: str) -> None:
     assert pair.rows == len(question.full_prompt.ids) + len(question.baseline_prompt.ids)
 
 
-def test_what_the_baselines_are(subject: Subject) -> None:
-    """Written out: tokens and positions for a context of nine and a query of three."""
+def test_baselines_have_their_tokens_and_positions(subject: Subject) -> None:
+    """The tokens and positions of each baseline are those written out here."""
     context, query, anchor = (
         subject.ids(CONTEXT),
         subject.ids(QUERY),
@@ -64,8 +64,8 @@ def test_what_the_baselines_are(subject: Subject) -> None:
     assert subject.pair("anchored").with_context.ids == (anchor, *context, *query)
 
 
-def test_an_anchor_is_not_put_twice(tiny: Model) -> None:
-    """A context that begins with it, as text or as id, has it once."""
+def test_anchor_is_not_added_twice(tiny: Model) -> None:
+    """A context that begins with the anchor, as text or as id, gets no second one."""
     for context in (f"{ENDOFTEXT}abc", [tiny.tokenizer.anchor or 0, 5]):
         pair = resolve_pair(tiny, context, "the", "anchored", "last")
         assert pair.context.count(tiny.tokenizer.anchor or 0) == 1
@@ -75,7 +75,7 @@ def test_an_anchor_is_not_put_twice(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_reads_are_of_the_query(subject: Subject, baseline: str) -> None:
+def test_reads_are_the_querys_rows(subject: Subject, baseline: str) -> None:
     """Query position j is row `length − query + j` of either run, at every point and layer."""
     pair = subject.pair(baseline, [2, 0])
     reads = pair.reads([0, 2], ["mlp_in", "resid_mid"])
@@ -87,8 +87,8 @@ def test_reads_are_of_the_query(subject: Subject, baseline: str) -> None:
         assert run.dtype == torch.float64
 
 
-def test_another_order_of_the_context_keeps_the_positions(subject: Subject) -> None:
-    """The context's ids are permuted, the query and all positions stay."""
+def test_reordered_context_keeps_the_positions(subject: Subject) -> None:
+    """Reordering permutes the context's ids and keeps the query and all positions."""
     pair, question = subject.pair("matched"), subject.question("matched")
     order = [8, 0, 7, 1, 6, 2, 5, 3, 4]
     found, theirs = pair.reordered(order), question.reordered(order)
@@ -108,10 +108,11 @@ def test_another_order_of_the_context_keeps_the_positions(subject: Subject) -> N
         ("ab", [72], None),
     ],
 )
-def test_border_merges(
+def test_border_merges_are_reported(
     tiny: Model, context: str | list[int], query: str | list[int], merges: bool | None
 ) -> None:
-    """Whether one text would be tokenised otherwise; what is run are the ids of the parts."""
+    """`border_merges` tells whether the joined text has other tokens, and the ids of the parts are
+    run."""
     pair = resolve_pair(tiny, context, query, "matched", "last")
     assert pair.border_merges is merges
     assert pair_tokens(tiny, pair).border_merges is merges
@@ -156,7 +157,7 @@ WITHOUT, CONTEXT_OF = ("baseline", "without"), ("baseline", "context")
         ({"baseline": Without(((0, 2), (1, 3)))}, BadSpan, (*WITHOUT, 1), 2, 1),
     ],
 )
-def test_what_cannot_be_laid_out_is_refused(
+def test_invalid_pairs_are_refused_with_place_and_limit(
     tiny: Model,
     change: dict[str, Any],
     kind: type[Refused],
@@ -164,14 +165,14 @@ def test_what_cannot_be_laid_out_is_refused(
     limit: int | None,
     actual: int | None,
 ) -> None:
-    """Each with the place of the argument at fault, the bound and the value held against it."""
+    """Each refusal names the argument at fault, the limit and the value."""
     with pytest.raises(kind) as refused:
         resolve_pair(tiny, **{**ASKED, **change})
     assert (refused.value.at, refused.value.limit, refused.value.actual) == (at, limit, actual)
 
 
-def test_the_longest_prompts_that_fit_are_taken(tiny: Model) -> None:
-    """A context and a query that fill every position, in every baseline."""
+def test_pair_may_fill_every_position(tiny: Model) -> None:
+    """A context and a query that fill every position are accepted in every baseline."""
     context = [1 + i for i in range(62)]
     for baseline in ("matched", "alone", Another(context), Without(((0, 61),))):
         pair = resolve_pair(tiny, context, [5, 6], baseline, "last")
@@ -179,8 +180,8 @@ def test_the_longest_prompts_that_fit_are_taken(tiny: Model) -> None:
     assert len(resolve_pair(tiny, context[1:], [5, 6], "anchored", "last").context) == 62
 
 
-def test_anchored_needs_an_anchor(tmp_path: Path) -> None:
-    """A tokenizer without <|endoftext|> is refused, and only there."""
+def test_anchored_needs_an_anchor_token(tmp_path: Path) -> None:
+    """`anchored`, and no other baseline, is refused if the tokenizer lacks <|endoftext|>."""
     with torch.inference_mode(False):
         folder = save_tiny(tmp_path / "plain", special=False)
     model = load(str(folder), revision=None, device="cpu", dtype="float32")

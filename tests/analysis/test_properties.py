@@ -1,4 +1,4 @@
-"""What holds on any model: properties over random small GPT-2s, contexts and queries."""
+"""Properties that hold for any model, over random small GPT-2s, contexts and queries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ few = settings(derandomize=True, max_examples=15, deadline=None)
 ROUNDING = 1e-5
 FLOAT64 = 1e-12
 SHAPES = [(11, 1, 16, 2), (12, 2, 24, 3), (13, 3, 32, 4), (14, 4, 16, 1)]
-"""Seed, layers, width and heads of each model."""
+"""Seed, layers, d_model and heads of each model."""
 
 which = st.integers(0, len(SHAPES) - 1)
 ids = st.integers(1, 262)
@@ -41,7 +41,7 @@ streams: st.SearchStrategy[Stream] = st.sampled_from(["free", "sequential"])
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
-    """A few random GPT-2s."""
+    """Four random GPT-2s."""
     found = []
     for seed, n_layer, n_embd, n_head in SHAPES:
         with torch.inference_mode(False):
@@ -57,13 +57,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
 
 
 def updates(model: Model, pair: Pair, stream: Stream = "free") -> tuple[Update, ...]:
-    """The norms of every layer at every asked position."""
+    """Updates of every layer at every requested position, without factors."""
     return drive(model, weight_updates(model, pair, range(model.n_layers), (), stream)).updates
 
 
 @few
 @given(which, contexts, queries, baselines, streams)
-def test_the_norm_lies_between_its_bounds(
+def test_norm_lies_between_its_bounds(
     models: list[Model],
     index: int,
     context: list[int],
@@ -71,7 +71,7 @@ def test_the_norm_lies_between_its_bounds(
     baseline: Baseline,
     stream: Stream,
 ) -> None:
-    """σ_min(W)·‖Δn‖/‖n‖ ≤ ‖ΔW‖ ≤ ‖W‖₂·‖Δn‖/‖n‖, in both streams and every baseline."""
+    """σ_min(W)·‖Δn‖/‖n‖ ≤ ‖ΔW‖ ≤ ‖W‖₂·‖Δn‖/‖n‖ in both streams and every baseline."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     for one in updates(model, pair, stream):
@@ -85,11 +85,11 @@ def test_the_norm_lies_between_its_bounds(
 
 @few
 @given(which, contexts, queries)
-def test_equal_contexts_have_no_update(
+def test_equal_contexts_have_a_zero_update(
     models: list[Model], index: int, context: list[int], query: list[int]
 ) -> None:
-    """In the free stream every number is zero; in the sequential one, whose runs are apart, what
-    is left is known to be rounding."""
+    """For equal contexts every number of the free stream is zero, and the sequential stream is
+    below noise."""
     model = models[index]
     pair = resolve_pair(model, context, query, Another(context), "all")
     question = weight_updates(model, pair, range(model.n_layers), ("factors", "bias"))
@@ -108,11 +108,11 @@ def test_equal_contexts_have_no_update(
 
 @few
 @given(which, contexts, queries)
-def test_content_and_position_add_up(
+def test_content_and_position_sum_to_the_update(
     models: list[Model], index: int, context: list[int], query: list[int]
 ) -> None:
-    """ΔW of `alone` is content and position, in every output factor; their norms obey the
-    triangle."""
+    """Content and position add up to the `alone` update, and their norms obey the triangle
+    inequality."""
     model = models[index]
     pair = resolve_pair(model, context, query, "alone", "all")
     question = weight_updates(model, pair, range(model.n_layers), ("factors", "split"))
@@ -129,7 +129,7 @@ def test_content_and_position_add_up(
 
 
 def cut(edges: Sequence[int], first: int, count: int) -> list[Span]:
-    """Spans that cover from `first` to `count`, cut at the edges that lie between."""
+    """Spans that cover the context from `first` to `count`, cut at the edges in between."""
     inner = sorted({edge for edge in edges if first < edge < count})
     return list(zip([first, *inner], [*inner, count], strict=True))
 
@@ -138,7 +138,7 @@ def cut(edges: Sequence[int], first: int, count: int) -> list[Span]:
 @given(
     which, contexts, queries, st.sampled_from(["matched", "anchored"]), st.lists(st.integers(1, 9))
 )
-def test_a_way_telescopes_however_it_is_cut(
+def test_trajectory_telescopes_for_any_spans(
     models: list[Model],
     index: int,
     context: list[int],
@@ -146,7 +146,8 @@ def test_a_way_telescopes_however_it_is_cut(
     baseline: Baseline,
     edges: list[int],
 ) -> None:
-    """The steps add up to the whole update, and ΔW at an edge does not depend on the others."""
+    """The steps add up to the whole update, and ΔW at an edge does not depend on the other
+    edges."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     first, count = int(pair.anchored), len(pair.context)
@@ -169,15 +170,14 @@ def test_a_way_telescopes_however_it_is_cut(
 
 @few
 @given(which, contexts, queries, baselines)
-def test_a_joint_patch_acts_at_each_position_as_the_single_one(
+def test_joint_patch_equals_the_patch_of_each_position(
     models: list[Model],
     index: int,
     context: list[int],
     query: list[int],
     baseline: Baseline,
 ) -> None:
-    """The same mlp_pre and block output as each position's own patch, which are those with
-    context."""
+    """A joint patch gives the same mlp_pre and block output as each position's own patch."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     points: tuple[HookPoint, ...] = ("mlp_in", "resid_mid", "mlp_act", "mlp_pre", "resid_post")
@@ -203,7 +203,7 @@ def test_a_joint_patch_acts_at_each_position_as_the_single_one(
 
 @few
 @given(which, contexts, queries, baselines, st.lists(st.lists(ids, min_size=1), max_size=4))
-def test_an_answer_does_not_depend_on_its_pack(
+def test_runs_are_the_same_in_any_pack(
     models: list[Model],
     index: int,
     context: list[int],
@@ -211,8 +211,8 @@ def test_an_answer_does_not_depend_on_its_pack(
     baseline: Baseline,
     others: list[list[int]],
 ) -> None:
-    """All runs of a whole-model check, in float64 with strangers between them, read to 1e-12 as
-    each run alone; and the check holds."""
+    """The runs of a model check read the same to 1e-12 in a mixed pack as alone, and the check does
+    not fail."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     layers = range(model.n_layers)

@@ -1,4 +1,4 @@
-"""Reuse: an update on other queries, against the oracle's dense ΔW."""
+"""Reuse of an update on other queries, compared with the oracle's dense ΔW."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, ag
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 PROBES = ([30], [31, 32], QUERY)
-"""Other queries by seeds of ids; the last is the pair's own."""
+"""Other queries, as seeds of their ids; the last is the pair's own."""
 BASELINES: dict[str, pairs.Baseline] = {
     "matched": "matched",
     "alone": "alone",
@@ -25,7 +25,7 @@ BASELINES: dict[str, pairs.Baseline] = {
 
 
 def probes(subject: Subject, baseline: str, asked: Sequence[Sequence[int]]) -> list[Pair]:
-    """The same context and baseline before each of other queries."""
+    """The same context and baseline with each of the other queries."""
     context = subject.ids(CONTEXT)
     kind = BASELINES[baseline]
     return [
@@ -38,7 +38,7 @@ def updates(
     baseline: str,
     asked: Sequence[Sequence[int]] = PROBES,
 ) -> tuple[Update, ...]:
-    """Some layers, all query positions, reused on the probes."""
+    """Updates of the subject's layers at all query positions, reused on the probes."""
     model, pair = subject.model, subject.pair(baseline)
     question = weight_updates(
         model, pair, subject.layers, [], "free", probes(subject, baseline, asked)
@@ -47,7 +47,7 @@ def updates(
 
 
 def check_reuse(subject: Subject, baseline: str) -> None:
-    """Hold every entry's reuse against the oracle."""
+    """Assert that the reuse of every update agrees with the oracle."""
     question = subject.question(baseline)
     probed = [
         oracle.ask(
@@ -75,19 +75,18 @@ def check_reuse(subject: Subject, baseline: str) -> None:
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_reuse_is_the_oracles(subject: Subject, baseline: str) -> None:
-    """Cosine, patched and unpatched error of each update on each probe."""
+def test_reuse_equals_the_oracles(subject: Subject, baseline: str) -> None:
+    """Cosine, patched and unpatched error of each update on each probe equal the oracle's."""
     check_reuse(subject, baseline)
 
 
-def test_reuse_on_any_model_is_the_oracles(subject: Subject) -> None:
-    """The same on the bundled model too."""
+def test_reuse_on_both_models_equals_the_oracles(subject: Subject) -> None:
+    """The figures also equal the oracle's on the bundled model."""
     check_reuse(subject, "matched")
 
 
-def test_an_update_is_exact_for_its_own_query_alone(subject: Subject) -> None:
-    """On the query that it was formed for its error is rounding and its cosine 1; on the others
-    it is neither, nor is that of another position of the same query."""
+def test_update_is_exact_only_for_its_own_query(subject: Subject) -> None:
+    """An update is exact on its own query and position, and on no other."""
     for one in updates(subject, "matched"):
         assert one.reuse is not None
         *others, own = one.reuse
@@ -104,8 +103,8 @@ def test_an_update_is_exact_for_its_own_query_alone(subject: Subject) -> None:
 
 
 @only_tiny
-def test_a_probe_has_the_same_answer_in_any_company(subject: Subject) -> None:
-    """Each probe alone, and all in another order, read the same."""
+def test_probe_is_the_same_in_any_order(subject: Subject) -> None:
+    """A probe has the same figures alone and among others in another order."""
     every = updates(subject, "anchored")
     reverse = updates(subject, "anchored", asked=PROBES[::-1])
     for i, probe in enumerate(PROBES):
@@ -122,6 +121,6 @@ def test_a_probe_has_the_same_answer_in_any_company(subject: Subject) -> None:
 
 
 @only_tiny
-def test_without_probes_there_is_none(subject: Subject) -> None:
-    """The field is absent."""
+def test_reuse_is_absent_without_probes(subject: Subject) -> None:
+    """Without probes `reuse` is absent."""
     assert all(one.reuse is None for one in updates(subject, "matched", asked=[]))

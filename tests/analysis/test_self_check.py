@@ -1,4 +1,4 @@
-"""The check at start: it holds for a sound model, and for no other."""
+"""The self-check at start: it holds only for a sound model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.analysis.subjects import Subject
 from tests.engine.made import with_nan
 
 
-def test_a_sound_model_passes(subject: Subject) -> None:
-    """Every layer is checked; the context matters in all, and the patch is right to rounding."""
+def test_sound_model_holds(subject: Subject) -> None:
+    """On a sound model every layer holds, with a context effect far above the patched error."""
     found = drive(subject.model, self_check(subject.model))
     assert (found.verdict, found.layers, found.reason) == ("holds", subject.model.n_layers, None)
     assert found.worst_relative_error is not None
@@ -38,8 +38,11 @@ def test_a_sound_model_passes(subject: Subject) -> None:
         ("transformer.wpe.weight", "layer 0"),
     ],
 )
-def test_a_model_with_nan_fails(tmp_path: Path, tiny_folder: Path, name: str, says: str) -> None:
-    """The verdict is `fails`, the reason names the layer, and no figure is made up."""
+def test_nan_weight_fails_and_names_the_layer(
+    tmp_path: Path, tiny_folder: Path, name: str, says: str
+) -> None:
+    """With a NaN weight the verdict is `fails`, the reason names the layer, and the figures are
+    null."""
     folder = with_nan(tiny_folder, tmp_path / "nan", name)
     model = load(str(folder), revision=None, device="cpu", dtype="float32")
     found = drive(model, self_check(model))
@@ -56,7 +59,7 @@ def altered(model: Model, change: Callable[[Block], Block]) -> Model:
 
 
 def unsteady(block: Block) -> Block:
-    """A block whose activation gives something else each time: no patch can be exact."""
+    """A block whose activation function is noisy, so that no patch is exact."""
     generator = torch.Generator().manual_seed(0)
 
     def act(x: Tensor) -> Tensor:
@@ -66,16 +69,16 @@ def unsteady(block: Block) -> Block:
 
 
 def deaf(block: Block) -> Block:
-    """A block whose attention adds nothing: the context cannot matter."""
+    """A block whose attention adds nothing, so that the context has no effect."""
     silent = Affine(torch.zeros_like(block.attn_out.weight), torch.zeros_like(block.attn_out.bias))
     return replace(block, attn_out=silent)
 
 
 @pytest.mark.parametrize(("change", "verdict"), [(unsteady, "fails"), (deaf, "vacuous")])
-def test_it_can_fail_and_can_tell_nothing(
+def test_inexact_blocks_fail_and_deaf_ones_are_vacuous(
     tiny: Model, change: Callable[[Block], Block], verdict: str
 ) -> None:
-    """An inexact block fails; blocks that read no context are vacuous, not sound."""
+    """Inexact blocks fail, and blocks without attention are vacuous."""
     model = altered(tiny, change)
     found = drive(model, self_check(model))
     assert found.verdict == verdict

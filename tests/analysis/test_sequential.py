@@ -1,4 +1,4 @@
-"""The sequential stream: updates and checks on the already patched stream, against the oracle."""
+"""The sequential stream: updates and checks on the patched stream, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ GATE: dict[tuple[LayerScope, torch.dtype], float] = {
 
 
 def updates(subject: Subject, baseline: str, stream: Stream = "sequential") -> tuple[Update, ...]:
-    """All layers and all query positions, factors and bias."""
+    """Updates of all layers and all query positions, with factors and bias."""
     model, pair = subject.model, subject.pair(baseline)
     layers = range(model.n_layers)
     return drive(model, weight_updates(model, pair, layers, ["factors", "bias"], stream)).updates
 
 
 def check_updates(subject: Subject, baseline: str, positions: range) -> None:
-    """Hold the updates at these positions against the oracle's dense ones."""
+    """Assert that the updates at these positions agree with the oracle's dense ones."""
     question = subject.question(baseline)
     for one in updates(subject, baseline):
         if one.position not in positions:
@@ -51,21 +51,22 @@ def check_updates(subject: Subject, baseline: str, positions: range) -> None:
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_updates_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Norms, factors and Δh at every layer and position are those of whole patched runs."""
+def test_sequential_updates_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Norms, factors and Δh at every layer and position equal those of the oracle's patched
+    runs."""
     check_updates(subject, baseline, range(len(QUERY)))
 
 
-def test_updates_of_any_model_are_the_oracles(subject: Subject) -> None:
-    """The same on the bundled model too, at the last position."""
+def test_updates_of_both_models_equal_the_oracles(subject: Subject) -> None:
+    """The updates also equal the oracle's on the bundled model, at the last position."""
     check_updates(subject, "matched", range(len(QUERY) - 1, len(QUERY)))
 
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_it_is_another_stream_than_the_free_one(subject: Subject, baseline: str) -> None:
-    """In the first layer both streams are the same; above it they differ by far more than the
-    agreement rule allows, so the tests above can tell them apart."""
+def test_streams_differ_above_the_first_layer(subject: Subject, baseline: str) -> None:
+    """The streams are equal in the first layer and differ above it by far more than the agreement
+    rule."""
     pairs = zip(updates(subject, baseline), updates(subject, baseline, "free"), strict=True)
     for sequential, free in pairs:
         assert sequential.bias is not None
@@ -77,8 +78,8 @@ def test_it_is_another_stream_than_the_free_one(subject: Subject, baseline: str)
 
 
 @only_tiny
-def test_a_layer_asked_alone_has_all_layers_below_it_patched(subject: Subject) -> None:
-    """Which layers are reported does not change what they are."""
+def test_layers_below_are_patched_if_not_reported(subject: Subject) -> None:
+    """All layers below a requested layer are patched, whichever layers are reported."""
     model, pair = subject.model, subject.pair("alone")
     every = {(one.layer, one.position): one for one in updates(subject, "alone")}
     asked = drive(model, weight_updates(model, pair, [2, 1], ["factors"], "sequential")).updates
@@ -91,11 +92,11 @@ def test_a_layer_asked_alone_has_all_layers_below_it_patched(subject: Subject) -
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("scope", ["projection", "block"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_checks_are_the_oracles(
+def test_sequential_checks_equal_the_oracles(
     subject: Subject, baseline: str, scope: LayerScope, apply: Apply
 ) -> None:
-    """In float64 each check holds to 1e-12; unpatched error, tolerance and controls are the
-    oracle's, who has the layers below patched as well."""
+    """In float64 each check holds, and its tolerance, unpatched error and controls equal the
+    oracle's."""
     model, pair, question = subject.model, subject.pair(baseline), subject.question(baseline)
     procedure = Procedure(scope, torch.float64, "sequential", apply=apply)
     truth = oracle.block_check if scope == "block" else oracle.projection_check
@@ -124,7 +125,7 @@ def test_checks_are_the_oracles(
 
 @pytest.mark.parametrize("baseline", ["matched", "alone"])
 def test_checks_hold_in_float32(subject: Subject, baseline: str) -> None:
-    """Rounding of the resident dtype stays within the gate, on the bundled model too."""
+    """In float32 the checks hold on both models."""
     model, pair = subject.model, subject.pair(baseline, "last")
     procedure = Procedure("block", torch.float32, "sequential")
     checks = drive(model, block_checks(model, pair, subject.layers, procedure))

@@ -1,4 +1,4 @@
-"""Spans: given ones and their refusals, tokens, and sentences that are found."""
+"""Spans: given spans and their refusals, one span per token, and sentences."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.checkpoints import ENDOFTEXT
 
 
 def pair_of(model: Model, context: str | list[int], anchored: bool = False) -> Pair:
-    """A context before some query."""
+    """A pair of this context and a query of one token."""
     return resolve_pair(model, context, [9], "anchored" if anchored else "matched", "last")
 
 
 def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
-    """The text of every sentence that is found."""
+    """The text of every sentence in the context."""
     pair = pair_of(model, text, anchored)
     spans = sentence_spans(model, pair)
     assert spans[0][0] == int(pair.anchored)
@@ -48,15 +48,17 @@ def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
         ("a\n\nb", ["a\n\n", "b"]),
     ],
 )
-def test_sentences(tiny: Model, text: str, expected: list[str], anchored: bool) -> None:
-    """A sentence ends where white space follows its mark, so the points of D.C. and 3.14 do not
-    end one; together they cover the context, without the anchor."""
+def test_sentences_end_at_a_mark_before_white_space(
+    tiny: Model, text: str, expected: list[str], anchored: bool
+) -> None:
+    """A sentence ends where white space follows its mark, so that D.C. and 3.14 stay whole, and
+    sentences cover the context."""
     assert sentences(tiny, text, anchored) == expected
 
 
 @pytest.mark.parametrize("anchored", [False, True])
-def test_the_seeds_sentences(bundled: Model, anchored: bool) -> None:
-    """On the bundled tokenizer the seed's context is three sentences."""
+def test_seed_context_has_three_sentences(bundled: Model, anchored: bool) -> None:
+    """With the bundled tokenizer the seed script's context has three sentences."""
     text = (
         "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. "
         "The capital of Germany is"
@@ -68,16 +70,16 @@ def test_the_seeds_sentences(bundled: Model, anchored: bool) -> None:
     ]
 
 
-def test_ids_have_sentences_too(tiny: Model) -> None:
-    """A context of ids is read as what it spells."""
+def test_ids_have_the_sentences_of_their_text(tiny: Model) -> None:
+    """A context of ids has the sentences of the text that it spells."""
     ids = list(tiny.tokenizer.encode("ab. cd"))
     pair = pair_of(tiny, ids)
     assert sentence_spans(tiny, pair) == sentence_spans(tiny, pair_of(tiny, "ab. cd"))
     assert len(sentence_spans(tiny, pair)) == 2
 
 
-def test_tokens(tiny: Model) -> None:
-    """Every token is a span, the anchor none, whether it was put there or written."""
+def test_token_spans_leave_out_the_anchor(tiny: Model) -> None:
+    """Each token is a span, except an anchor that was added or written."""
     assert token_spans(pair_of(tiny, [4, 5, 6])) == ((0, 1), (1, 2), (2, 3))
     assert token_spans(pair_of(tiny, [4, 5, 6], anchored=True)) == ((1, 2), (2, 3), (3, 4))
     assert token_spans(pair_of(tiny, f"{ENDOFTEXT}x", anchored=True)) == ((1, 2),)
@@ -95,10 +97,10 @@ def test_tokens(tiny: Model) -> None:
         ([(1, 2), (2, 7)], True),
     ],
 )
-def test_spans_that_cover_are_taken(
+def test_covering_spans_are_accepted(
     tiny: Model, spans: list[Span], anchored: bool, cover: bool
 ) -> None:
-    """They come back as they were given, with gaps allowed or not."""
+    """Spans that cover the context are returned unchanged, whether or not gaps are allowed."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     assert given_spans(pair, spans, cover=cover) == tuple(spans)
 
@@ -115,11 +117,10 @@ def test_spans_that_cover_are_taken(
         ([(1, 6)], True, 0, 7, 6),
     ],
 )
-def test_gaps_are_refused_where_spans_must_cover(
+def test_gaps_are_refused_if_spans_must_cover(
     tiny: Model, spans: list[Span], anchored: bool, index: int, limit: int, actual: int
 ) -> None:
-    """With the span at fault, where it must begin or end, and where it does; elsewhere gaps are
-    good."""
+    """If spans must cover, the refusal names the span, the required edge and the actual one."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=True)
@@ -146,7 +147,7 @@ def test_gaps_are_refused_where_spans_must_cover(
         ([(1, 8)], True, ("spans", 0), 7, 8),
     ],
 )
-def test_bad_spans_are_refused(
+def test_invalid_spans_are_refused(
     tiny: Model,
     spans: Sequence[Span],
     anchored: bool,
@@ -155,8 +156,8 @@ def test_bad_spans_are_refused(
     limit: int | None,
     actual: int | None,
 ) -> None:
-    """Empty, out of range, out of order, overlapping, or holding the anchor: each with its place,
-    the bound and the value held against it."""
+    """Empty, out-of-range, unordered or overlapping spans, and spans with the anchor, are refused
+    with place, limit and value."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=cover)

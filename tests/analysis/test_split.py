@@ -1,4 +1,4 @@
-"""The split of an `alone` update into content and position, against the oracle."""
+"""The split of an `alone` update into content and position, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.analysis.subjects import CAPTURED, QUERY, Subject, agree, distance
 
 
 def asked(subject: Subject) -> tuple[Update, ...]:
-    """Some layers, all query positions."""
+    """Updates of the subject's layers at all query positions."""
     model, pair = subject.model, subject.pair("alone")
     include: tuple[Include, ...] = ("factors", "split")
     return drive(model, weight_updates(model, pair, subject.layers, include)).updates
@@ -26,8 +26,8 @@ def dense(part: Part) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     return np.outer(part.factors.input.double(), part.factors.output.double())
 
 
-def test_both_parts_are_the_oracles(subject: Subject) -> None:
-    """Norm and factors of content and position at every layer and position."""
+def test_split_parts_equal_the_oracles(subject: Subject) -> None:
+    """Norm and factors of content and position equal the oracle's at every layer and position."""
     question = subject.question("alone")
     for one in asked(subject):
         theirs = oracle.split(question, one.layer, one.position)
@@ -45,8 +45,9 @@ def test_both_parts_are_the_oracles(subject: Subject) -> None:
             agree(dense(part), truth.dense, bound + CAPTURED)
 
 
-def test_the_parts_add_up(subject: Subject) -> None:
-    """ΔW = ΔW_content + ΔW_position, with the whole's input factor; either alone is far off."""
+def test_split_parts_sum_to_the_update(subject: Subject) -> None:
+    """ΔW = ΔW_content + ΔW_position on the whole's input factor, and neither part alone is
+    close."""
     found = asked(subject)
     assert len(found) == len(subject.layers) * len(QUERY)
     for one in found:
@@ -62,9 +63,8 @@ def test_the_parts_add_up(subject: Subject) -> None:
         assert distance(dense(position), total) > 1e-2
 
 
-def test_content_is_not_the_matched_update(subject: Subject) -> None:
-    """It has the base of the query alone; on its own base the matched update is another matrix,
-    with the same output factor."""
+def test_content_differs_from_the_matched_update(subject: Subject) -> None:
+    """Content has the output factor of the `matched` update but another input factor."""
     model, pair = subject.model, subject.pair("matched")
     matched = drive(model, weight_updates(model, pair, subject.layers, ["factors"])).updates
     for one, other in zip(asked(subject), matched, strict=True):
@@ -75,8 +75,8 @@ def test_content_is_not_the_matched_update(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("subject", ["tiny"], indirect=True)
-def test_it_is_absent_where_it_is_not_asked_for(subject: Subject) -> None:
-    """And does not change the update that it is given with."""
+def test_split_is_absent_unless_requested(subject: Subject) -> None:
+    """The split is absent unless requested, and does not change the update."""
     model, pair = subject.model, resolve_pair(subject.model, [3, 4], [5], "alone", "last")
     plain = drive(model, weight_updates(model, pair, [0, 2], [])).updates
     split = drive(model, weight_updates(model, pair, [0, 2], ["split"])).updates

@@ -1,4 +1,4 @@
-"""Several questions as one: asked together they answer as they do apart, in one pack."""
+"""Several questions joined into one: their answers are those of separate questions, in one pack."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from service.analysis.together import together
 
 from service.analysis.attributions import attributions
 from service.analysis.block_checks import Procedure, block_checks
@@ -14,7 +15,6 @@ from service.analysis.model_checks import LogitsCheck, model_checks
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import resolve_pair
 from service.analysis.split import splits
-from service.analysis.together import together
 from service.analysis.trajectories import trajectories
 from service.analysis.verdicts import Check
 from service.analysis.weight_updates import Include, weight_updates
@@ -25,7 +25,7 @@ READ = {Site(0, "mlp_in"): [0]}
 
 
 def counting(rounds: Sequence[int], log: list[int] | None = None) -> Question[list[int]]:
-    """A question of several rounds of so many runs; it answers how many it was given each time."""
+    """A question of several rounds of runs that returns the number of activations of each round."""
     given = []
     for count in rounds:
         given.append(len((yield [Run((1 + count,), (0,), READ)] * count)))
@@ -35,7 +35,7 @@ def counting(rounds: Sequence[int], log: list[int] | None = None) -> Question[li
 
 
 def packs(model: Model, question: Question[Any]) -> tuple[list[int], Any]:
-    """How many runs each forward of a question has, and its answer."""
+    """The number of runs in each forward of a question, and its answer."""
     sizes: list[int] = []
     received: Sequence[Activations] | None = None
     try:
@@ -60,22 +60,22 @@ def packs(model: Model, question: Question[Any]) -> tuple[list[int], Any]:
     ],
 )
 def test_each_round_is_one_pack(tiny: Model, questions: list[list[int]], sizes: list[int]) -> None:
-    """What all of them ask for next goes together; one that has ended asks for nothing more, and
-    each gets as many activations as it asked for."""
+    """The next runs of all questions form one pack, and each question gets as many activations as
+    it asked for."""
     found, answers = packs(tiny, together(*(counting(rounds) for rounds in questions)))
     assert found == sizes
     assert answers == tuple(questions)
 
 
 def reading(token: int) -> Question[torch.Tensor]:
-    """What one token reads by itself, in two rounds."""
+    """A question that reads one token by itself, in two rounds."""
     first = yield [Run((token,), (0,), READ)]
     second: Sequence[Activations] = yield [Run((token,), (1,), READ)]
     return torch.cat([first[0][Site(0, "mlp_in")], second[0][Site(0, "mlp_in")]])
 
 
-def test_each_is_given_what_it_asked_for(tiny: Model) -> None:
-    """In the order of the questions, and never another one's rows."""
+def test_each_question_gets_its_own_rows(tiny: Model) -> None:
+    """Each question gets its own rows, in the order of the questions."""
     answers = drive(tiny, together(*(reading(token) for token in (5, 9, 5, 200))))
     for token, answer in zip((5, 9, 5, 200), answers, strict=True):
         torch.testing.assert_close(answer, drive(tiny, reading(token)), rtol=0, atol=1e-5)
@@ -83,7 +83,7 @@ def test_each_is_given_what_it_asked_for(tiny: Model) -> None:
 
 
 def close(one: Any, other: Any) -> bool:
-    """Whether two answers agree in every number, rounding apart, and in everything else."""
+    """Whether two answers are equal up to rounding."""
     if isinstance(one, float) and isinstance(other, float):
         return one == pytest.approx(other, rel=2e-3, abs=2e-5)
     if isinstance(one, torch.Tensor):
@@ -97,9 +97,9 @@ def close(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def test_all_answers_of_the_theory_are_those_asked_apart(tiny: Model) -> None:
-    """Updates of both streams, checks of every scope, ways and shares in one pack: no answer
-    changes."""
+def test_joined_answers_equal_separate_answers(tiny: Model) -> None:
+    """Updates, checks, trajectories and attributions in one pack have the answers of separate
+    questions."""
     alone = resolve_pair(tiny, [3, 50, 9, 120, 77], [8, 30], "alone", "all")
     pair = resolve_pair(tiny, [3, 50, 9, 120, 77], [8, 30], "anchored", "all")
     probe = resolve_pair(tiny, [3, 50, 9, 120, 77], [30], "alone", "last")
@@ -141,8 +141,8 @@ def test_all_answers_of_the_theory_are_those_asked_apart(tiny: Model) -> None:
         assert close(one.controls, other.controls)
 
 
-def test_an_error_of_one_is_the_error_of_all(tiny: Model) -> None:
-    """It is not swallowed, and comes when the question at fault comes to it."""
+def test_error_of_one_question_is_raised(tiny: Model) -> None:
+    """An error of one question is raised by the joined one, after the questions before it."""
 
     def failing() -> Question[None]:
         yield [Run((4,), (0,), READ)]

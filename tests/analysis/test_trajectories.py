@@ -1,4 +1,4 @@
-"""Trajectories, token by token and span by span, against one separate oracle run a prefix."""
+"""Trajectories by tokens and by spans, compared with one separate oracle run per prefix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TELESCOPES = 1e-5
 
 
 def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
-    """Ways to read the context, all of them from its first token that is no anchor to its end."""
+    """Lists of spans that cover the context without its anchor."""
     first, count = int(pair.anchored), len(pair.context)
     return {
         "tokens": token_spans(pair),
@@ -34,13 +34,13 @@ def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
 def asked(
     subject: Subject, pair: Pair, spans: Sequence[Span], layers: Sequence[int] | None = None
 ) -> tuple[LayerTrajectory, ...]:
-    """The way of some layers at all asked positions."""
+    """Trajectories of the given layers at all requested positions."""
     chosen = subject.layers if layers is None else layers
     return drive(subject.model, trajectories(subject.model, pair, chosen, spans))
 
 
 def check_way(found: LayerTrajectory, theirs: oracle.Trajectory) -> None:
-    """Hold one way against the dense one."""
+    """Assert that one trajectory agrees with the dense one."""
     agree(found.eta, theirs.eta, CAPTURED)
     assert found.telescoping_error is not None
     assert found.telescoping_error <= TELESCOPES
@@ -61,9 +61,8 @@ def check_way(found: LayerTrajectory, theirs: oracle.Trajectory) -> None:
 @only_tiny
 @pytest.mark.parametrize("kind", ["tokens", "spans", "whole"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_ways_are_the_oracles(subject: Subject, baseline: str, kind: str) -> None:
-    """Every figure of every step at every layer and position; with an anchor the spans are indices
-    into the context as it is echoed, of which the anchor is 0."""
+def test_trajectories_equal_the_oracles(subject: Subject, baseline: str, kind: str) -> None:
+    """Every figure of every step equals the oracle's, with span indices into the echoed context."""
     pair, question = subject.pair(baseline), subject.question(baseline)
     spans = groups(pair)[kind]
     found = asked(subject, pair, spans)
@@ -74,16 +73,16 @@ def test_ways_are_the_oracles(subject: Subject, baseline: str, kind: str) -> Non
         check_way(way, oracle.trajectory(question, way.layer, way.position, spans))
 
 
-def test_ways_of_any_model_are_the_oracles(subject: Subject) -> None:
-    """The same on the bundled model too, by spans."""
+def test_trajectories_of_both_models_equal_the_oracles(subject: Subject) -> None:
+    """Trajectories by spans also equal the oracle's on the bundled model."""
     pair = subject.pair("matched", "last")
     spans = groups(pair)["spans"]
     for way in asked(subject, pair, spans, [subject.layers[1]]):
         check_way(way, oracle.trajectory(subject.question("matched"), way.layer, -1, spans))
 
 
-def test_a_matched_way_over_all_tokens_is_the_oracles_default(subject: Subject) -> None:
-    """Without an anchor the service's token spans are those of the listed context."""
+def test_token_spans_equal_the_oracles(subject: Subject) -> None:
+    """Token spans equal the oracle's without an anchor, and skip an anchor."""
     assert token_spans(subject.pair("matched")) == oracle.token_spans(subject.question("matched"))
     assert token_spans(subject.pair("anchored"))[0] == (1, 2)
     assert len(token_spans(subject.pair("anchored"))) == len(CONTEXT)
@@ -91,9 +90,8 @@ def test_a_matched_way_over_all_tokens_is_the_oracles_default(subject: Subject) 
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_a_way_ends_in_the_update(subject: Subject, baseline: str) -> None:
-    """However it is cut, its last norm is the update's own, its steps are η times gradients, and
-    a step through two tokens is not the sum of the norms of both."""
+def test_trajectory_ends_in_the_update(subject: Subject, baseline: str) -> None:
+    """For any spans the last norm is the update's, and each step is η times its gradient."""
     model, pair = subject.model, subject.pair(baseline)
     updates = drive(model, weight_updates(model, pair, subject.layers, [])).updates
     ways = {kind: asked(subject, pair, spans) for kind, spans in groups(pair).items()}
@@ -117,8 +115,9 @@ def test_a_way_ends_in_the_update(subject: Subject, baseline: str) -> None:
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("kind", ["tokens", "spans", "whole"])
-def test_the_prefixes_are_one_run_each(subject: Subject, baseline: str, kind: str) -> None:
-    """The pack has as many rows as it says; asked prefix by prefix the way is the same."""
+def test_each_prefix_is_one_run(subject: Subject, baseline: str, kind: str) -> None:
+    """Each prefix is one run, the pack has the announced rows, and separate forwards give the same
+    figures."""
     model, pair = subject.model, subject.pair(baseline)
     spans = groups(pair)[kind]
     question = trajectories(model, pair, subject.layers, spans)
@@ -144,8 +143,8 @@ def test_the_prefixes_are_one_run_each(subject: Subject, baseline: str, kind: st
 
 
 @only_tiny
-def test_a_given_way_is_taken_as_it_is(subject: Subject) -> None:
-    """Spans that pass the check are the steps; an anchor is never one."""
+def test_given_spans_are_the_steps(subject: Subject) -> None:
+    """The steps are the given spans, without the anchor."""
     pair = subject.pair("anchored", "last")
     spans = given_spans(pair, [(1, 2), (2, 9), (9, 10)], cover=True)
     (way, *_) = asked(subject, pair, spans)
@@ -153,8 +152,8 @@ def test_a_given_way_is_taken_as_it_is(subject: Subject) -> None:
 
 
 @only_tiny
-def test_tokens_that_change_nothing(subject: Subject) -> None:
-    """A context of one token is a way of one step, with cosine 1 and a loss that it lowers."""
+def test_context_of_one_token_has_one_step(subject: Subject) -> None:
+    """A context of one token has one step, with cosine 1 and a lower loss after it."""
     pair = resolve_pair(subject.model, [7], [9, 10], "matched", "all")
     for way in asked(subject, pair, token_spans(pair)):
         (step,) = way.steps

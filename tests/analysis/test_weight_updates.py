@@ -1,4 +1,5 @@
-"""Weight updates of every baseline, position and layer, against the oracle's dense matrices."""
+"""Weight updates of every baseline, position and layer, compared with the oracle's dense
+matrices."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
-    """All layers and all query positions."""
+    """Updates of all layers at all query positions."""
     layers = range(subject.model.n_layers)
     return drive(
         subject.model, weight_updates(subject.model, subject.pair(baseline), layers, include)
@@ -27,7 +28,7 @@ def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
 
 
 def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: object) -> None:
-    """The captured figures agree as CAPTURED, the difference as a difference."""
+    """Assert that captured figures agree to `CAPTURED` and the difference to `bound`."""
     agree(found.norm_with_context, theirs.norm_with_context, CAPTURED, what)
     agree(found.norm_baseline, theirs.norm_baseline, CAPTURED, what)
     agree(found.norm_difference, theirs.norm_difference, bound, what)
@@ -35,8 +36,8 @@ def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: obj
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_updates_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Norms, cosines, factors and bias of each layer and position, within the agreement rule."""
+def test_updates_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Norms, cosines, factors and bias of each layer and position equal the oracle's."""
     question, model = subject.question(baseline), subject.model
     answer = asked(subject, baseline, "factors", "bias")
     places = [(layer, j) for layer in range(model.n_layers) for j in range(len(QUERY))]
@@ -63,8 +64,9 @@ def test_updates_are_the_oracles(subject: Subject, baseline: str) -> None:
         assert one.below_noise == theirs.below_noise(EPSILON) == False  # noqa: E712
 
 
-def test_the_one_norm_is_the_only_singular_value(subject: Subject) -> None:
-    """By SVD of the oracle's dense ΔW: the first is the norm, all others are rounding."""
+def test_norm_is_the_only_singular_value(subject: Subject) -> None:
+    """The norm is the first singular value of the oracle's dense ΔW, and the others are
+    rounding."""
     last = asked(subject, "matched").updates[-1]
     values = oracle.update(subject.question("matched"), last.layer, last.position).singular_values()
     agree(last.norm, values[0], 1e-4)
@@ -80,23 +82,23 @@ WRONG: dict[str, Callable[[oracle.Update, oracle.Update], tuple[object, object, 
     "norm not squared": lambda u, _: (u.n / oracle.norm(u.n), u.output_factor, u.delta_h),
     "Δh for Δn": lambda u, _: (u.input_factor, u.delta_h @ u.block.c_fc, u.delta_h),
     "Δn for Δh": lambda u, _: (u.input_factor, u.output_factor, u.delta_n),
-    "before ln_2": lambda u, _: (
+    "readings before ln_2": lambda u, _: (
         u.h / (u.h @ u.h),
         u.delta_h @ u.block.c_fc,
         u.delta_h,
     ),
     "n_C for n": lambda u, _: (u.n_with / (u.n_with @ u.n_with), u.output_factor, u.delta_h),
-    "the sign": lambda u, _: (u.input_factor, -u.output_factor, -u.delta_h),
+    "opposite sign": lambda u, _: (u.input_factor, -u.output_factor, -u.delta_h),
     "shifted positions": lambda _, v: (v.input_factor, v.output_factor, v.delta_h),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_planted_error_is_beyond_the_rule(
+def test_wrong_formulas_miss_the_agreement_rule(
     subject: Subject,
     wrong: Callable[[oracle.Update, oracle.Update], tuple[object, object, object]],
 ) -> None:
-    """Were the oracle wrong in this way, the test above would fail by far in every layer."""
+    """Each wrong formula misses the agreement rule in every layer."""
     question = subject.question("matched")
     for one in asked(subject, "matched", "factors", "bias").updates:
         if one.position == 0 or one.factors is None:
@@ -116,8 +118,8 @@ def test_a_planted_error_is_beyond_the_rule(
         assert max(misses) > 5, (one.layer, one.position, misses)
 
 
-def test_a_position_shift_is_in_alone_alone(subject: Subject) -> None:
-    """`matched` and `alone` differ, as the query's positions do: the oracle's norms tell by how."""
+def test_matched_and_alone_differ_as_the_oracles(subject: Subject) -> None:
+    """The norms of `matched` and `alone` differ by as much as the oracle's."""
     matched, alone = (asked(subject, name).updates for name in ("matched", "alone"))
     for one, other in zip(matched, alone, strict=True):
         ours = one.norm - other.norm
@@ -130,8 +132,8 @@ def test_a_position_shift_is_in_alone_alone(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("include", [(), ("factors",), ("bias",), EVERYTHING])
-def test_what_was_not_asked_for_is_absent(subject: Subject, include: tuple[Include, ...]) -> None:
-    """And what was is there; the norms are the same whatever is asked for beside them."""
+def test_only_requested_fields_are_present(subject: Subject, include: tuple[Include, ...]) -> None:
+    """Only requested fields are present, and the norms do not depend on the request."""
     answer, full = asked(subject, "matched", *include), asked(subject, "matched", *EVERYTHING)
     assert (answer.next_tokens is not None) == ("next_tokens" in include)
     for one, other in zip(answer.updates, full.updates, strict=True):
@@ -140,8 +142,8 @@ def test_what_was_not_asked_for_is_absent(subject: Subject, include: tuple[Inclu
         agree(one.norm, other.norm, 1e-5, (one.layer, one.position))
 
 
-def test_layers_and_positions_come_as_asked(subject: Subject) -> None:
-    """Layer by layer and position by position, in the order asked for, with the same numbers."""
+def test_layers_and_positions_keep_their_order(subject: Subject) -> None:
+    """Updates come layer by layer and position by position, in the requested order."""
     model, pair = subject.model, subject.pair("matched", [2, 0])
     answer = drive(model, weight_updates(model, pair, [2, 0], []))
     assert [(one.layer, one.position) for one in answer.updates] == [(2, 2), (2, 0), (0, 2), (0, 0)]
@@ -151,7 +153,7 @@ def test_layers_and_positions_come_as_asked(subject: Subject) -> None:
 
 
 def nothing_changed(one: Update) -> bool:
-    """Whether an update says that the context changes nothing at all."""
+    """Whether an update reports that the context changes nothing."""
     return (
         one.below_noise
         and (one.rank, one.norm, one.relative_norm, one.spectral_share) == (0, 0.0, 0.0, 0.0)
@@ -164,8 +166,8 @@ def nothing_changed(one: Update) -> bool:
     )
 
 
-def test_a_context_against_itself_changes_nothing(subject: Subject) -> None:
-    """Rank 0, norm 0, cosine 1, below noise; KL is 0 and both predictions are one."""
+def test_context_against_itself_changes_nothing(subject: Subject) -> None:
+    """A context compared with itself has rank 0, norm 0, cosine 1, KL 0 and equal predictions."""
     model, context = subject.model, subject.ids(CONTEXT)
     pair = resolve_pair(model, context, subject.ids(QUERY), Another(context), "all")
     answer = drive(model, weight_updates(model, pair, range(model.n_layers), EVERYTHING))
@@ -176,8 +178,8 @@ def test_a_context_against_itself_changes_nothing(subject: Subject) -> None:
         assert one.with_context == one.baseline
 
 
-def test_a_context_that_is_lost_in_rounding_is_flagged(subject: Subject) -> None:
-    """Runs that differ by float32's noise alone are below noise, a real difference is not."""
+def test_real_differences_are_not_below_noise(subject: Subject) -> None:
+    """A real difference is at least 32·ε·‖n‖ and is not flagged `below_noise`."""
     real = asked(subject, "matched").updates
     assert not any(one.below_noise for one in real)
     norms = [one.mlp_in for one in real]
@@ -185,7 +187,7 @@ def test_a_context_that_is_lost_in_rounding_is_flagged(subject: Subject) -> None
 
 
 def test_factors_are_float32_on_the_cpu(subject: Subject) -> None:
-    """What leaves is in the model's precision, whatever it was formed in."""
+    """Factors and bias are one-dimensional float32 tensors on the CPU."""
     one = asked(subject, "matched", "factors", "bias").updates[0]
     assert one.factors is not None
     assert one.bias is not None

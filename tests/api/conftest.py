@@ -1,4 +1,4 @@
-"""Servers of the contract tests: the tiny one with its log read, a narrow one, a slow one."""
+"""Servers of the contract tests: a tiny one, one with small limits, and a slow one."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ NARROW: dict[str, Any] = {
     "max_response_bytes": 100_000,
     "max_tokens_per_request": 40,
 }
-"""The narrow server's limits."""
+"""Settings of the narrow server."""
 POISON = "z"
 """A token whose embedding is NaN in the narrow server's checkpoint."""
 
 
 @dataclass(frozen=True)
 class Heard:
-    """A server, a client of it that has the key, and its log.
+    """A server, its client and its log.
 
     Args:
         served: The server.
-        client: With the key where there is one.
-        log: What it prints.
+        client: A client, with the API key if the server requires one.
+        log: The output of the server.
     """
 
     served: Served
@@ -46,19 +46,19 @@ class Heard:
 
 @pytest.fixture(scope="session")
 def tiny_heard(tiny_service: Served) -> Iterator[Heard]:
-    """The tiny GPT-2's server with its log."""
+    """The server of the tiny GPT-2, with its log."""
     with client_of(tiny_service) as client:
         yield Heard(tiny_service, client, log_of(tiny_service))
 
 
 @pytest.fixture
 def tiny_client(tiny_heard: Heard) -> httpx.Client:
-    """A client of the tiny GPT-2's server."""
+    """A client of the server of the tiny GPT-2."""
     return tiny_heard.client
 
 
 def poison(folder: Path, row: slice) -> Path:
-    """Make rows of a checkpoint's token embedding NaN."""
+    """Set rows of a checkpoint's token embedding to NaN."""
     file = folder / "model.safetensors"
     with torch.inference_mode(False):
         weights = load_file(file)
@@ -69,7 +69,7 @@ def poison(folder: Path, row: slice) -> Path:
 
 @pytest.fixture(scope="session")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Heard]:
-    """Small limits, keys, a tokenizer without <|endoftext|>, and one token that is poison."""
+    """A server with small limits, keys, no <|endoftext|>, and one token whose embedding is NaN."""
     with torch.inference_mode(False):
         folder = save_tiny(tmp_path_factory.mktemp("narrow"), special=False)
     token = byte_tokenizer(special=False).convert_tokens_to_ids(POISON)
@@ -90,7 +90,7 @@ def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(slow_folder: Path) -> Iterator[Heard]:
-    """One question at a time, and one that may wait."""
+    """A server that runs one question at a time, with a queue of one."""
     settings: dict[str, Any] = {
         "model": slow_folder,
         "batching": "false",

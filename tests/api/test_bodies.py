@@ -1,4 +1,4 @@
-"""Bodies: what is not JSON, what is not a request, and what never comes back."""
+"""Request bodies: malformed JSON, invalid requests, and refusals that do not repeat the input."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from tests.api.conftest import NARROW, Heard
 from tests.api.wire import CANARY, problem, resolve
 
@@ -23,15 +24,15 @@ PATHS = {
 DEEP = 100_000
 
 MALFORMED: dict[str, bytes] = {
-    "nothing": b"",
-    "half": b'{"context": "a"',
+    "empty": b"",
+    "unfinished": b'{"context": "a"',
     "trailing comma": b'{"context": "a", "query": "b",}',
     "single quotes": b"{'context': 'a', 'query': 'b'}",
     "two documents": b'{"context": "a", "query": "b"}{}',
     "latin-1": '{"context": "zqcanaryqz é", "query": "b"}'.encode("latin-1"),
     "utf-16": json.dumps(PAIR).encode("utf-16"),
-    "a byte that is NUL": b'{"context": "a\x00", "query": "b"}',
-    "nested deeper than Python": b"[" * DEEP + b"]" * DEEP,
+    "a NUL byte": b'{"context": "a\x00", "query": "b"}',
+    "nested 100,000 deep": b"[" * DEEP + b"]" * DEEP,
     "nested 500 deep": b'{"context": ' + b"[" * 500 + b"]" * 500 + b', "query": "b"}',
     "nested 500 deep in an unknown field": json.dumps(PAIR)[:-1].encode()
     + b', "x": '
@@ -136,29 +137,29 @@ def post(client: httpx.Client, path: str, body: bytes) -> httpx.Response:
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
-def test_malformed(tiny_client: httpx.Client, body: bytes) -> None:
-    """What is not JSON in UTF-8, or nests too deep, is 400 and never 422 or 500."""
+def test_malformed_json_returns_400(tiny_client: httpx.Client, body: bytes) -> None:
+    """A body that is not JSON in UTF-8, or nests too deep, returns 400 `malformed_json`."""
     assert not problem(post(tiny_client, PATHS["updates"], body), "malformed_json").errors
 
 
 @pytest.mark.parametrize(("resource", "changes", "where"), WRONG)
-def test_validation(
+def test_one_mistake_gives_one_error(
     tiny_client: httpx.Client, resource: str, changes: dict[str, Any], where: str
 ) -> None:
-    """One mistake in a body is one error, whose pointer resolves in what was sent."""
+    """One mistake in a body gives one error, whose pointer resolves in the sent body."""
     sent = FILLED[resource] | changes
     said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [where]
 
 
 @pytest.mark.parametrize("field", ["context", "query", "prompts"])
-def test_missing(tiny_client: httpx.Client, field: str) -> None:
-    """A field that is missing is named, and the pointer is to the object that lacks it."""
+def test_missing_field_is_named(tiny_client: httpx.Client, field: str) -> None:
+    """A missing field is named, and the pointer is to the object that lacks it."""
     resource = "activations" if field == "prompts" else "updates"
     sent = {name: value for name, value in FILLED[resource].items() if name != field}
     said = problem(tiny_client.post(PATHS[resource], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [""]
     assert field in said.errors[0].message
 
@@ -167,58 +168,60 @@ def test_missing(tiny_client: httpx.Client, field: str) -> None:
 @pytest.mark.parametrize(
     ("resource", "field"), [("checks", "tolerance"), ("updates", "layers"), ("updates", "query")]
 )
-def test_not_a_number(tiny_client: httpx.Client, resource: str, field: str, number: str) -> None:
-    """NaN, the infinities and what overflows to them are refused where a number is asked for."""
+def test_nan_and_infinity_return_422(
+    tiny_client: httpx.Client, resource: str, field: str, number: str
+) -> None:
+    """NaN, infinities and overflowing numbers in a number's place return 422."""
     value = number if field == "tolerance" else f"[{number}]"
     rest = {name: text for name, text in FILLED[resource].items() if name != field}
     body = json.dumps(rest)[:-1] + f', "{field}": {value}}}'
     said = problem(
         post(tiny_client, PATHS[resource], body.encode()), "validation", json.loads(body)
     )
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer.split("/")[1] for mistake in said.errors] == [field]
 
 
 @pytest.mark.parametrize("text", [r"\ud800", r"\udc00\ud800", r"zqcanaryqz\uDFFF"])
-def test_lone_surrogates(tiny_client: httpx.Client, text: str) -> None:
-    """Half of a surrogate pair is JSON, but no text that could be tokenised."""
+def test_lone_surrogates_return_422(tiny_client: httpx.Client, text: str) -> None:
+    """Half of a surrogate pair is valid JSON but not tokenisable text, so it returns 422."""
     body = f'{{"context": "{text}", "query": "b"}}'.encode()
     problem(post(tiny_client, PATHS["updates"], body), "validation", json.loads(body))
 
 
-def test_endless_integer(tiny_client: httpx.Client) -> None:
-    """An integer of 5,000 digits is JSON, so it is a validation error."""
+def test_integer_of_5000_digits_returns_422(tiny_client: httpx.Client) -> None:
+    """An integer of 5,000 digits is valid JSON, so it returns 422."""
     body = b'{"context": "a", "query": "b", "layers": [1' + b"0" * 5000 + b"]}"
     sent = {"context": "a", "query": "b", "layers": [10]}
     problem(post(tiny_client, PATHS["updates"], body), "validation", sent)
 
 
 @pytest.mark.parametrize("body", [b"7", b"null", b'"zqcanaryqz"', b'[{"context": "zqcanaryqz"}]'])
-def test_not_an_object(tiny_client: httpx.Client, body: bytes) -> None:
-    """JSON that is no object is a validation error of the whole document."""
+def test_json_that_is_no_object_returns_422(tiny_client: httpx.Client, body: bytes) -> None:
+    """JSON that is not an object gives one error, for the whole document."""
     said = problem(post(tiny_client, PATHS["updates"], body), "validation", json.loads(body))
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [""]
 
 
-def test_long_field_name(tiny_client: httpx.Client) -> None:
-    """A caller's field name that is echoed in a pointer is cut at 64 characters."""
+def test_long_field_name_is_cut_in_the_pointer(tiny_client: httpx.Client) -> None:
+    """A field name of the request is cut to 64 characters in a pointer."""
     sent = PAIR | {"n" * 500: CANARY}
     said = problem(tiny_client.post(PATHS["updates"], json=sent), "validation", sent)
-    assert said.errors is not None
+    assert said.errors
     assert said.errors[0].pointer == "/" + "n" * 63
 
 
-def test_many_mistakes(tiny_client: httpx.Client) -> None:
-    """A body with thousands of mistakes gets a short problem, not one as long as itself."""
+def test_many_mistakes_return_a_short_problem(tiny_client: httpx.Client) -> None:
+    """A body with 5,000 mistakes returns a problem of less than 5,000 bytes."""
     sent = PAIR | {"layers": [CANARY] * 5000}
     response = tiny_client.post(PATHS["updates"], json=sent)
     problem(response, "validation", sent)
     assert len(response.content) < 5000
 
 
-def test_several_mistakes(tiny_client: httpx.Client) -> None:
-    """Each of several mistakes is named."""
+def test_each_mistake_has_its_error(tiny_client: httpx.Client) -> None:
+    """Each of several mistakes has its own error."""
     sent = PAIR | {"layers": [0.5], "stream": 1, "surprise": 2}
     said = problem(tiny_client.post(PATHS["updates"], json=sent), "validation", sent)
     places = {mistake.pointer for mistake in said.errors or ()}
@@ -235,8 +238,10 @@ def test_several_mistakes(tiny_client: httpx.Client) -> None:
         {"context": "<|endoftext|>the 🙂"},
     ],
 )
-def test_accepted(tiny_client: httpx.Client, changes: dict[str, Any]) -> None:
-    """NUL in a string, spans as arrays, negative layers and any Unicode are good input."""
+def test_unusual_valid_bodies_are_accepted(
+    tiny_client: httpx.Client, changes: dict[str, Any]
+) -> None:
+    """NUL in a string, spans as arrays, negative layers and any Unicode are valid."""
     response = tiny_client.post(PATHS["updates"], json=PAIR | changes)
     assert response.status_code == 200, response.text
 
@@ -253,8 +258,10 @@ def test_accepted(tiny_client: httpx.Client, changes: dict[str, Any]) -> None:
         ("multipart/form-data; boundary=b", False),
     ],
 )
-def test_media_type(tiny_client: httpx.Client, content_type: str, accepted: bool) -> None:
-    """A body is read as JSON only where it says that it is."""
+def test_body_needs_json_content_type(
+    tiny_client: httpx.Client, content_type: str, accepted: bool
+) -> None:
+    """A body is accepted only with the content type `application/json`."""
     response = tiny_client.post(
         PATHS["tokenize"],
         content=json.dumps({"prompts": ["a"]}),
@@ -267,8 +274,8 @@ def test_media_type(tiny_client: httpx.Client, content_type: str, accepted: bool
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_body_too_large(narrow: Heard, chunked: bool) -> None:
-    """A body is refused when it is too long, whether it says so or comes in chunks."""
+def test_body_above_the_limit_returns_413(narrow: Heard, chunked: bool) -> None:
+    """A body above `max_body_bytes` returns 413, with a Content-Length or in chunks."""
     body = json.dumps({"prompts": [CANARY * 200]}).encode()
     pieces = (body[i : i + 500] for i in range(0, len(body), 500))
     response = narrow.client.post(
@@ -278,6 +285,6 @@ def test_body_too_large(narrow: Heard, chunked: bool) -> None:
     )
     said = problem(response, "body_too_large")
     assert said.limit == NARROW["max_body_bytes"]
-    assert said.limit is not None
-    assert said.actual is not None
+    assert said.limit is not UNSET
+    assert said.actual is not UNSET
     assert said.limit < said.actual <= len(body)

@@ -1,4 +1,4 @@
-"""Asking under load: the queue is bounded, a caller that leaves makes room, answers repeat."""
+"""Requests under load: the queue is bounded, a disconnect frees a place, and answers repeat."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONG: dict[str, Any] = {
     "positions": "all",
     "precision": "float64",
 }
-"""A check that takes the slow server about a second."""
+"""An equivalence check that takes the slow server about a second."""
 SHORT: dict[str, Any] = {"context": [1, 2, 3], "query": [4], "layers": [0], "controls": False}
 ASKED = "deltaw_input_tokens_count"
 WAITING = "deltaw_queue_depth"
@@ -29,7 +29,7 @@ FORWARDS = "deltaw_forward_seconds_count"
 
 
 def begun(heard: Heard, pool: ThreadPoolExecutor, body: dict[str, Any]) -> Future[httpx.Response]:
-    """A request that the engine has."""
+    """A request that the engine has accepted."""
     before = metric(heard.client, ASKED)
     made = pool.submit(heard.client.post, PATHS["checks"], json=body)
     until(lambda: metric(heard.client, ASKED) > before or None)
@@ -37,15 +37,15 @@ def begun(heard: Heard, pool: ThreadPoolExecutor, body: dict[str, Any]) -> Futur
 
 
 def running(heard: Heard, pool: ThreadPoolExecutor, body: dict[str, Any]) -> Future[httpx.Response]:
-    """A request that is being computed."""
+    """A request that the engine is computing."""
     made = begun(heard, pool, body)
     until(lambda: metric(heard.client, WAITING) == 0 or None)
     return made
 
 
-def test_queue_full(slow: Heard) -> None:
-    """One more than may wait is refused with the seconds after which to ask again, at once, and
-    those before it are answered."""
+def test_queue_full_returns_429_with_retry_after(slow: Heard) -> None:
+    """When the queue is full the next request gets 429 with Retry-After at once, and the earlier
+    ones are answered."""
     with ThreadPoolExecutor(2) as pool:
         first = running(slow, pool, LONG)
         second = begun(slow, pool, SHORT)
@@ -60,8 +60,8 @@ def test_queue_full(slow: Heard) -> None:
     assert slow.client.post(PATHS["checks"], json=SHORT).status_code == 200
 
 
-def test_tokenize_passes_by(slow: Heard) -> None:
-    """What needs no forward does not queue behind what does."""
+def test_requests_without_a_forward_do_not_queue(slow: Heard) -> None:
+    """Requests that need no forward pass are answered while another is computed."""
     with ThreadPoolExecutor(1) as pool:
         first = running(slow, pool, LONG)
         before = time.perf_counter()
@@ -74,7 +74,7 @@ def test_tokenize_passes_by(slow: Heard) -> None:
 
 
 def leave(heard: Heard, request_id: str, body: dict[str, Any]) -> None:
-    """Send a request and close the connection once the engine has it."""
+    """Send a request and close the connection once the engine has accepted it."""
     before = metric(heard.client, ASKED)
     parts = urlsplit(heard.served.url)
     content = json.dumps(body).encode()
@@ -87,9 +87,9 @@ def leave(heard: Heard, request_id: str, body: dict[str, Any]) -> None:
         until(lambda: metric(heard.client, ASKED) > before or None)
 
 
-def test_leaving_makes_room(slow: Heard) -> None:
-    """A caller that leaves the queue is logged as 499 at once, its place goes to another, and its
-    work is never begun."""
+def test_disconnect_in_the_queue_frees_its_place(slow: Heard) -> None:
+    """A client that disconnects in the queue is logged as 499, frees its place, and its work never
+    starts."""
     before = metric(slow.client, FORWARDS)
     slow.client.post(PATHS["checks"], json=LONG)
     middle = metric(slow.client, FORWARDS)
@@ -106,15 +106,15 @@ def test_leaving_makes_room(slow: Heard) -> None:
     assert metric(slow.client, FORWARDS) - middle == needed + (needed - (middle - before))
 
 
-def test_leaving_ends_work(slow: Heard) -> None:
-    """The work of a caller that leaves while it is computed ends, and the next is answered."""
+def test_disconnect_ends_the_work(slow: Heard) -> None:
+    """A disconnect ends the work in progress, and the next request is answered."""
     leave(slow, "left.running", LONG)
     assert slow.log.await_request("left.running")["status"] == 499
     assert slow.client.post(PATHS["checks"], json=SHORT).status_code == 200
 
 
-def test_leaving_while_sending(slow: Heard) -> None:
-    """A caller that leaves in the middle of its body is 499 too, not an error of the service."""
+def test_disconnect_while_sending_is_logged_as_499(slow: Heard) -> None:
+    """A disconnect while sending the body is logged as 499 without a traceback."""
     parts = urlsplit(slow.served.url)
     head = (
         f"POST {PATHS['checks']} HTTP/1.1\r\nHost: {parts.netloc}\r\nX-Request-ID: left.sending\r\n"
@@ -127,8 +127,8 @@ def test_leaving_while_sending(slow: Heard) -> None:
     assert "Traceback" not in slow.log.text
 
 
-def test_answers_repeat(slow: Heard) -> None:
-    """With `batching=false` a request has the same bits each time, whoever else asks."""
+def test_answers_repeat_bit_for_bit_without_batching(slow: Heard) -> None:
+    """With `batching=false` a request has the same bits each time, alone or beside others."""
     body = {
         "context": LONG["context"][:40],
         "query": [5, 6, 7],

@@ -1,4 +1,4 @@
-"""What the service itself can fail at: loading, its check, time, memory, and the unforeseen."""
+"""Failures of the service itself: loading, self-check, deadline, memory, and unexpected errors."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from schemas.common import UNSET
 from tests.api.conftest import KEY, Heard, poison
 from tests.api.test_bodies import PATHS
 from tests.api.wire import CANARY, client_of, listening, log_of, metric, problem, until
@@ -24,7 +25,7 @@ BODY = {"context": "abc", "query": " cd"}
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """A checkpoint of NaN whose loading lasts until somebody opens a pipe and closes it."""
+    """A checkpoint of NaN that keeps loading until its pipe is opened and closed."""
     with torch.inference_mode(False):
         poison(save_tiny(tmp_path), slice(None))
     pipe = tmp_path / "zz.safetensors"
@@ -32,9 +33,9 @@ def gate(tmp_path: Path) -> Path:
     return pipe
 
 
-def test_loading_then_unsound(gate: Path) -> None:
-    """While it loads the service lives but is not ready; where the equivalence check then fails
-    it gives out no number, says why it is not ready, and exports the failure."""
+def test_unready_service_returns_503_with_the_reason(gate: Path) -> None:
+    """While loading every answer is 503 `loading`; after a failed self-check it is 503
+    `self_check_failed`, with a metric and a log line."""
     with served(ready=False, model=gate.parent) as running, client_of(running) as client:
         log = log_of(running)
         listening(running)
@@ -57,14 +58,14 @@ def test_loading_then_unsound(gate: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hasty(tiny_folder: Path) -> Iterator[Heard]:
-    """No time for any request."""
+    """A server with a deadline of a microsecond."""
     with served(model=tiny_folder, deadline_seconds=1e-6) as running, client_of(running) as client:
         yield Heard(running, client, log_of(running))
 
 
 @pytest.mark.parametrize("name", ["updates", "checks", "activations", "trajectories"])
-def test_deadline_exceeded(hasty: Heard, name: str) -> None:
-    """What takes longer than a request is granted is 504, and the next request is not harmed."""
+def test_exceeded_deadline_returns_504(hasty: Heard, name: str) -> None:
+    """A request that exceeds its deadline returns 504, and the next one is not affected."""
     body = {"prompts": [CANARY]} if name == "activations" else {"context": CANARY, "query": "b"}
     for _ in range(2):
         problem(hasty.client.post(PATHS[name], json=body), "deadline_exceeded", body)
@@ -73,7 +74,7 @@ def test_deadline_exceeded(hasty: Heard, name: str) -> None:
 
 @contextmanager
 def memory(running: Served, spare: int) -> Iterator[None]:
-    """The process may have so many bytes more than it has, and then as many as before."""
+    """Limit the process to `spare` bytes more than it has, and lift the limit at the end."""
     pages = int(Path(f"/proc/{running.process.pid}/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + spare
     before = resource.prlimit(running.process.pid, resource.RLIMIT_AS)
@@ -84,8 +85,8 @@ def memory(running: Served, spare: int) -> Iterator[None]:
         resource.prlimit(running.process.pid, resource.RLIMIT_AS, before)
 
 
-def test_out_of_memory(slow: Heard) -> None:
-    """Where there is not enough memory one request fails, not the process."""
+def test_lack_of_memory_fails_only_the_request(slow: Heard) -> None:
+    """A lack of memory fails one request with 503 `out_of_memory`, not the process."""
     small = {"context": [1, 2, 3], "query": [4], "layers": [0]}
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
     large = {
@@ -101,7 +102,7 @@ def test_out_of_memory(slow: Heard) -> None:
 
 @pytest.fixture
 def wordy_folder(tmp_path: Path) -> Path:
-    """A checkpoint whose tokenizer knows four words and breaks at any other."""
+    """A checkpoint whose tokenizer knows four words and raises on any other."""
     with torch.inference_mode(False):
         save_tiny(tmp_path)
     file = tmp_path / "tokenizer.json"
@@ -116,9 +117,9 @@ def wordy_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_internal(wordy_folder: Path, log_format: str) -> None:
-    """A fault that nobody has a name for is a generic 500; the log has its id and its traceback,
-    but no prompt, key or query string; the next request is answered."""
+def test_unexpected_error_returns_a_generic_500(wordy_folder: Path, log_format: str) -> None:
+    """An unexpected error returns a generic 500; the log has its id and traceback but no prompt,
+    key or query string."""
     settings: dict[str, Any] = {"log_format": log_format, "api_keys": KEY}
     with (
         served(model=wordy_folder, **settings) as running,
@@ -133,7 +134,7 @@ def test_internal(wordy_folder: Path, log_format: str) -> None:
             sent,
         )
         assert said.request_id == "faulty"
-        assert said.errors is None
+        assert said.errors is UNSET
         assert "WordLevel" not in said.detail
         until(lambda: "Traceback" in log.text or None)
         assert "faulty" in log.text

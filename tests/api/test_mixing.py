@@ -1,4 +1,4 @@
-"""Twenty callers at once: nobody gets another's answer, nobody gets none, probes stay fast."""
+"""Twenty concurrent clients: each gets its own answers, all of them, and probes stay fast."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAPTURED = 5e-6
 
 
 def asked(thread: int) -> list[tuple[str, dict[str, Any], bool]]:
-    """The requests of one caller: resource, body, and whether it takes a safetensors file."""
+    """The requests of one client: resource, body, and whether it accepts safetensors."""
     ids = [1 + (7 * thread + 3 * i) % 250 for i in range(6 + thread % 5)]
     text = f"caller {thread} says the abc"
     return [
@@ -36,7 +36,7 @@ def asked(thread: int) -> list[tuple[str, dict[str, Any], bool]]:
 
 
 def answer(client: httpx.Client, request: tuple[str, dict[str, Any], bool]) -> dict[str, Any]:
-    """What the service says to one request."""
+    """The answer to one request, as JSON."""
     resource, body, filed = request
     headers = {"Accept": SAFETENSORS} if filed else {}
     response = client.post(PATHS[resource], json=body, headers=headers)
@@ -46,24 +46,24 @@ def answer(client: httpx.Client, request: tuple[str, dict[str, Any], bool]) -> d
 
 
 def close(found: float, expected: float, slack: float) -> None:
-    """Hold a number against the same number of another pack."""
+    """Assert that a number agrees with the same number of another pack."""
     assert abs(found - expected) <= slack * abs(expected), (found, expected, slack)
 
 
 def near(found: Any, expected: Any, slack: float) -> None:
-    """Hold a tensor against the same tensor of another pack."""
+    """Assert that a tensor agrees with the same tensor of another pack."""
     other = array(expected).astype(np.float64)
     error = np.linalg.norm(array(found) - other)
     assert error <= slack * np.linalg.norm(other), (error, slack)
 
 
 def cancellation(norms: dict[str, float]) -> float:
-    """How much rounding a difference magnifies (theory.md 9)."""
+    """The factor by which a difference magnifies rounding (theory.md 9)."""
     return (norms["norm_with_context"] + norms["norm_baseline"]) / norms["norm_difference"]
 
 
 def agree(resource: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
-    """Hold an answer against the answer to the same request made alone."""
+    """Assert that an answer agrees with the answer to the same request sent alone."""
     assert found.keys() == alone.keys()
     if resource == "tokenize":
         assert found == alone
@@ -96,9 +96,11 @@ def agree(resource: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
             assert check["controls"].keys() == other["controls"].keys()
 
 
-def test_nobody_gets_anothers(tiny_service: Served, tiny_client: httpx.Client) -> None:
-    """Twenty threads of mixed requests get each their own answer, and all of them, while
-    `/livez` stays fast."""
+def test_concurrent_clients_get_their_own_answers(
+    tiny_service: Served, tiny_client: httpx.Client
+) -> None:
+    """Each of twenty clients gets its own answers, while 99 % of `/livez` take less than a
+    second."""
     alone = [[answer(tiny_client, request) for request in asked(i)] for i in range(THREADS)]
     start = threading.Barrier(THREADS + 1)
     done = threading.Event()

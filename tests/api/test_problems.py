@@ -1,4 +1,4 @@
-"""Problems: every code of the contract's table, made by real requests."""
+"""Problems: every code of the contract's table, caused by real requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from schemas.problems import PROBLEMS
 from tests.api.conftest import NARROW, POISON, Heard
 from tests.api.test_bodies import PATHS
@@ -89,7 +90,7 @@ BOUNDED = {
     "position_out_of_range",
     "prompt_too_long",
 }
-"""Those that a number is held against."""
+"""Codes whose problems state a limit."""
 
 UNDEFINED: list[tuple[str, dict[str, Any]]] = [
     *[
@@ -110,50 +111,53 @@ UNDEFINED: list[tuple[str, dict[str, Any]]] = [
     ("checks", {"joint": True}),
     ("checks", {"joint": True, "query": "xyz", "positions": "all", "scope": "model"}),
 ]
-"""Combinations that mean nothing."""
+"""Combinations that are not defined."""
 
 
 def filled(resource: str, changes: dict[str, Any]) -> dict[str, Any]:
-    """A good body with something bad in it."""
+    """A valid body with invalid changes."""
     if resource == "tokenize":
         return changes
     return ({"prompts": [CANARY]} if resource == "activations" else PAIR) | changes
 
 
 @pytest.mark.parametrize(("resource", "changes", "code", "where"), REFUSED)
-def test_refused(
+def test_request_that_does_not_fit_the_model_is_refused(
     tiny_client: httpx.Client, resource: str, changes: dict[str, Any], code: str, where: str
 ) -> None:
-    """What this model cannot be asked has its code, a pointer that resolves, and the bound."""
+    """A request that does not fit the model gets its code, a pointer that resolves, and the
+    limit."""
     sent = filled(resource, changes)
     said = problem(tiny_client.post(PATHS[resource], json=sent), code, sent)
     if where:
         assert [mistake.pointer for mistake in said.errors or ()] == [where]
     if code in BOUNDED:
-        assert said.limit is not None
+        assert said.limit is not UNSET
     if code in ("prompt_too_long", "token_out_of_range", "layer_out_of_range"):
-        assert said.actual is not None
+        assert said.actual is not UNSET
         assert said.actual > (said.limit or 0) or said.actual < 0
 
 
 @pytest.mark.parametrize(("resource", "changes"), UNDEFINED)
-def test_not_supported(tiny_client: httpx.Client, resource: str, changes: dict[str, Any]) -> None:
-    """A combination that means nothing is refused with a pointer to it, not answered otherwise."""
+def test_undefined_combinations_return_422(
+    tiny_client: httpx.Client, resource: str, changes: dict[str, Any]
+) -> None:
+    """An undefined combination returns 422 `not_supported` with a pointer to it."""
     sent = filled(resource, changes)
     said = problem(tiny_client.post(PATHS[resource], json=sent), "not_supported", sent)
     assert [mistake.pointer.lstrip("/") in sent for mistake in said.errors or ()] == [True]
 
 
 @pytest.mark.parametrize("path", ["/v1", "/v1/nope", "/nope", "/problems/x"])
-def test_not_found(tiny_client: httpx.Client, path: str) -> None:
-    """A path with nothing at it is a problem too."""
+def test_unknown_path_returns_404(tiny_client: httpx.Client, path: str) -> None:
+    """A path that does not exist returns 404 `not_found`."""
     method = "GET" if path.startswith("/problems") else "POST"
     problem(tiny_client.request(method, path, json={}), "not_found")
 
 
 @pytest.mark.parametrize("path", [*PATHS.values()])
-def test_trailing_slash(tiny_client: httpx.Client, path: str) -> None:
-    """A path with a slash too many is not found, nor sent on to where the Host header says."""
+def test_trailing_slash_returns_404(tiny_client: httpx.Client, path: str) -> None:
+    """A path with a trailing slash returns 404, not a redirect to the Host header's host."""
     problem(tiny_client.post(f"{path}/", json={}), "not_found")
 
 
@@ -167,18 +171,18 @@ def test_trailing_slash(tiny_client: httpx.Client, path: str) -> None:
         ("POST", "/metrics", "GET"),
     ],
 )
-def test_method_not_allowed(
+def test_unsupported_method_returns_405(
     tiny_client: httpx.Client, method: str, path: str, allowed: str
 ) -> None:
-    """A method that a path has not is 405, with `Allow` naming those that it has."""
+    """An unsupported method returns 405, with the supported ones in `Allow`."""
     response = tiny_client.request(method, path)
     problem(response, "method_not_allowed")
     assert allowed in response.headers["allow"].split(", ")
 
 
 @pytest.mark.parametrize("code", STATUS)
-def test_type_resolves(tiny_client: httpx.Client, code: str) -> None:
-    """A problem's type is a path at which the service explains it."""
+def test_problem_type_resolves_to_its_explanation(tiny_client: httpx.Client, code: str) -> None:
+    """The `type` of a problem is a path under which the service explains it."""
     answer = tiny_client.get(f"/problems/{code}")
     assert answer.status_code == 200
     meaning = answer.json()
@@ -188,13 +192,13 @@ def test_type_resolves(tiny_client: httpx.Client, code: str) -> None:
     assert meaning["retryable"] == (STATUS[code] in RETRYABLE)
 
 
-def test_table() -> None:
-    """The service knows the contract's codes, and no others."""
+def test_codes_equal_those_of_the_contract() -> None:
+    """The service has exactly the codes and statuses of the contract."""
     assert {code: kind.status for code, kind in PROBLEMS.items()} == STATUS
 
 
-def test_too_many_probes(narrow: Heard) -> None:
-    """Further queries are prompts too, and are counted before any is tokenised."""
+def test_too_many_probe_queries_return_413(narrow: Heard) -> None:
+    """`probe_queries` count as prompts, and are counted before they are tokenised."""
     sent = {"context": [1], "query": [2], "include": [], "probe_queries": ["a", "b", "c"]}
     said = problem(narrow.client.post(PATHS["updates"], json=sent), "too_many_items", sent)
     assert (said.limit, said.actual) == (NARROW["max_prompts"], 3)
@@ -202,8 +206,8 @@ def test_too_many_probes(narrow: Heard) -> None:
 
 
 @pytest.mark.parametrize("resource", ["activations", "tokenize"])
-def test_too_many_items(narrow: Heard, resource: str) -> None:
-    """More prompts than `max_prompts` are refused by count, both numbers named."""
+def test_too_many_prompts_return_413(narrow: Heard, resource: str) -> None:
+    """More prompts than `max_prompts` return 413 with both numbers."""
     sent = {"prompts": [CANARY, "a", "b"]}
     said = problem(narrow.client.post(PATHS[resource], json=sent), "too_many_items", sent)
     assert (said.limit, said.actual) == (NARROW["max_prompts"], 3)
@@ -242,23 +246,22 @@ NEVER_FITS: list[tuple[str, dict[str, Any], str, int | None]] = [
 
 
 @pytest.mark.parametrize(("resource", "sent", "limit", "actual"), NEVER_FITS)
-def test_never_fits(
+def test_work_above_the_limits_is_never_fits(
     narrow: Heard, resource: str, sent: dict[str, Any], limit: str, actual: int | None
 ) -> None:
-    """Work or an answer that no request is granted is refused before it, with both numbers."""
+    """Work or an answer above the limits is refused before it is computed, with both numbers."""
     said = problem(narrow.client.post(PATHS[resource], json=sent), "never_fits", sent)
     assert said.limit == NARROW[limit]
-    assert said.limit is not None
-    assert said.actual is not None
+    assert said.limit is not UNSET
+    assert said.actual is not UNSET
     assert said.actual > said.limit
     if actual is not None:
         assert said.actual == actual
 
 
-def test_never_fits_in_double_precision(narrow: Heard) -> None:
-    """Rows that fit in float32 through all layers do not in float64: what is bounded is rows ×
-    layers × bytes, and in half of the layers it fits."""
-    sent = {"context": [1] * 8, "query": [2] * 3, "precision": "float64", "baseline": "alone"}
+def test_float64_halves_the_rows_that_fit(narrow: Heard) -> None:
+    """The limit on work counts rows × layers × bytes, so that float64 fits half as many rows."""
+    sent = {"context": [*range(8)], "query": [2] * 3, "precision": "float64", "baseline": "alone"}
     said = problem(narrow.client.post(PATHS["checks"], json=sent), "never_fits", sent)
     layers = narrow.client.get("/v1/model").json()["n_layers"]
     assert said.limit == NARROW["max_tokens_per_request"] * layers * 4
@@ -267,17 +270,17 @@ def test_never_fits_in_double_precision(narrow: Heard) -> None:
     assert narrow.client.post(PATHS["checks"], json=sent | {"precision": "float32"}).is_success
 
 
-def test_no_anchor_token(narrow: Heard) -> None:
-    """`anchored` needs a tokenizer with <|endoftext|>, and says so where there is none."""
+def test_anchored_needs_an_anchor_token(narrow: Heard) -> None:
+    """`anchored` returns 422 `no_anchor_token` if the tokenizer lacks <|endoftext|>."""
     sent = {"context": "abc", "query": "cd", "baseline": "anchored"}
     said = problem(narrow.client.post(PATHS["updates"], json=sent), "no_anchor_token", sent)
     assert [mistake.pointer for mistake in said.errors or ()] == ["/baseline"]
 
 
 @pytest.mark.parametrize("resource", ["activations", "updates", "checks"])
-def test_non_finite(narrow: Heard, resource: str) -> None:
-    """An activation that is not a number is an error that names the layer, never a NaN on the
-    wire; the next request is answered."""
+def test_nan_activation_returns_non_finite(narrow: Heard, resource: str) -> None:
+    """A NaN activation returns 500 `non_finite` with its layer, and the next request is
+    answered."""
     bad = {"context": POISON, "query": "b"} if resource != "activations" else {"prompts": [POISON]}
     said = problem(narrow.client.post(PATHS[resource], json=bad), "non_finite", bad)
     assert "layer" in said.detail

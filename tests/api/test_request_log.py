@@ -1,4 +1,4 @@
-"""What goes around every answer: ids, headers, timings, metrics and log lines."""
+"""Around every answer: request ids, headers, timings, metrics and log lines."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ REQUESTS = "deltaw_http_requests_total"
 
 
 @pytest.mark.parametrize("offered", ["a", "A-Z_0.9-b", "x" * 128, "00", "..-_"])
-def test_id_is_echoed(tiny_client: httpx.Client, offered: str) -> None:
-    """A request id of 1 to 128 of the allowed characters comes back, in answers and problems."""
+def test_valid_request_id_is_returned(tiny_client: httpx.Client, offered: str) -> None:
+    """A request id of 1 to 128 allowed characters is returned in answers and problems."""
     for body in (BODIES["updates"], {}):
         response = tiny_client.post(PATHS["updates"], json=body, headers={"X-Request-ID": offered})
         assert response.headers["x-request-id"] == offered
@@ -35,8 +35,8 @@ def test_id_is_echoed(tiny_client: httpx.Client, offered: str) -> None:
 
 
 @pytest.mark.parametrize("offered", ["", "x" * 129, "a b", "a/b", "é", 'a"b', "a:b"])
-def test_id_is_made(tiny_client: httpx.Client, offered: str) -> None:
-    """Any other id is replaced by a new one."""
+def test_invalid_request_id_is_replaced(tiny_client: httpx.Client, offered: str) -> None:
+    """Any other request id is replaced by a new one."""
     made = set()
     for _ in range(2):
         response = tiny_client.get("/livez", headers=[(b"X-Request-ID", offered.encode())])
@@ -47,8 +47,8 @@ def test_id_is_made(tiny_client: httpx.Client, offered: str) -> None:
 
 
 @pytest.mark.parametrize("resource", BODIES)
-def test_headers(tiny_client: httpx.Client, resource: str) -> None:
-    """Every answer names its model, is neither stored nor sniffed, and says where time went."""
+def test_answers_have_model_headers_and_timings(tiny_client: httpx.Client, resource: str) -> None:
+    """Every answer names its model, forbids caching and sniffing, and has `Server-Timing`."""
     start = time.perf_counter()
     response = tiny_client.post(PATHS[resource], json=BODIES[resource])
     elapsed = 1000 * (time.perf_counter() - start)
@@ -64,7 +64,9 @@ def test_headers(tiny_client: httpx.Client, resource: str) -> None:
     assert response.headers["cache-control"] == "no-store"
     assert response.headers["x-content-type-options"] == "nosniff"
     entries = [part.strip() for part in response.headers["server-timing"].split(",")]
-    known = [part for part in entries if re.fullmatch(r'prefix;desc="\d+ of \d+ rows known"', part)]
+    known = [
+        part for part in entries if re.fullmatch(r'prefix;desc="\d+ of \d+ rows cached"', part)
+    ]
     assert len(known) == (resource != "tokenize")
     parts = [part.split(";dur=") for part in entries if part not in known]
     timings = {name: float(milliseconds) for name, milliseconds in parts}
@@ -78,23 +80,23 @@ def test_headers(tiny_client: httpx.Client, resource: str) -> None:
     assert (timings["compute"] > 0.0) == computed
 
 
-def test_model_has_timings(tiny_client: httpx.Client) -> None:
-    """`/v1/model` is an answer like the others."""
+def test_model_answer_has_timings(tiny_client: httpx.Client) -> None:
+    """`/v1/model` has the same headers as the other answers."""
     response = tiny_client.get("/v1/model")
     assert response.headers["cache-control"] == "no-store"
     assert "serialize;dur=" in response.headers["server-timing"]
 
 
 @pytest.mark.parametrize("path", ["/livez", "/docs", "/openapi.json", "/nope", "/metrics"])
-def test_nosniff_everywhere(tiny_client: httpx.Client, path: str) -> None:
-    """Whatever is served has an id and is not to be sniffed."""
+def test_every_path_has_nosniff_and_request_id(tiny_client: httpx.Client, path: str) -> None:
+    """Every path has `X-Content-Type-Options: nosniff` and a request id."""
     response = tiny_client.get(path)
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["x-request-id"]
 
 
-def test_metrics_have_names(tiny_client: httpx.Client) -> None:
-    """The metrics have the names that operators were promised."""
+def test_metrics_have_the_documented_names(tiny_client: httpx.Client) -> None:
+    """The metrics have the documented names, types, labels and buckets."""
     tiny_client.post(PATHS["checks"], json=BODIES["checks"])
     response = tiny_client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -126,8 +128,8 @@ def test_metrics_have_names(tiny_client: httpx.Client) -> None:
     assert float(edges[-2]) == 1.0
 
 
-def test_requests_are_counted(tiny_client: httpx.Client) -> None:
-    """A request adds one to its route, a refusal one to its reason as well."""
+def test_refused_request_is_counted_by_route_and_reason(tiny_client: httpx.Client) -> None:
+    """A refused request adds one to its route's count and one to its reason's."""
     route = f'{REQUESTS}{{method="POST",route="/v1/weight-updates",status="422"}}'
     reason = 'deltaw_rejected_total{reason="empty_context"}'
     before = metric(tiny_client, route), metric(tiny_client, reason)
@@ -136,7 +138,7 @@ def test_requests_are_counted(tiny_client: httpx.Client) -> None:
     assert after == (before[0] + 1, before[1] + 1)
 
 
-def test_checks_are_counted(tiny_client: httpx.Client) -> None:
+def test_each_equivalence_check_is_counted(tiny_client: httpx.Client) -> None:
     """Each equivalence check adds its error to the histogram."""
     sample = "deltaw_equivalence_relative_error_count"
     before = metric(tiny_client, sample)
@@ -144,8 +146,8 @@ def test_checks_are_counted(tiny_client: httpx.Client) -> None:
     assert metric(tiny_client, sample) == before + len(checks)
 
 
-def test_only_templates(tiny_client: httpx.Client) -> None:
-    """Labels hold templates of routes; paths that match none share one label."""
+def test_metric_labels_are_route_templates(tiny_client: httpx.Client) -> None:
+    """Labels hold route templates, and paths that match none share one label."""
     sample = f'{REQUESTS}{{method="any",route="unmatched",status="404"}}'
     before = metric(tiny_client, sample)
     for path in (f"/{CANARY}", f"/v1/{CANARY}/x", f"/problems/{CANARY}"):
@@ -157,8 +159,8 @@ def test_only_templates(tiny_client: httpx.Client) -> None:
     assert 'route="/problems/{code}"' in text
 
 
-def test_log_line(tiny_heard: Heard) -> None:
-    """One JSON line a request says who, where, what came of it, how much and how long."""
+def test_request_has_one_log_line(tiny_heard: Heard) -> None:
+    """Each request has one JSON log line with method, route, status, rows and durations."""
     headers = {"X-Request-ID": "logged.1"}
     body = {"context": [1, 2, 3], "query": [4]}
     tiny_heard.client.post(PATHS["updates"], json=body, headers=headers)
@@ -170,8 +172,8 @@ def test_log_line(tiny_heard: Heard) -> None:
     assert tiny_heard.log.text.count('"logged.1"') == 1
 
 
-def test_refusals_are_logged(tiny_heard: Heard) -> None:
-    """A refused request's line has the problem's code."""
+def test_refused_request_is_logged_with_its_code(tiny_heard: Heard) -> None:
+    """The log line of a refused request has the problem's code."""
     headers = {"X-Request-ID": "logged.2"}
     tiny_heard.client.post(PATHS["updates"], json={}, headers=headers)
     line = tiny_heard.log.await_request("logged.2")
@@ -181,7 +183,7 @@ def test_refusals_are_logged(tiny_heard: Heard) -> None:
 @pytest.mark.parametrize("resource", BODIES)
 @pytest.mark.parametrize("wrong", [{}, {"layers": CANARY}, {CANARY: CANARY}])
 def test_prompts_are_not_logged(tiny_heard: Heard, resource: str, wrong: dict[str, Any]) -> None:
-    """No prompt, no wrong value and no query string reaches the log, in an answer or a problem."""
+    """No prompt, invalid value or query string is logged, for answers or problems."""
     mark = f"quiet.{resource}.{len(str(wrong))}"
     tiny_heard.client.post(
         PATHS[resource],
@@ -193,8 +195,8 @@ def test_prompts_are_not_logged(tiny_heard: Heard, resource: str, wrong: dict[st
     assert CANARY not in tiny_heard.log.text
 
 
-def test_documentation(tiny_client: httpx.Client) -> None:
-    """Every part of the documentation is served from here."""
+def test_documentation_loads_nothing_from_elsewhere(tiny_client: httpx.Client) -> None:
+    """Every part of the documentation page is served by the service itself."""
     page = tiny_client.get("/docs")
     assert page.status_code == 200
     assert page.headers["content-type"].startswith("text/html")
@@ -205,7 +207,7 @@ def test_documentation(tiny_client: httpx.Client) -> None:
         assert tiny_client.get(part).status_code == 200, part
 
 
-def test_probes(tiny_client: httpx.Client) -> None:
-    """A ready service is live, ready and healthy."""
+def test_ready_service_passes_all_probes(tiny_client: httpx.Client) -> None:
+    """A ready service returns 200 for `/livez`, `/readyz` and `/health`."""
     for path in ("/livez", "/readyz", "/health"):
         assert tiny_client.get(path).status_code == 200

@@ -1,4 +1,4 @@
-"""Tensors: the same numbers as lists, as base64 and in a safetensors file."""
+"""Tensors: the same numbers as JSON lists, as base64 and in a safetensors file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from schemas.activations import ActivationsAnswer
-from schemas.weight_updates import WeightUpdatesAnswer
+from schemas.common import adapter
+from schemas.weight_updates import JointUpdatesAnswer, WeightUpdatesAnswer
 from tests.api.test_bodies import PATHS
 from tests.api.wire import SAFETENSORS, array, arrays, problem, restored, unpack
 
@@ -57,14 +58,14 @@ SHAPES: dict[str, dict[str, list[tuple[int, ...]]]] = {
 
 
 def answer_of(resource: str, answer: Any) -> None:
-    """Hold an answer against its model."""
-    model = ActivationsAnswer if resource == "activations" else WeightUpdatesAnswer
-    model.model_validate_json(json.dumps(answer))
+    """Validate an answer with its schema."""
+    kinds = {"activations": ActivationsAnswer, "updates": WeightUpdatesAnswer | JointUpdatesAnswer}
+    adapter(kinds[resource]).validate_json(json.dumps(answer))
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_encodings_agree(tiny_client: httpx.Client, name: str) -> None:
-    """Lists, base64 and safetensors hold the same bits, and the rest of the answer is the same."""
+def test_encodings_hold_the_same_bits(tiny_client: httpx.Client, name: str) -> None:
+    """Lists, base64 and safetensors hold the same bits, and the rest of the answer is equal."""
     resource, body = ASKED[name]
     path = PATHS[resource]
     plain = tiny_client.post(path, json=body).json()
@@ -87,8 +88,8 @@ def test_encodings_agree(tiny_client: httpx.Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_shapes(tiny_client: httpx.Client, name: str) -> None:
-    """Each tensor has the shape that the contract says, and is named by its path."""
+def test_tensors_have_the_documented_shapes(tiny_client: httpx.Client, name: str) -> None:
+    """Each tensor has the documented shape and is named by its path."""
     resource, body = ASKED[name]
     filed = tiny_client.post(PATHS[resource], json=body, headers={"Accept": SAFETENSORS})
     response, tensors = unpack(filed.content)
@@ -101,8 +102,8 @@ def test_shapes(tiny_client: httpx.Client, name: str) -> None:
         assert "updates.0.factors.input" in tensors
 
 
-def test_little_endian(tiny_client: httpx.Client) -> None:
-    """base64 is of little-endian float32 in C order: what the lists say, read so, is equal."""
+def test_base64_is_little_endian_float32(tiny_client: httpx.Client) -> None:
+    """base64 holds little-endian float32 in C order, equal to the JSON lists."""
     resource, body = ASKED["rows"]
     plain = tiny_client.post(PATHS[resource], json=body).json()
     coded = tiny_client.post(PATHS[resource], json=body | {"encoding": "base64"}).json()
@@ -113,8 +114,8 @@ def test_little_endian(tiny_client: httpx.Client) -> None:
     assert isinstance(values[0][0], float)
 
 
-def test_deterministic_file(tiny_client: httpx.Client) -> None:
-    """A safetensors answer is one file that the library itself reads, with nothing left over."""
+def test_safetensors_file_has_no_surplus_bytes(tiny_client: httpx.Client) -> None:
+    """A safetensors answer has one metadata entry and no bytes after its tensors."""
     resource, body = ASKED["factors"]
     filed = tiny_client.post(PATHS[resource], json=body, headers={"Accept": SAFETENSORS})
     length = int.from_bytes(filed.content[:8], "little")
@@ -144,8 +145,10 @@ def test_deterministic_file(tiny_client: httpx.Client) -> None:
         ("application/json;q=0", None),
     ],
 )
-def test_negotiation(tiny_client: httpx.Client, accept: str | None, served: str | None) -> None:
-    """The answer is of the kind that the caller prefers, or 406 where there is none."""
+def test_content_type_follows_accept(
+    tiny_client: httpx.Client, accept: str | None, served: str | None
+) -> None:
+    """The content type follows `Accept`, and 406 is returned if none is acceptable."""
     resource, body = ASKED["no tensors"]
     request = tiny_client.build_request("POST", PATHS[resource], json=body)
     del request.headers["accept"]
@@ -160,8 +163,9 @@ def test_negotiation(tiny_client: httpx.Client, accept: str | None, served: str 
 
 
 @pytest.mark.parametrize("resource", ["tokenize", "checks", "model"])
-def test_json_alone(tiny_client: httpx.Client, resource: str) -> None:
-    """A resource without tensors has no safetensors; a caller that takes JSON too gets that."""
+def test_resource_without_tensors_is_json_only(tiny_client: httpx.Client, resource: str) -> None:
+    """A resource without tensors answers safetensors with 406, and JSON where it is accepted
+    too."""
     path = PATHS.get(resource, "/v1/model")
     method = "POST" if resource in PATHS else "GET"
     body = {"prompts": ["a"]} if resource == "tokenize" else {"context": "a", "query": "b"}
@@ -174,8 +178,8 @@ def test_json_alone(tiny_client: httpx.Client, resource: str) -> None:
     assert response.headers["content-type"] == "application/json"
 
 
-def test_problem_stays_json(tiny_client: httpx.Client) -> None:
-    """A problem is a problem, whatever the caller takes."""
+def test_problem_is_json_whatever_is_accepted(tiny_client: httpx.Client) -> None:
+    """A problem is JSON even if the client accepts only safetensors."""
     sent = {"context": "", "query": "b"}
     headers = {"Accept": SAFETENSORS}
     response = tiny_client.post(PATHS["updates"], json=sent, headers=headers)

@@ -1,4 +1,4 @@
-"""The theory over HTTP: each combination, span and size without an answer is its typed 422."""
+"""The theory over HTTP: each undefined combination, invalid span and excessive size returns 422."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import UNSET
 from tests.api.conftest import NARROW, Heard
 from tests.api.wire import SAFETENSORS, problem, resolve
 
@@ -95,32 +96,32 @@ GAPS: list[tuple[dict[str, Any], str, tuple[int, int]]] = [
 
 
 def refusal(client: httpx.Client, resource: str, changes: Any, code: str, where: str) -> Any:
-    """The problem of a request, which has one mistake, at a place that was sent."""
+    """The problem of a request with one mistake, whose pointer must be `where`."""
     sent = PAIR | changes
     said = problem(client.post(PATHS[resource], json=sent), code, sent)
-    assert said.errors is not None
+    assert said.errors
     assert [mistake.pointer for mistake in said.errors] == [where]
     resolve(where, sent)
     return said
 
 
 @pytest.mark.parametrize("resource", PATHS)
-def test_an_unknown_stream(tiny_client: httpx.Client, resource: str) -> None:
-    """There are two; any other is a validation error at its place."""
+def test_unknown_stream_returns_422(tiny_client: httpx.Client, resource: str) -> None:
+    """A stream other than `free` and `sequential` returns 422 at `/stream`."""
     refusal(tiny_client, resource, {"stream": "causal"}, "validation", "/stream")
 
 
 @pytest.mark.parametrize(("resource", "changes", "code", "where"), REFUSED)
-def test_what_is_not_defined_together(
+def test_undefined_combinations_return_422(
     tiny_client: httpx.Client, resource: str, changes: dict[str, Any], code: str, where: str
 ) -> None:
-    """Each combination without an answer is a 422 that points at what is too much."""
+    """Each undefined combination returns 422 with a pointer to the field at fault."""
     refusal(tiny_client, resource, changes, code, where)
 
 
 @pytest.mark.parametrize("resource", ["ways", "shares"])
 @pytest.mark.parametrize(("changes", "code", "where", "bound"), SPANS)
-def test_what_cannot_be_read_in_parts(
+def test_invalid_spans_and_baselines_return_422(
     tiny_client: httpx.Client,
     resource: str,
     changes: dict[str, Any],
@@ -128,17 +129,16 @@ def test_what_cannot_be_read_in_parts(
     where: str,
     bound: tuple[int, int] | None,
 ) -> None:
-    """Spans that are empty, overlap, leave the context or hold the anchor, other baselines and the
-    other stream: each its 422, with the bound and the value where there are."""
+    """Invalid spans, baselines and streams return 422, with the limit and the value if any."""
     said = refusal(tiny_client, resource, changes, code, where)
-    assert bound == (None if said.limit is None else (said.limit, said.actual))
+    assert bound == (None if said.limit is UNSET else (said.limit, said.actual))
 
 
 @pytest.mark.parametrize(("changes", "where", "bound"), GAPS)
-def test_gaps(
+def test_only_trajectories_refuse_gaps(
     tiny_client: httpx.Client, changes: dict[str, Any], where: str, bound: tuple[int, int]
 ) -> None:
-    """A way covers the context, so gaps are refused; an attribution may leave tokens out."""
+    """Trajectories refuse gaps between spans, and attributions accept them."""
     said = refusal(tiny_client, "ways", changes, "bad_span", where)
     assert (said.limit, said.actual) == bound
     found = tiny_client.post(PATHS["shares"], json=PAIR | {"layers": [0]} | changes).json()
@@ -146,12 +146,14 @@ def test_gaps(
 
 
 @pytest.mark.parametrize("resource", ["updates", "checks"])
-def test_dependent_rows(tiny_client: httpx.Client, resource: str) -> None:
-    """33 vectors of 32 numbers have no joint patch: a refusal with the condition and its bound."""
+def test_dependent_rows_are_refused_with_condition(
+    tiny_client: httpx.Client, resource: str
+) -> None:
+    """A joint patch of 33 vectors of width 32 is refused, with the condition and its limit."""
     sent = PAIR | JOINT | {"query": [1 + (37 * i) % 250 for i in range(33)], "layers": [1]}
     said = problem(tiny_client.post(PATHS[resource], json=sent), "not_supported", sent)
     assert said.limit == 1e6
-    assert said.actual is not None
+    assert said.actual is not UNSET
     assert said.actual > said.limit
     assert "independent" in said.detail
 
@@ -164,15 +166,18 @@ def test_dependent_rows(tiny_client: httpx.Client, resource: str) -> None:
         ("ways", {"context": [5] * 13, "query": [6, 7], "spans": [[0, 13]]}, 17),
         ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 5}, 35),
         ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 6}, 47),
-        ("updates", {"query": [6], "probe_queries": [[7] * 12] * 2}, 65),
+        ("updates", {"query": [6], "probe_queries": [[7] * 12, [8] * 12]}, 55),
+        ("updates", {"query": [6], "probe_queries": [[7] * 12, [7] * 12]}, 31),
         ("checks", JOINT | {"query": [6] * 6, "controls": False}, 17),
         ("checks", JOINT | {"query": [6] * 12}, 46),
         ("checks", MODEL | {"positions": "all", "query": [6] * 4}, 45),
     ],
 )
-def test_never_fits(narrow: Heard, resource: str, changes: dict[str, Any], rows: int) -> None:
-    """Work above the server's rows is refused with both numbers before it is done; within them it
-    is done."""
+def test_work_above_the_row_limit_is_never_fits(
+    narrow: Heard, resource: str, changes: dict[str, Any], rows: int
+) -> None:
+    """Work above the row limit returns `never_fits` with both numbers, and work within it is
+    done."""
     sent = PAIR | {"layers": [0]} | changes
     response = narrow.client.post(PATHS[resource], json=sent)
     limit = NARROW["max_tokens_per_request"]
@@ -185,7 +190,7 @@ def test_never_fits(narrow: Heard, resource: str, changes: dict[str, Any], rows:
 
 
 @pytest.mark.parametrize("resource", ["checks", "ways", "shares"])
-def test_answers_without_tensors_are_json(tiny_client: httpx.Client, resource: str) -> None:
-    """There is nothing in them for safetensors to hold."""
+def test_answers_without_tensors_are_json_only(tiny_client: httpx.Client, resource: str) -> None:
+    """Resources without tensors return 406 for safetensors."""
     path = PATHS[resource]
     problem(tiny_client.post(path, json=PAIR, headers={"Accept": SAFETENSORS}), "not_acceptable")

@@ -1,4 +1,4 @@
-"""The theory over HTTP: answers are what the contract says, and the oracle's numbers."""
+"""The theory over HTTP: answers match the contract's schemas and the oracle's numbers."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from schemas.attributions import AttributionsAnswer
-from schemas.common import Tensor
+from schemas.common import Tensor, adapter
 from schemas.equivalence_checks import EquivalenceChecksAnswer
-from schemas.pairs import PairAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, Update, WeightUpdatesAnswer
+from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
 from tests import oracle
 from tests.api.wire import SAFETENSORS, array, arrays, unpack
 from tests.oracle import GPT2
 
-PATHS: dict[str, tuple[str, type[PairAnswer]]] = {
-    "updates": ("/v1/weight-updates", WeightUpdatesAnswer),
+PATHS: dict[str, tuple[str, Any]] = {
+    "updates": ("/v1/weight-updates", WeightUpdatesAnswer | JointUpdatesAnswer),
     "checks": ("/v1/equivalence-checks", EquivalenceChecksAnswer),
     "ways": ("/v1/trajectories", TrajectoriesAnswer),
     "shares": ("/v1/attributions", AttributionsAnswer),
@@ -29,25 +28,25 @@ CONTEXT, QUERY = [40, 7, 200, 91, 3], [18, 150]
 PAIR = {"context": CONTEXT, "query": QUERY}
 ALL: dict[str, Any] = {"positions": "all"}
 CLOSE = 1e-3
-"""Far above the agreement rule, far below any wrong formula; the rule is held in analysis."""
+"""Far above the agreement rule and far below any wrong formula; tests/analysis holds the rule."""
 
 
 def ask(client: httpx.Client, resource: str, **changes: Any) -> Any:
-    """The answer, validated as what the contract says it is, and as JSON."""
+    """The answer as JSON, after validation with its schema."""
     path, model = PATHS[resource]
     response = client.post(path, json=PAIR | changes)
     assert response.status_code == 200, response.text
-    model.model_validate_json(response.content)
+    adapter(model).validate_json(response.content)
     return response.json()
 
 
 def question(model: GPT2, baseline: oracle.Baseline = "matched") -> oracle.Question:
-    """The same in the oracle."""
+    """The same question in the oracle."""
     return oracle.ask(model, CONTEXT, QUERY, baseline, anchor=0)
 
 
 def near(value: Any) -> Any:
-    """About that."""
+    """Approximately equal to `value`, within `CLOSE`."""
     return pytest.approx(value, rel=CLOSE)
 
 
@@ -58,7 +57,7 @@ Held = Callable[[Any, GPT2], None]
 
 
 def sequential_updates(said: Any, model: GPT2) -> None:
-    """Norms are those of the patched stream."""
+    """The norms equal those on the patched stream."""
     assert said["stream"] == "sequential"
     for one in said["updates"]:
         theirs = oracle.sequential(question(model), one["position"]).updates[one["layer"]]
@@ -68,7 +67,7 @@ def sequential_updates(said: Any, model: GPT2) -> None:
 def split_updates(said: Any, model: GPT2) -> None:
     """Content and position add up to the update's factors."""
     for one in said["updates"]:
-        Update.model_validate(one)
+        adapter(Update).validate_python(one)
         parts = [array(one["split"][part]["factors"]["output"]) for part in ("content", "position")]
         np.testing.assert_allclose(sum(parts), array(one["factors"]["output"]), atol=1e-5)
         theirs = oracle.split(question(model, "alone"), one["layer"], one["position"])
@@ -76,7 +75,7 @@ def split_updates(said: Any, model: GPT2) -> None:
 
 
 def reused_updates(said: Any, model: GPT2) -> None:
-    """One entry a probe, in its order."""
+    """One entry per probe, in the order of the probes."""
     for one in said["updates"]:
         change = oracle.update(question(model), one["layer"], one["position"])
         for i, probe in enumerate(([9], [30, 31])):
@@ -86,13 +85,13 @@ def reused_updates(said: Any, model: GPT2) -> None:
 
 
 def joint_updates(said: Any, model: GPT2) -> None:
-    """Factors whose product is the least solution, one entry a layer."""
+    """One entry per layer, whose factors multiply to the solution of least norm."""
     assert [one["layer"] for one in said["updates"]] == [2, 0]
     for one in said["updates"]:
-        JointUpdate.model_validate(one)
+        adapter(JointUpdate).validate_python(one)
         theirs = oracle.joint(question(model), one["layer"], [0, 1])
         for weight, solution in zip(one["weights"], (theirs.w_in, theirs.w_out), strict=True):
-            Tensor.model_validate(weight["factors"]["input"])
+            adapter(Tensor).validate_python(weight["factors"]["input"])
             dense = array(weight["factors"]["input"]).T @ array(weight["factors"]["output"])
             np.testing.assert_allclose(
                 dense, solution.dense, atol=CLOSE * abs(solution.dense).max()
@@ -102,7 +101,7 @@ def joint_updates(said: Any, model: GPT2) -> None:
 
 
 def model_checks(said: Any, model: GPT2) -> None:
-    """It holds in float64, says that its stream is the sequential one, and gives the logits."""
+    """The check holds in float64 on the sequential stream, and reports the logits."""
     assert (said["holds"], said["verdict"]) == (True, "holds")
     assert (said["stream"], said["precision"]) == ("sequential", "float64")
     assert len(said["checks"]) == 6
@@ -125,7 +124,7 @@ def joint_checks(said: Any, model: GPT2) -> None:
 
 
 def ways(said: Any, model: GPT2) -> None:
-    """Anchored: the anchor is token 0 of the echoed context and of no span."""
+    """The anchor is token 0 of the echoed context and belongs to no span."""
     assert said["tokens"]["context"][0]["special"]
     for one in said["layers"]:
         assert [step["span"] for step in one["steps"]] == [[i, i + 1] for i in range(1, 6)]
@@ -136,7 +135,7 @@ def ways(said: Any, model: GPT2) -> None:
 
 
 def shares(said: Any, model: GPT2) -> None:
-    """The spans that were asked for, with a gap before them."""
+    """The requested spans, with a gap before and between them."""
     for one in said["layers"]:
         spans = [(2, 3), (4, 6)]
         asked = question(model, "anchored")
@@ -161,21 +160,21 @@ ANSWERED: list[tuple[str, dict[str, Any], Held]] = [
 
 
 @pytest.mark.parametrize(("resource", "changes", "held"), ANSWERED)
-def test_answers(
+def test_answers_equal_the_oracles(
     tiny_client: httpx.Client,
     tiny_oracle: GPT2,
     resource: str,
     changes: dict[str, Any],
     held: Held,
 ) -> None:
-    """Each is the contract's model and the oracle's numbers, and repeats what it is relative to."""
+    """Each answer matches its schema and the oracle, and states its baseline."""
     said = ask(tiny_client, resource, **changes)
     assert said["baseline"] == changes.get("baseline", "matched")
     held(said, tiny_oracle)
 
 
-def test_sentences_are_the_default(tiny_client: httpx.Client) -> None:
-    """A text has its sentences as spans, in the tokens of the answer itself."""
+def test_default_spans_are_sentences(tiny_client: httpx.Client) -> None:
+    """A text context has its sentences as default spans, in the answer's own tokens."""
     text = "In D.C. the cab is. A bad"
     said = ask(tiny_client, "shares", context=text, query=" the", layers=[0])
     texts = [token["text"] for token in said["tokens"]["context"]]
@@ -183,8 +182,8 @@ def test_sentences_are_the_default(tiny_client: httpx.Client) -> None:
     assert found == ["In D.C.", " the cab is.", " A bad"]
 
 
-def test_joint_factors_as_safetensors(tiny_client: httpx.Client) -> None:
-    """The file holds the same numbers under their paths."""
+def test_joint_factors_in_safetensors_equal_json(tiny_client: httpx.Client) -> None:
+    """The safetensors file holds the same numbers under their paths."""
     body = PAIR | JOINT | {"layers": [1]}
     path, _ = PATHS["updates"]
     packed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})

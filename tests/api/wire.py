@@ -1,4 +1,4 @@
-"""What contract tests share: pointers, problems, tensors off the wire, and a server's log."""
+"""Shared code of the contract tests: pointers, problems, tensors in answers, and server logs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx
@@ -15,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
+from schemas.common import UNSET, read_answer, write_answer
 from schemas.problems import Problem
 from tests.service_process import Served
 
 T = TypeVar("T")
 
 CANARY = "zqcanaryqz"
-"""What a caller sends and must never see again in a problem or a log."""
+"""A text of the request that must never appear in a problem or a log."""
 SAFETENSORS = "application/vnd.safetensors"
 POINTER_LENGTH = 64
 
@@ -56,17 +58,17 @@ STATUSES = {
     503: ("loading", "draining", "out_of_memory", "self_check_failed"),
     504: ("deadline_exceeded",),
 }
-"""The table of the contract (api.md), written down a second time."""
+"""The problem codes of the contract (api.md) by status, written down a second time."""
 RETRYABLE = (408, 429, 503, 504)
-"""After these the same request may succeed."""
+"""Statuses after which the same request may succeed."""
 STATUS = {code: status for status, codes in STATUSES.items() for code in codes}
 
 
 def resolve(pointer: str, document: Any) -> Any:
-    """What an RFC 6901 pointer names in a document.
+    """The value to which an RFC 6901 pointer resolves in a document.
 
     Raises:
-        LookupError: Nothing.
+        LookupError: The pointer does not resolve.
     """
     if not pointer:
         return document
@@ -88,15 +90,15 @@ def resolve(pointer: str, document: Any) -> Any:
 
 
 def problem(response: httpx.Response, code: str, sent: Any = None) -> Problem:
-    """The problem that an answer is, held against everything that every problem keeps.
+    """Parse an answer as a problem and check everything that all problems share.
 
     Args:
         response: The answer.
-        code: What it must be.
-        sent: The body that was sent, in which every pointer resolves.
+        code: The expected code.
+        sent: The request's body, in which every pointer must resolve.
     """
     assert response.headers.get("content-type") == "application/problem+json", response.text[:500]
-    said = Problem.model_validate_json(response.content)
+    said = read_answer(Problem, response.content)
     assert said.code == code, response.text[:500]
     assert response.status_code == said.status == STATUS[code]
     assert said.type == f"/problems/{code}"
@@ -108,7 +110,7 @@ def problem(response: httpx.Response, code: str, sent: Any = None) -> Problem:
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["referrer-policy"] == "no-referrer"
     assert response.headers["cache-control"] == "no-store"
-    assert (said.limit is None) == (said.actual is None)
+    assert (said.limit is UNSET) == (said.actual is UNSET)
     if said.status in (429, 503):
         assert int(response.headers["retry-after"]) >= 1
     for mistake in said.errors or ():
@@ -116,13 +118,13 @@ def problem(response: httpx.Response, code: str, sent: Any = None) -> Problem:
         if len(mistake.pointer) < POINTER_LENGTH:
             resolve(mistake.pointer, sent)
         assert CANARY not in mistake.message
-    assert CANARY not in said.model_dump_json(exclude={"errors"})
+    assert CANARY not in write_answer(replace(said, errors=UNSET)).decode()
     assert CANARY not in str(response.headers)
     return said
 
 
 def array(tensor: Any) -> NDArray[Any]:
-    """A tensor of a JSON answer, in either encoding."""
+    """A tensor of a JSON answer, in either encoding, as an array."""
     kind = np.dtype(tensor["dtype"]).newbyteorder("<")
     if tensor["encoding"] == "base64":
         flat = np.frombuffer(base64.b64decode(tensor["data"], validate=True), kind)
@@ -133,7 +135,7 @@ def array(tensor: Any) -> NDArray[Any]:
 
 
 def arrays(answer: Any, path: str = "") -> dict[str, NDArray[Any]]:
-    """Every tensor of a JSON answer by its path."""
+    """Every tensor of a JSON answer, by its path."""
     if isinstance(answer, dict) and "encoding" in answer:
         return {path: array(answer)}
     items: Iterator[tuple[Any, Any]] = iter(())
@@ -155,7 +157,7 @@ def unpack(content: bytes) -> tuple[Any, dict[str, NDArray[Any]]]:
 
 
 def restored(part: Any, tensors: dict[str, NDArray[Any]]) -> Any:
-    """The JSON answer that a safetensors answer stands for."""
+    """The JSON answer that corresponds to a safetensors answer."""
     if isinstance(part, dict) and "tensor" in part:
         values = tensors[part["tensor"]]
         assert part == {
@@ -177,18 +179,18 @@ def restored(part: Any, tensors: dict[str, NDArray[Any]]) -> Any:
 
 
 class Log:
-    """What a server prints."""
+    """The output of a server."""
 
     def __init__(self, running: Served) -> None:
         self._running = running
 
     @property
     def text(self) -> str:
-        """Everything so far."""
+        """Everything printed so far."""
         return self._running.log.read_text()
 
     def await_request(self, request_id: str, seconds: float = 20.0) -> dict[str, Any]:
-        """The line of one request, in the JSON format."""
+        """The log line of one request, in the JSON format."""
 
         def line() -> dict[str, Any] | None:
             wanted = [text for text in self.text.splitlines() if f'"{request_id}"' in text]
@@ -197,13 +199,13 @@ class Log:
         return until(line, seconds)
 
     def end(self) -> str:
-        """Everything, once the process has ended."""
+        """Everything printed, after waiting for the process to end."""
         self._running.process.wait(10.0)
         return self.text
 
 
 def until(found: Callable[[], T | None], seconds: float = 20.0) -> T:
-    """What `found` finds at last."""
+    """The first value other than None that `found` returns within `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if (value := found()) is not None:
@@ -213,7 +215,7 @@ def until(found: Callable[[], T | None], seconds: float = 20.0) -> T:
 
 
 def listening(running: Served) -> None:
-    """Wait until the server answers at all."""
+    """Wait until the server answers `/livez`."""
 
     def live() -> bool | None:
         try:
@@ -225,20 +227,20 @@ def listening(running: Served) -> None:
 
 
 def log_of(running: Served) -> Log:
-    """The log of a server that runs."""
+    """The log of a running server."""
     return Log(running)
 
 
 @contextmanager
 def client_of(running: Served, key: str | None = None) -> Iterator[httpx.Client]:
-    """A client of a server, with a key where it needs one."""
+    """A client of a server, with an API key if given."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     with httpx.Client(base_url=running.url, headers=headers, timeout=120.0) as client:
         yield client
 
 
 def metric(client: httpx.Client, sample: str) -> float:
-    """The value of one sample at `/metrics`; 0 where it has not been counted."""
+    """The value of one sample at `/metrics`; 0 if the sample is absent."""
     for line in client.get("/metrics").text.splitlines():
         if line.startswith(f"{sample} "):
             return float(line.rpartition(" ")[2])

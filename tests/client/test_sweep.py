@@ -48,8 +48,8 @@ def test_as_asked_one_by_one(client: DeltawClient, tmp_path: Path) -> None:
         assert isinstance(line.answer, WeightUpdates)
         (mine,) = line.answer.updates
         (theirs,) = client.weight_updates(context, query, layers=[0]).updates
-        assert mine.factors is not None
-        assert theirs.factors is not None
+        assert mine.factors
+        assert theirs.factors
         assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
         assert np.allclose(mine.factors.output, theirs.factors.output, rtol=1e-4, atol=1e-6)
     first = lines(out)[0]

@@ -1,1 +1,1 @@
-"""The site of docs/."""
+"""Tests of the site that is built from docs/."""

@@ -1,4 +1,4 @@
-"""The OpenAPI document in docs/ is the served one, and the reference page says all that it says."""
+"""docs/openapi.json is the served document, and the reference page contains all of it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ DOCUMENT = json.loads(FILE.read_text(encoding="utf-8"))
 PAGE = page(DOCUMENT)
 
 
-def test_the_committed_document_is_the_applications() -> None:
-    """docs/openapi.json is what the application generates; `make openapi` writes it."""
+def test_committed_document_is_the_generated_one() -> None:
+    """docs/openapi.json equals the document that the application generates (`make openapi`)."""
     assert FILE.read_text(encoding="utf-8") == text()
 
 
-def test_the_committed_document_is_the_served_one(tiny_client: httpx.Client) -> None:
-    """docs/openapi.json is what a running service answers at /openapi.json."""
+def test_committed_document_is_the_served_one(tiny_client: httpx.Client) -> None:
+    """docs/openapi.json equals the answer of a running service at /openapi.json."""
     assert tiny_client.get("/openapi.json").json() == DOCUMENT
 
 
-def test_every_path_and_field_is_there() -> None:
-    """Each path has a heading, each field of each object and each body has a row."""
+def test_reference_has_every_path_and_field() -> None:
+    """Each path has a heading; each field of each object and each body has a row."""
     rows = re.findall(r"^\| `(\w+)` \|", PAGE, re.M)
     headings = re.findall(r"^#+ (.+)$", PAGE, re.M)
     for path, methods in DOCUMENT["paths"].items():
@@ -43,20 +43,20 @@ def test_every_path_and_field_is_there() -> None:
             assert set(schema["properties"]) <= set(rows), name
 
 
-def test_links_lead_to_headings() -> None:
-    """What a type links to is a heading of the page."""
+def test_type_links_lead_to_headings() -> None:
+    """Every link of a type leads to a heading of the page."""
     anchors = {heading.lower() for heading in re.findall(r"^#+ (.+)$", PAGE, re.M)}
     assert set(re.findall(r"\]\(#(\w+)\)", PAGE)) <= anchors
 
 
-def test_every_problem_is_in_the_table() -> None:
-    """Each problem's code has a row with its status."""
+def test_reference_lists_every_problem_code() -> None:
+    """The table has each problem code with its status."""
     rows = {code: int(status) for status, code in re.findall(r"^\| (\d+) \| `(\w+)`", PAGE, re.M)}
     assert rows == {code: each.status for code, each in PROBLEMS.items()}
 
 
-def test_types_are_said_in_words() -> None:
-    """References are links, choices are joined, bounds are named, huge bounds are not."""
+def test_kind_describes_a_type_in_words() -> None:
+    """References become links, choices are joined, and bounds are named unless they are huge."""
     ids = {"type": "array", "items": {"type": "integer", "maximum": 2.0**53}, "minItems": 1}
     assert kind({"anyOf": [{"type": "string"}, ids, {"type": "null"}]}) == (
         "string or list of integer (at least 1) or null"

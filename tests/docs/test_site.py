@@ -1,4 +1,4 @@
-"""The site is made strictly, and nothing of it is fetched from elsewhere."""
+"""The site builds in strict mode, and its pages load nothing from other hosts."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from docs.site import ROOT, assemble, linked, notebook, page_of
 NAVIGATION = re.findall(r":\s+([\w.-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M)
 
 
-def test_navigation_is_complete(tmp_path: Path) -> None:
-    """Each page that is made is in the navigation, and each of the navigation is made."""
+def test_navigation_lists_every_page(tmp_path: Path) -> None:
+    """The navigation lists every page that the site has, and no others."""
     assemble(tmp_path)
     assert sorted(NAVIGATION) == sorted(page.name for page in tmp_path.glob("*.md"))
 
 
 def test_links_lead_to_pages_or_copies(tmp_path: Path) -> None:
-    """A link to a document leads to its page, one to another file to a copy; anchors stay."""
+    """A link to a document leads to its page, a link to another file to a copy; anchors stay."""
     text = (
         "[a](../README.md#settings) [b](theory.md) ![c](../pyproject.toml) [d](https://e.f) [g](#h)"
     )
@@ -39,14 +39,14 @@ def test_links_lead_to_pages_or_copies(tmp_path: Path) -> None:
         linked("[a](nowhere.txt)", "docs/client.md", tmp_path)
 
 
-def test_pipes_in_a_tables_code(tmp_path: Path) -> None:
-    """Code with escaped pipes is written so that every dialect of Markdown shows the pipes."""
+def test_code_with_pipes_in_a_table_becomes_html(tmp_path: Path) -> None:
+    """Code with escaped pipes becomes HTML, so that every dialect of Markdown shows the pipes."""
     shown = linked("| `<\\|endoftext\\|>` |", "docs/theory.md", tmp_path)
     assert shown == "| <code>&lt;&#124;endoftext&#124;&gt;</code> |"
 
 
-def test_a_notebook_becomes_a_page(tmp_path: Path) -> None:
-    """Text, code, what it printed and its figures follow each other, figures as files."""
+def test_notebook_becomes_a_page(tmp_path: Path) -> None:
+    """The page has text, code, output and figures in order; figures are files."""
     cells = [
         {"cell_type": "markdown", "source": ["# A\n", "b"]},
         {
@@ -61,8 +61,8 @@ def test_a_notebook_becomes_a_page(tmp_path: Path) -> None:
     assert (tmp_path / "figure-1.png").read_bytes() == b"hi"
 
 
-def test_pages_are_named_as_their_files() -> None:
-    """A document keeps its name; those of other folders have one of their own."""
+def test_pages_have_the_names_of_their_files() -> None:
+    """A document of docs/ keeps its name; a document of another folder has its own page name."""
     assert page_of("docs/theory.md") == "theory.md"
     assert page_of("training/README.md") == "bundled-model.md"
 
@@ -72,8 +72,8 @@ def test_pages_are_named_as_their_files() -> None:
     importlib.util.find_spec("zensical") is None,
     reason="zensical is not installed: pip install -r requirements-docs.lock",
 )
-def test_the_site_is_made_strictly(tmp_path: Path) -> None:
-    """No link or anchor is broken, and the pages ask nobody else for anything."""
+def test_site_builds_in_strict_mode(tmp_path: Path) -> None:
+    """No link or anchor is broken, and the pages load nothing from other hosts."""
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     assemble(tmp_path / settings["docs_dir"])
     shutil.copy(ROOT / "mkdocs.yml", tmp_path)

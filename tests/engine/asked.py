@@ -1,4 +1,4 @@
-"""Questions for an engine, and an engine for questions."""
+"""Questions to ask an engine, and engines to ask."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from service.engine import Engine, Model, Question, Run, Site
+from service.engine import Engine, Model, Plan, Question, Run, Site
 from service.errors import Loading
 
 READ = Site(1, "resid_post")
@@ -18,14 +18,14 @@ SECONDS = 30.0
 
 
 def reading(*ids: int) -> Question[torch.Tensor]:
-    """Reads the last row of one run."""
+    """A question that reads the last row of one run."""
     (read,) = yield [Run(ids, range(len(ids)), {READ: [len(ids) - 1]})]
     tensor: torch.Tensor = read[READ]
     return tensor
 
 
 def holding(begun: threading.Event, release: threading.Event) -> Question[str]:
-    """Keeps the compute thread until it is released."""
+    """A question that occupies the compute thread until `release` is set."""
     begun.set()
     assert release.wait(SECONDS)
     yield []
@@ -34,7 +34,7 @@ def holding(begun: threading.Event, release: threading.Event) -> Question[str]:
 
 @contextmanager
 def running(engine: Engine) -> Iterator[Engine]:
-    """The engine started, and closed at the end."""
+    """Start the engine, and close it at the end."""
     engine.start()
     try:
         yield engine
@@ -43,12 +43,12 @@ def running(engine: Engine) -> Iterator[Engine]:
 
 
 def sound(model: Model, **options: Any) -> Engine:
-    """An engine of a loaded model whose check holds."""
+    """An engine with a loaded model whose self-check holds."""
     return Engine(lambda: model, lambda _model: True, **{"threads": 1, **options})
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for the compute thread to get there."""
+    """Wait until the condition holds, for at most 30 seconds."""
     for _ in range(3000):
         if condition():
             return
@@ -57,20 +57,20 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def in_loop(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end in an event loop of its own."""
+    """Run a coroutine to its end in a new event loop."""
     asyncio.run(asyncio.wait_for(work, SECONDS))
 
 
 async def occupied(engine: Engine) -> tuple[asyncio.Task[Any], threading.Event]:
-    """Keep the engine's thread with a question, until the event is set."""
+    """Occupy the engine's thread with a question until the returned event is set."""
     begun, release = threading.Event(), threading.Event()
-    task = asyncio.create_task(engine.ask(holding(begun, release), SECONDS))
+    task = asyncio.create_task(engine.ask(Plan(holding(begun, release)), SECONDS))
     await until(begun.is_set)
     return task, release
 
 
 def raises(engine: Engine, kind: type[Exception]) -> bool:
-    """Whether asking for the model raises this."""
+    """Whether `engine.model` raises this kind of error."""
     try:
         engine.model
     except kind:

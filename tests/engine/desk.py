@@ -1,4 +1,4 @@
-"""A scheduler with a desk before it, so that a test can drive it by hand."""
+"""A scheduler that a test drives by hand, with a record of its answers and forwards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from service.engine import Activations, Model, Question, Run, Site
+from service.engine import Activations, Model, Plan, Question, Run, Site
 from service.engine.scheduler import Scheduler, Ticket
 
 READ = Site(1, "resid_post")
@@ -21,7 +21,7 @@ def run(*ids: int, site: Site = READ, dtype: torch.dtype | None = None) -> Run:
 
 
 def asking(*rounds: Sequence[Run]) -> Question[list[Activations]]:
-    """Yields the rounds of runs one behind the other and returns all that it received."""
+    """A question that yields the rounds of runs in turn and returns everything it received."""
     received: list[Activations] = []
     for runs in rounds:
         received += yield list(runs)
@@ -30,12 +30,12 @@ def asking(*rounds: Sequence[Run]) -> Question[list[Activations]]:
 
 @dataclass
 class Desk:
-    """A scheduler with what it reports: answers by name, and the runs of each forward.
+    """A scheduler with a record of its answers by name, and of the number of runs of each forward.
 
     Args:
         model: The resident model.
-        row_budget: As the scheduler's.
-        batching: As the scheduler's.
+        row_budget: Row budget of the scheduler.
+        batching: Whether the scheduler batches questions.
     """
 
     model: Model
@@ -55,18 +55,18 @@ class Desk:
     def admit(
         self, name: str, question: Question[Any], seconds: float = 60.0, kind: type[Ticket] = Ticket
     ) -> Ticket:
-        """Take a question in under a name."""
+        """Admit a question under a name."""
 
         def settle(answer: Any, error: BaseException | None) -> None:
             assert name not in self.ended, "settled twice"
             self.ended[name] = answer if error is None else error
 
-        ticket = kind(question, time.monotonic() + seconds, settle)
+        ticket = kind(Plan(question), time.monotonic() + seconds, settle)
         self.scheduler.admit(ticket)
         return ticket
 
     def turns(self, count: int = 50) -> None:
-        """Turn until nothing is under way, at most so often."""
+        """Turn until no question is active, at most `count` times."""
         for _ in range(count):
             if not self.scheduler.active:
                 return

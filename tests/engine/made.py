@@ -1,4 +1,4 @@
-"""Checkpoint folders made from others, and the transformers model that a folder holds."""
+"""Checkpoint folders derived from others, and the transformers model of a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from service.engine import Activations, HookPoint, Model, Run, Site
+from schemas.activations import HookPoint
+from service.engine import Activations, Model, Run, Site
 
 POINTS: tuple[HookPoint, ...] = (
     "resid_pre",
@@ -28,7 +29,7 @@ POINTS: tuple[HookPoint, ...] = (
 
 
 def edited(source: Path, folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Path:
-    """A copy of a checkpoint whose stored tensors went through `edit`."""
+    """A copy of a checkpoint whose stored tensors `edit` has changed."""
     shutil.copytree(source, folder)
     file = folder / "model.safetensors"
     with torch.inference_mode(False):
@@ -39,7 +40,7 @@ def edited(source: Path, folder: Path, edit: Callable[[dict[str, Tensor]], None]
 
 
 def with_nan(source: Path, folder: Path, name: str) -> Path:
-    """A copy of a checkpoint with one NaN in the tensor of this name."""
+    """A copy of a checkpoint with one NaN in the named tensor."""
 
     def plant(tensors: dict[str, Tensor]) -> None:
         tensors[name].view(-1)[0] = float("nan")
@@ -61,7 +62,7 @@ def every_site(model: Model, rows: Sequence[int]) -> dict[Site, Sequence[int]]:
 
 
 def logits_of(model: Model, read: Activations) -> Tensor:
-    """The logits behind the rows that were read of the last block's output."""
+    """The logits from the last block's output at the rows that were read."""
     return model.logits(read[Site(model.n_layers - 1, "resid_post")])
 
 
@@ -108,5 +109,5 @@ def resident(model: Model) -> dict[str, Tensor]:
 
 
 def unchanged(model: Model, before: Mapping[str, Tensor]) -> bool:
-    """Whether every resident tensor still has the very bits of `before`."""
+    """Whether every resident tensor is bit-equal to the one in `before`."""
     return all(torch.equal(tensor, before[name]) for name, tensor in resident(model).items())

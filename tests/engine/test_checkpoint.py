@@ -90,7 +90,7 @@ def test_stored_weights_are_resident_to_the_bit(
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_half_precision_residents_are_the_rounded_weights(tiny_folder: Path, name: str) -> None:
     """`dtype` is that of the resident weights, and of a run that names none."""
-    model = load(str(tiny_folder), revision=None, device="cpu", dtype=name)
+    model = load(str(tiny_folder), revision=None, device="cpu", dtype=name)  # type: ignore[arg-type]
     full = load_float32(tiny_folder)
     assert torch.equal(model.blocks[1].w_in.weight, full.blocks[1].w_in.weight.to(model.dtype))
     assert model.dtype == getattr(torch, name)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine import Activations, Engine, Model, Question, Run, Site, Work, drive
+from service.engine import Activations, Engine, Model, Plan, Question, Run, Site, Work, drive
 from service.engine.engine import ACTIVE
 from service.engine.scheduler import Ticket
 from service.errors import (
@@ -23,13 +23,13 @@ from service.errors import (
 from tests.engine.asked import SECONDS, in_loop, occupied, raises, reading, running, sound, until
 
 
-def test_an_answer_is_that_of_the_question_driven_alone(tiny: Model) -> None:
-    """`ask` gives what the five-line loop gives, with its timings."""
+def test_ask_returns_the_same_answer_as_drive(tiny: Model) -> None:
+    """`ask` returns the same answer as `drive`, with its timings."""
     expected = drive(tiny, reading(1, 2, 3))
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            answer, timings = await engine.ask(reading(1, 2, 3), SECONDS)
+            answer, timings = await engine.ask(Plan(reading(1, 2, 3)), SECONDS)
             assert torch.equal(answer, expected)
             assert timings.forward > 0.0
             assert engine.model is tiny
@@ -39,17 +39,17 @@ def test_an_answer_is_that_of_the_question_driven_alone(tiny: Model) -> None:
     in_loop(main())
 
 
-def test_a_question_is_never_written_out(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text of its tensors would hold the event loop for longer than the answer took; also the
-    message of an error that is suppressed would be such a text."""
+def test_tickets_are_never_formatted(tiny: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No ticket is formatted, not even in a suppressed error, because its tensors' text would block
+    the event loop."""
 
     def refuse(_ticket: Ticket) -> str:
         raise AssertionError("a question was written out")
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            await engine.ask(reading(1, 2, 3), SECONDS)
-            left = asyncio.create_task(engine.ask(reading(1, 2, 3), SECONDS))
+            await engine.ask(Plan(reading(1, 2, 3)), SECONDS)
+            left = asyncio.create_task(engine.ask(Plan(reading(1, 2, 3)), SECONDS))
             await asyncio.sleep(0)
             left.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -60,8 +60,9 @@ def test_a_question_is_never_written_out(tiny: Model, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("batching", [True, False])
-def test_questions_asked_at_once_are_each_answered_right(tiny: Model, batching: bool) -> None:
-    """Forty at once never mix their answers; with batching they share forwards."""
+def test_concurrent_questions_get_their_own_answers(tiny: Model, batching: bool) -> None:
+    """Forty concurrent questions each get their own answer, and only with batching do they share
+    forwards."""
     expected = {i: drive(tiny, reading(1, 2, i)) for i in range(3, 43)}
     shared: list[int] = []
 
@@ -69,7 +70,7 @@ def test_questions_asked_at_once_are_each_answered_right(tiny: Model, batching: 
         engine = sound(tiny, batching=batching, observe=lambda _seconds, runs: shared.append(runs))
         with running(engine):
             answers = await asyncio.gather(
-                *(engine.ask(reading(1, 2, i), SECONDS) for i in expected)
+                *(engine.ask(Plan(reading(1, 2, i)), SECONDS) for i in expected)
             )
             for (answer, _), right in zip(answers, expected.values(), strict=True):
                 torch.testing.assert_close(answer, right, rtol=5e-6, atol=5e-6)
@@ -79,8 +80,9 @@ def test_questions_asked_at_once_are_each_answered_right(tiny: Model, batching: 
     assert (max(shared) > 1) == batching
 
 
-def test_while_it_loads_it_says_so(tiny: Model) -> None:
-    """Before the model is there it is `Loading`; a question asked meanwhile waits for it."""
+def test_model_raises_loading_until_loaded(tiny: Model) -> None:
+    """While the model loads, `model` raises `Loading`, and a question asked meanwhile waits for
+    it."""
     release = threading.Event()
 
     def load() -> Model:
@@ -91,7 +93,7 @@ def test_while_it_loads_it_says_so(tiny: Model) -> None:
         with running(Engine(load, lambda _model: True, threads=1)) as engine:
             with pytest.raises(Loading):
                 engine.model
-            asked = asyncio.create_task(engine.ask(reading(1, 2), SECONDS))
+            asked = asyncio.create_task(engine.ask(Plan(reading(1, 2)), SECONDS))
             await until(lambda: engine.waiting == 1)
             release.set()
             answer, _ = await asked
@@ -101,8 +103,8 @@ def test_while_it_loads_it_says_so(tiny: Model) -> None:
     in_loop(main())
 
 
-def test_a_check_that_does_not_hold_gives_no_model_out(tiny: Model) -> None:
-    """Then it is `SelfCheckFailed`, to be asked again later, and the thread lives."""
+def test_failed_self_check_withholds_the_model(tiny: Model) -> None:
+    """A failed self-check raises `SelfCheckFailed` with a `retry_after`, and the thread goes on."""
 
     async def main() -> None:
         with running(Engine(lambda: tiny, lambda _model: False, threads=1)) as engine:
@@ -116,8 +118,8 @@ def test_a_check_that_does_not_hold_gives_no_model_out(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("part", ["load", "check"])
-def test_a_model_that_cannot_be_loaded_is_fatal(tiny: Model, part: str) -> None:
-    """The error is kept, what waited is refused, and so is what comes."""
+def test_load_error_is_fatal_and_refuses_questions(tiny: Model, part: str) -> None:
+    """The error is kept as `fatal`, and waiting and later questions are refused with `Draining`."""
     error = CannotLoad("no such model")
     release = threading.Event()
 
@@ -128,59 +130,64 @@ def test_a_model_that_cannot_be_loaded_is_fatal(tiny: Model, part: str) -> None:
     async def main() -> None:
         load = failing if part == "load" else lambda: tiny
         with running(Engine(load, failing, threads=1)) as engine:
-            asked = asyncio.create_task(engine.ask(reading(1), SECONDS))
+            asked = asyncio.create_task(engine.ask(Plan(reading(1)), SECONDS))
             await until(lambda: engine.waiting == 1)
             release.set()
             with pytest.raises(Draining):
                 await asked
             await until(lambda: engine.fatal is error)
             with pytest.raises(Draining):
-                await engine.ask(reading(1), SECONDS)
+                await engine.ask(Plan(reading(1)), SECONDS)
             with pytest.raises(Loading):
                 engine.model
 
     in_loop(main())
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(tiny: Model) -> None:
-    """One runs, `queue_size` wait, the next is refused; when they are done it is taken."""
+def test_full_queue_refuses_with_retry_after(tiny: Model) -> None:
+    """With `queue_size` questions waiting the next is refused with `retry_after`, and is accepted
+    later."""
 
     async def main() -> None:
         with running(sound(tiny, queue_size=2, batching=False)) as engine:
             held, release = await occupied(engine)
-            waiting = [asyncio.create_task(engine.ask(reading(i), SECONDS)) for i in (1, 2)]
+            waiting = [asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS)) for i in (1, 2)]
             await until(lambda: engine.waiting == 2)
             assert not engine.idle
             with pytest.raises(QueueFull) as refused:
-                await engine.ask(reading(3), SECONDS)
+                await engine.ask(Plan(reading(3)), SECONDS)
             assert refused.value.retry_after >= 1.0
             assert refused.value.retry_after == int(refused.value.retry_after)
             release.set()
             assert (await held)[0] == "released"
             for i, task in zip((1, 2), waiting, strict=True):
                 assert torch.equal((await task)[0], drive(tiny, reading(i)))
-            await engine.ask(reading(3), SECONDS)
+            await engine.ask(Plan(reading(3)), SECONDS)
 
     in_loop(main())
 
 
-def test_what_cannot_be_answered_in_time_is_refused_at_once(tiny: Model) -> None:
-    """At the measured pace the work before it takes longer than it may wait: refused with the
-    seconds after which it will not, while a more patient question is taken; its leaving counts."""
+def test_question_is_refused_if_the_wait_exceeds_its_deadline(tiny: Model) -> None:
+    """A question is refused if the estimated wait exceeds its deadline, and the estimate shrinks
+    when a waiting question is cancelled."""
 
     async def main() -> None:
         with running(sound(tiny, batching=False)) as engine:
-            await engine.ask(reading(1), SECONDS, Work(rows=1))
+            await engine.ask(Plan(reading(1), work=Work(rows=1)), SECONDS)
             held, release = await occupied(engine)
             large = Work(rows=1_000_000, layers=1000)
-            waits = asyncio.create_task(engine.ask(reading(2), SECONDS, large))
+
+            def short() -> Plan[torch.Tensor]:
+                return Plan(reading(3), work=Work(rows=1))
+
+            waits = asyncio.create_task(engine.ask(Plan(reading(2), work=large), SECONDS))
             await until(lambda: engine.waiting == 1)
             wait = engine.outstanding_seconds
             assert wait > 1.0
             with pytest.raises(QueueFull) as refused:
-                await engine.ask(reading(3), wait / 2, Work(rows=1))
+                await engine.ask(short(), wait / 2)
             assert wait / 2 <= refused.value.retry_after <= wait / 2 + 1
-            patient = asyncio.create_task(engine.ask(reading(3), 2 * wait, Work(rows=1)))
+            patient = asyncio.create_task(engine.ask(short(), 2 * wait))
             await until(lambda: engine.waiting == 2)
             waits.cancel()
             await until(lambda: engine.waiting == 1)
@@ -193,9 +200,9 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once(tiny: Model) -> None
     in_loop(main())
 
 
-def test_a_thread_that_does_not_move_is_told(tiny: Model) -> None:
-    """Seconds without a sign of life grow while one question keeps the thread, and are none while
-    it has nothing to do."""
+def test_stuck_for_counts_seconds_without_progress(tiny: Model) -> None:
+    """`stuck_for` grows while one question occupies the thread and is 0 while the thread is
+    idle."""
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
@@ -211,34 +218,35 @@ def test_a_thread_that_does_not_move_is_told(tiny: Model) -> None:
     in_loop(main())
 
 
-def test_with_batching_several_are_under_way(tiny: Model) -> None:
-    """Up to the number under way nothing waits, so a queue of none takes as many at once."""
+def test_batching_accepts_several_questions_without_a_queue(tiny: Model) -> None:
+    """Up to `ACTIVE` questions are accepted at once even with a queue size of 0."""
 
     async def main() -> None:
         with running(sound(tiny, queue_size=0)) as engine:
             held, release = await occupied(engine)
             tasks: list[asyncio.Task[Any]] = [held]
             tasks += [
-                asyncio.create_task(engine.ask(reading(i), SECONDS)) for i in range(ACTIVE - 1)
+                asyncio.create_task(engine.ask(Plan(reading(i)), SECONDS))
+                for i in range(ACTIVE - 1)
             ]
             await asyncio.sleep(0.01)
             with pytest.raises(QueueFull):
-                await engine.ask(reading(1), SECONDS)
+                await engine.ask(Plan(reading(1)), SECONDS)
             release.set()
             await asyncio.gather(*tasks)
 
     in_loop(main())
 
 
-def test_who_waits_too_long_expires(tiny: Model) -> None:
-    """A question whose time ends in the queue gets that error and never runs."""
+def test_deadline_passed_in_the_queue_raises(tiny: Model) -> None:
+    """A question whose deadline passes in the queue raises `DeadlineExceeded` and never runs."""
 
     async def main() -> None:
         forwards: list[int] = []
         engine = sound(tiny, batching=False, observe=lambda _seconds, runs: forwards.append(runs))
         with running(engine):
             held, release = await occupied(engine)
-            late = asyncio.create_task(engine.ask(reading(1), 0.02))
+            late = asyncio.create_task(engine.ask(Plan(reading(1)), 0.02))
             await until(lambda: engine.waiting == 1)
             await asyncio.sleep(0.05)
             release.set()
@@ -250,8 +258,8 @@ def test_who_waits_too_long_expires(tiny: Model) -> None:
     in_loop(main())
 
 
-def test_a_caller_who_leaves_costs_nothing(tiny: Model) -> None:
-    """A cancelled question that waits is dropped unbegun; the next one is answered."""
+def test_cancelled_waiting_question_never_starts(tiny: Model) -> None:
+    """A waiting question that is cancelled never starts, and the next one is answered."""
     started: list[int] = []
 
     def noting() -> Question[None]:
@@ -261,22 +269,23 @@ def test_a_caller_who_leaves_costs_nothing(tiny: Model) -> None:
     async def main() -> None:
         with running(sound(tiny, batching=False)) as engine:
             held, release = await occupied(engine)
-            gone = asyncio.create_task(engine.ask(noting(), SECONDS))
+            gone = asyncio.create_task(engine.ask(Plan(noting()), SECONDS))
             await until(lambda: engine.waiting == 1)
             gone.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await gone
             release.set()
             await held
-            answer, _ = await engine.ask(reading(1, 2), SECONDS)
+            answer, _ = await engine.ask(Plan(reading(1, 2)), SECONDS)
             assert torch.equal(answer, drive(tiny, reading(1, 2)))
             assert started == []
 
     in_loop(main())
 
 
-def test_draining_ends_what_runs_and_takes_no_more(tiny: Model) -> None:
-    """What is under way is still answered, a later question is refused, closing twice is fine."""
+def test_draining_answers_active_questions_only(tiny: Model) -> None:
+    """While draining the active question is answered and new ones are refused; `close` may be
+    called twice."""
 
     async def main() -> None:
         engine = sound(tiny)
@@ -284,7 +293,7 @@ def test_draining_ends_what_runs_and_takes_no_more(tiny: Model) -> None:
         held, release = await occupied(engine)
         engine.draining = True
         with pytest.raises(Draining) as refused:
-            await engine.ask(reading(1), SECONDS)
+            await engine.ask(Plan(reading(1)), SECONDS)
         assert refused.value.retry_after >= 1.0
         release.set()
         assert (await held)[0] == "released"
@@ -292,13 +301,13 @@ def test_draining_ends_what_runs_and_takes_no_more(tiny: Model) -> None:
             await asyncio.to_thread(engine.close)
         assert engine.idle
         with pytest.raises(Draining):
-            await engine.ask(reading(1), SECONDS)
+            await engine.ask(Plan(reading(1)), SECONDS)
 
     in_loop(main())
 
 
-def test_close_refuses_what_runs_and_what_waits(tiny: Model) -> None:
-    """Before its next block the thread ends; nobody is left without an answer."""
+def test_close_refuses_active_and_waiting_questions(tiny: Model) -> None:
+    """`close` stops before the next block and raises in the active and the waiting question."""
     begun, release = threading.Event(), threading.Event()
     forwards: list[int] = []
 
@@ -310,9 +319,9 @@ def test_close_refuses_what_runs_and_what_waits(tiny: Model) -> None:
     async def main() -> None:
         engine = sound(tiny, batching=False, observe=lambda _seconds, runs: forwards.append(runs))
         engine.start()
-        runs = asyncio.create_task(engine.ask(long(), SECONDS))
+        runs = asyncio.create_task(engine.ask(Plan(long()), SECONDS))
         await until(begun.is_set)
-        waits = asyncio.create_task(engine.ask(reading(1), SECONDS))
+        waits = asyncio.create_task(engine.ask(Plan(reading(1)), SECONDS))
         await until(lambda: engine.waiting == 1)
         closing = asyncio.create_task(asyncio.to_thread(engine.close))
         await until(lambda: engine.draining)
@@ -328,8 +337,8 @@ def test_close_refuses_what_runs_and_what_waits(tiny: Model) -> None:
     in_loop(main())
 
 
-def test_the_thread_computes_in_inference_mode(tiny: Model) -> None:
-    """Inference mode is a thread's own, and the compute thread has entered it."""
+def test_compute_thread_is_in_inference_mode(tiny: Model) -> None:
+    """The compute thread has entered inference mode, which is per thread."""
 
     def question() -> Question[tuple[bool, str]]:
         answers: list[Activations] = list((yield []))
@@ -338,13 +347,14 @@ def test_the_thread_computes_in_inference_mode(tiny: Model) -> None:
 
     async def main() -> None:
         with running(sound(tiny)) as engine:
-            assert (await engine.ask(question(), SECONDS))[0] == (True, "compute")
+            assert (await engine.ask(Plan(question()), SECONDS))[0] == (True, "compute")
 
     in_loop(main())
 
 
-def test_an_error_of_a_question_climbs_to_its_caller(tiny: Model) -> None:
-    """As it is, and the next question is answered."""
+def test_error_of_a_question_reaches_its_caller(tiny: Model) -> None:
+    """An error raised by a question reaches its caller unchanged, and the next question is
+    answered."""
     error = ArithmeticError("mine")
 
     def question() -> Question[None]:
@@ -354,8 +364,10 @@ def test_an_error_of_a_question_climbs_to_its_caller(tiny: Model) -> None:
     async def main() -> None:
         with running(sound(tiny)) as engine:
             with pytest.raises(ArithmeticError) as climbed:
-                await engine.ask(question(), SECONDS)
+                await engine.ask(Plan(question()), SECONDS)
             assert climbed.value is error
-            assert torch.equal((await engine.ask(reading(7), SECONDS))[0], drive(tiny, reading(7)))
+            assert torch.equal(
+                (await engine.ask(Plan(reading(7)), SECONDS))[0], drive(tiny, reading(7))
+            )
 
     in_loop(main())

@@ -1,4 +1,4 @@
-"""The table of families."""
+"""The table of families, and the affine maps of a block."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.engine import Model
-from service.engine.families import BLOCKS, FAMILIES, Affine, Block, Norm, affine
+from service.engine.families import FAMILIES, PACKED, Affine, Block, Norm, affine
 from tests.engine.made import POINTS, reference
 
 
@@ -38,8 +38,8 @@ def block() -> Block:
     )
 
 
-def test_an_affine_map_is_stored_in_by_out(block: Block) -> None:
-    """y = x·W + b with W (d_in, d_out), entry by entry."""
+def test_affine_map_is_stored_d_in_by_d_out(block: Block) -> None:
+    """y = x·W + b with W stored (d_in, d_out), checked entry by entry."""
     x = torch.arange(8.0).reshape(2, 4)
     w_in = block.w_in
     by_hand = torch.stack(
@@ -51,13 +51,13 @@ def test_an_affine_map_is_stored_in_by_out(block: Block) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 17, 65, 257])
 @pytest.mark.parametrize("keep", [True, False])
-def test_blocks_hold_the_matrix_and_multiply_as_it_does(rows: int, keep: bool) -> None:
-    """W comes back from oneDNN's blocks bit by bit, and a product is float32's own, row by row."""
+def test_packed_layout_keeps_the_matrix_and_its_products(rows: int, keep: bool) -> None:
+    """oneDNN's packed layout returns W bit by bit, and its products equal float64's to 1e-6."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(96, 200, generator=generator)[:, 8:]
     bias, x = (torch.randn(*shape, generator=generator) for shape in ((192,), (rows, 96)))
     blocks = affine(weight, bias, keep=keep)
-    assert blocks.matrix.is_mkldnn == BLOCKS
+    assert blocks.matrix.is_mkldnn == PACKED
     assert torch.equal(blocks.weight, weight)
     assert torch.equal(blocks.to(torch.float64).weight, weight.double())
     exact = torch.addmm(bias.double(), x.double(), weight.double())
@@ -65,10 +65,10 @@ def test_blocks_hold_the_matrix_and_multiply_as_it_does(rows: int, keep: bool) -
     assert (blocks(x) - exact).norm() <= 1e-6 * exact.norm()
 
 
-@pytest.mark.skipif(not BLOCKS, reason="torch has no blocks for this processor")
-def test_products_have_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a thousand numbers of rows oneDNN sees under a hundred, none a ninth larger but the small
-    ones: it compiles for each, and keeps what it has compiled."""
+@pytest.mark.skipif(not PACKED, reason="torch has no packed layout for this processor")
+def test_row_counts_are_padded_to_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Row counts are padded to under 100 steps per 1,024, because oneDNN compiles a kernel per row
+    count."""
     seen = []
     blocks = affine(torch.eye(8), torch.zeros(8))
     product = torch.ops.mkldnn._linear_pointwise
@@ -85,14 +85,14 @@ def test_products_have_few_numbers_of_rows(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(set(seen)) < 100
 
 
-def test_half_precision_keeps_the_matrix_as_it_lies() -> None:
-    """In bfloat16 nothing is laid out anew: the very tensor of the checkpoint is multiplied by."""
+def test_half_precision_is_not_packed() -> None:
+    """In bfloat16 the checkpoint's own tensor is used, without a packed copy."""
     weight = torch.ones(8, 4, dtype=torch.bfloat16)
     assert affine(weight, torch.zeros(4, dtype=torch.bfloat16)).matrix is weight
 
 
-def test_a_cast_is_a_copy_and_no_cast_is_the_block_itself(block: Block) -> None:
-    """float64 holds the same numbers in new tensors; the resident dtype gives the resident ones."""
+def test_cast_copies_and_no_cast_returns_the_block(block: Block) -> None:
+    """A cast to float64 copies the numbers; a cast to the resident dtype returns the same block."""
     assert block.to(torch.float32) is block
     wide = block.to(torch.float64)
     assert (
@@ -102,8 +102,8 @@ def test_a_cast_is_a_copy_and_no_cast_is_the_block_itself(block: Block) -> None:
     assert (wide.n_heads, wide.scaling, wide.ln_1.eps) == (2, 0.5, 1e-5)
 
 
-def test_module_paths_name_modules_of_the_model(tiny_folder: Path, tiny: Model) -> None:
-    """Every hook point of every layer is the input or output of a module that exists."""
+def test_module_paths_name_existing_modules(tiny_folder: Path, tiny: Model) -> None:
+    """Every hook point of every layer is the input or output of an existing module."""
     family = FAMILIES["gpt2"]
     model = reference(tiny_folder, torch.float32)
     assert tuple(family.module_paths) == POINTS
@@ -112,8 +112,8 @@ def test_module_paths_name_modules_of_the_model(tiny_folder: Path, tiny: Model) 
         assert all(model.get_submodule(path.format(layer=i)) for i in range(tiny.n_layers))
 
 
-def test_weight_names_are_the_checkpoints(tiny_folder: Path, tiny: Model) -> None:
-    """`weight_in` and `weight_out` name the very tensors that the blocks hold."""
+def test_weight_names_equal_those_of_the_checkpoint(tiny_folder: Path, tiny: Model) -> None:
+    """`weight_in` and `weight_out` name the tensors that the blocks hold."""
     stored = reference(tiny_folder, torch.float32).state_dict()
     for layer, block in enumerate(tiny.blocks):
         assert torch.equal(stored[tiny.family.weight_in.format(layer=layer)], block.w_in.weight)

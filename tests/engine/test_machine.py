@@ -1,4 +1,4 @@
-"""The machine: how many cores may be used, and memory that is given back."""
+"""The number of usable cores, and memory that returns to the system."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from service.engine.machine import available_cores
         ("garbage", None),
     ],
 )
-def test_a_quota_file_bounds_the_cores(tmp_path: Path, content: str, most: int | None) -> None:
-    """Whole cores of the quota, at least one, never more than this process may run on."""
+def test_cpu_quota_limits_the_cores(tmp_path: Path, content: str, most: int | None) -> None:
+    """The cores are the quota's whole cores, at least 1 and at most the process's own."""
     quota = tmp_path / "cpu.max"
     quota.write_text(content)
     ours = len(os.sched_getaffinity(0))
     assert available_cores(quota) == (ours if most is None else min(most, ours))
 
 
-def test_no_quota_file_is_no_bound(tmp_path: Path) -> None:
-    """Without control groups all cores of the process count."""
+def test_without_a_quota_file_all_cores_count(tmp_path: Path) -> None:
+    """Without a quota file all cores of the process count."""
     assert available_cores(tmp_path / "absent") == len(os.sched_getaffinity(0))
 
 
@@ -57,9 +57,9 @@ give_back_free_memory()
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
-def test_what_was_freed_is_not_resident() -> None:
-    """Of 160 MB that come and go thrice next to nothing stays, and giving back is no error."""
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+def test_freed_memory_returns_to_the_system() -> None:
+    """After 160 MB were allocated and freed three times, less than 16 MB stay resident."""
     ended = subprocess.run(
         [sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True
     )

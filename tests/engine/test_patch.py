@@ -1,4 +1,4 @@
-"""A block with changed weights, against NumPy with the changed weights written out."""
+"""A block with changed weights, compared with NumPy on the dense changed weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.engine import Apply, Model, Site, patched_block, patched_mlp_pre
+from schemas.equivalence_checks import Apply
+from service.engine import Model, Site, patched_block, patched_mlp_pre
 from service.engine.families import Block
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne, implicit_update
@@ -26,7 +27,7 @@ Readings = dict[str, Tensor]
 
 
 def readings(model: Model, dtype: torch.dtype) -> tuple[Readings, Readings]:
-    """What layer 1 reads at the query's rows, without the context (positions kept) and with it."""
+    """Layer 1's values at the query's rows, without the context (positions kept) and with it."""
     ids = CONTEXT + QUERY
     places = range(len(CONTEXT), len(ids))
     runs = [everything(model, QUERY, places, dtype), everything(model, ids, None, dtype)]
@@ -51,10 +52,10 @@ def update_of(block: Block, baseline: Readings, context: Readings) -> ImplicitUp
 
 @pytest.mark.parametrize("apply", APPLIES)
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_a_patched_block_is_numpys_with_the_changed_weights(
+def test_patched_block_equals_numpys_with_changed_weights(
     tiny: Model, tiny_oracle: GPT2, dtype: torch.dtype, bound: float, apply: Apply
 ) -> None:
-    """Each row has its own W + ΔW and Δh: mlp_pre and resid_post, for random updates."""
+    """With one W + ΔW and Δh per row, mlp_pre and resid_post equal NumPy's for random updates."""
     block, theirs = tiny.blocks[LAYER].to(dtype), tiny_oracle.blocks[LAYER]
     generator = torch.Generator().manual_seed(3)
 
@@ -79,8 +80,8 @@ def test_a_patched_block_is_numpys_with_the_changed_weights(
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_both_ways_of_applying_are_one(tiny: Model, dtype: torch.dtype, bound: float) -> None:
-    """(n·a) b beside n·W, and n·(W + ΔW), agree to rounding for the real update."""
+def test_both_ways_of_applying_agree(tiny: Model, dtype: torch.dtype, bound: float) -> None:
+    """`factored` and `materialized` agree to rounding for a real update."""
     baseline, context = readings(tiny, dtype)
     block = tiny.blocks[LAYER].to(dtype)
     weight = update_of(block, baseline, context).weight
@@ -95,10 +96,11 @@ def test_both_ways_of_applying_are_one(tiny: Model, dtype: torch.dtype, bound: f
 
 @pytest.mark.parametrize("apply", APPLIES)
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_the_real_update_gives_the_block_with_context(
+def test_update_gives_the_block_with_context(
     tiny: Model, dtype: torch.dtype, bound: float, apply: Apply
 ) -> None:
-    """From the baseline's h: mlp_pre and resid_post are those of the run with context."""
+    """From the baseline's h the patched mlp_pre and resid_post equal those of the run with
+    context."""
     baseline, context = readings(tiny, dtype)
     block = tiny.blocks[LAYER].to(dtype)
     update = update_of(block, baseline, context)
@@ -108,7 +110,7 @@ def test_the_real_update_gives_the_block_with_context(
 
 
 def weight_of(given: Tensor, moved: Tensor, block: Block) -> RankOne:
-    """given ⊗ (moved·W)."""
+    """The rank-1 matrix given ⊗ (moved·W)."""
     return RankOne(given, moved @ block.w_in.weight)
 
 
@@ -133,7 +135,7 @@ PLANTED: dict[str, Planted] = {
     "no ΔW": lambda _block, _base, _context, right: ImplicitUpdate(
         RankOne(right.weight.input, torch.zeros_like(right.weight.output)), right.bias
     ),
-    "before ln_2": lambda block, base, context, right: ImplicitUpdate(
+    "readings before ln_2": lambda block, base, context, right: ImplicitUpdate(
         weight_of(
             base["resid_mid"] / base["resid_mid"].pow(2).sum(-1, keepdim=True),
             context["resid_mid"] - base["resid_mid"],
@@ -141,7 +143,7 @@ PLANTED: dict[str, Planted] = {
         ),
         right.bias,
     ),
-    "at ln_1": lambda block, base, context, right: ImplicitUpdate(
+    "readings at ln_1": lambda block, base, context, right: ImplicitUpdate(
         weight_of(
             base["ln_1_out"] / base["ln_1_out"].pow(2).sum(-1, keepdim=True),
             context["ln_1_out"] - base["ln_1_out"],
@@ -153,7 +155,7 @@ PLANTED: dict[str, Planted] = {
         RankOne(right.weight.input.roll(1, 0), right.weight.output.roll(1, 0)),
         right.bias.roll(1, 0),
     ),
-    "factors of the whole": lambda _block, _base, _context, right: ImplicitUpdate(
+    "one norm for all rows": lambda _block, _base, _context, right: ImplicitUpdate(
         RankOne(right.weight.input / len(QUERY), right.weight.output), right.bias
     ),
 }
@@ -161,7 +163,7 @@ PLANTED: dict[str, Planted] = {
 
 @pytest.mark.parametrize("apply", APPLIES)
 @pytest.mark.parametrize("plant", PLANTED.values(), ids=PLANTED)
-def test_a_planted_error_is_beyond_the_bound(tiny: Model, plant: Planted, apply: Apply) -> None:
+def test_wrong_updates_miss_the_bound(tiny: Model, plant: Planted, apply: Apply) -> None:
     """With the model's own activations each wrong update misses resid_post by 100 bounds."""
     baseline, context = readings(tiny, torch.float64)
     block = tiny.blocks[LAYER].to(torch.float64)
@@ -172,8 +174,8 @@ def test_a_planted_error_is_beyond_the_bound(tiny: Model, plant: Planted, apply:
 
 
 @pytest.mark.parametrize("apply", APPLIES)
-def test_patches_never_touch_the_resident_weights(tiny: Model, apply: Apply) -> None:
-    """Patched products in both dtypes leave every resident bit as it was."""
+def test_patches_do_not_change_resident_weights(tiny: Model, apply: Apply) -> None:
+    """Patched products in both dtypes leave every resident weight and their input bit-equal."""
     before = resident(tiny)
     for dtype in (torch.float32, torch.float64):
         baseline, context = readings(tiny, dtype)

@@ -1,4 +1,5 @@
-"""Runs with patched weights: exact where they follow, the oracle's elsewhere, alone in any pack."""
+"""Runs with patched weights: exact at the followed row, the oracle's elsewhere, alike in any
+pack."""
 
 from __future__ import annotations
 
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from schemas.activations import HookPoint
+from schemas.equivalence_checks import Apply
 from service.engine import (
     Activations,
-    Apply,
     Fixed,
     Follow,
-    HookPoint,
     Model,
+    Plan,
     Question,
     Run,
     Site,
@@ -41,7 +43,7 @@ BASELINES: dict[str, oracle.Baseline] = {
     "another": oracle.Another((3, 77, 200, 31, 8)),
 }
 SHARED: tuple[HookPoint, ...] = ("mlp_pre", "mlp_act", "mlp_out", "resid_post")
-"""What a followed row shares with the one that it follows."""
+"""Hook points at which a following row equals the row that it follows."""
 
 
 def question(model: GPT2, baseline: str) -> oracle.Question:
@@ -58,7 +60,7 @@ def whole(model: Model, prompt: oracle.Prompt, dtype: torch.dtype | None = torch
 def following(
     model: Model, asked: oracle.Question, position: int, apply: Apply = "factored"
 ) -> Run:
-    """The baseline run that follows the one with context at a query position."""
+    """The baseline run that follows the run with context at a query position."""
     source, base = whole(model, asked.full_prompt), whole(model, asked.baseline_prompt)
     ahead = len(source.tokens) - len(QUERY) + position
     behind = len(base.tokens) - len(QUERY) + position
@@ -66,7 +68,7 @@ def following(
 
 
 def gaps(model: Model, found: Activations, expected: Activations, position: int) -> list[float]:
-    """Relative error of each block's output and MLP, and of the logits, at a query position."""
+    """Relative errors of every block's MLP and output, and of the logits, at a query position."""
     sites = [Site(layer, p) for layer in range(model.n_layers) for p in SHARED]
     logits = (logits_of(model, read)[position] for read in (found, expected))
     return [
@@ -78,11 +80,10 @@ def gaps(model: Model, found: Activations, expected: Activations, position: int)
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("position", range(len(QUERY)))
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_a_followed_row_reads_as_with_context(
+def test_followed_row_equals_the_row_with_context(
     tiny: Model, tiny_oracle: GPT2, baseline: str, position: int, apply: Apply
 ) -> None:
-    """Every block's output and the logits are those with context at the followed row, to 1e-12;
-    the unpatched run and one that follows another row are far off."""
+    """At the followed row every block's output and the logits equal those with context to 1e-12."""
     asked = question(tiny_oracle, baseline)
     run = following(tiny, asked, position, apply)
     assert isinstance(run.patch, Follow)
@@ -102,10 +103,10 @@ def test_a_followed_row_reads_as_with_context(
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_every_row_of_a_following_run_is_the_oracles(
+def test_rows_of_a_following_run_equal_the_oracles(
     tiny: Model, tiny_oracle: GPT2, baseline: str
 ) -> None:
-    """The patched weights act on every row: what the other rows read is the oracle's run too."""
+    """The patched weights act on every row, so all rows equal those of the oracle's patched run."""
     asked = question(tiny_oracle, baseline)
     for position in (0, len(QUERY) - 1):
         theirs = oracle.sequential(asked, position).patched
@@ -117,7 +118,7 @@ def test_every_row_of_a_following_run_is_the_oracles(
 
 
 def unrelated(model: Model) -> list[Run]:
-    """Runs of other depths and lengths, one of them a prefix of the context."""
+    """Runs of other depths and lengths; one of them is a prefix of the context."""
     return [
         Run(CONTEXT[:5], range(5), {Site(0, "mlp_in"): [4]}, torch.float64),
         Run((9, 9, 9), (3, 4, 60), {Site(1, "resid_post"): [0, 2]}, torch.float64),
@@ -127,10 +128,8 @@ def unrelated(model: Model) -> list[Run]:
 
 
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
-def test_the_company_of_a_patched_run_does_not_matter(
-    tiny: Model, tiny_oracle: GPT2, apply: Apply
-) -> None:
-    """All positions of two baselines, with unrelated runs between them, read as each run alone."""
+def test_patched_run_is_the_same_in_any_pack(tiny: Model, tiny_oracle: GPT2, apply: Apply) -> None:
+    """Patched runs of all positions and two baselines read the same in one pack as alone."""
     runs = [
         following(tiny, question(tiny_oracle, baseline), position, apply)
         for baseline in ("alone", "anchored")
@@ -144,15 +143,15 @@ def test_the_company_of_a_patched_run_does_not_matter(
 
 
 def asking(runs: Sequence[Run]) -> Question[Sequence[Activations]]:
-    """A question that gives back what it read."""
+    """A question that returns the activations it received."""
     return (yield runs)
 
 
 @pytest.mark.parametrize(("budget", "count"), [(1, 4), (14, 3), (17, 2), (20, 1)])
-def test_a_split_pack_computes_the_source_again(
+def test_split_pack_computes_the_source_again(
     tiny: Model, tiny_oracle: GPT2, budget: int, count: int
 ) -> None:
-    """However few rows a forward may have, each following run has its source in its own pack."""
+    """With any row budget, each following run has its source in its own pack."""
     asked = question(tiny_oracle, "matched")
     runs = [
         whole(tiny, asked.full_prompt),
@@ -171,7 +170,7 @@ def test_a_split_pack_computes_the_source_again(
         batching=True,
         observe=lambda _seconds, count: packs.append(count),
     )
-    scheduler.admit(Ticket(asking(runs), deadline=float("inf"), settle=settle))
+    scheduler.admit(Ticket(Plan(asking(runs)), deadline=float("inf"), settle=settle))
     while scheduler.active:
         scheduler.turn()
     context, *patched = answers[0]
@@ -182,7 +181,7 @@ def test_a_split_pack_computes_the_source_again(
 
 
 def fixed(updates: Mapping[int, oracle.Update], apply: Apply) -> Fixed:
-    """The oracle's updates as a patch that is known beforehand."""
+    """The oracle's updates as a patch that is known in advance."""
     return Fixed(
         {
             layer: ImplicitUpdate(
@@ -198,7 +197,7 @@ def fixed(updates: Mapping[int, oracle.Update], apply: Apply) -> Fixed:
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("layers", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
 @pytest.mark.parametrize("baseline", ["matched", "another"])
-def test_fixed_patches_are_the_oracles(
+def test_fixed_patches_equal_the_oracles(
     tiny: Model, tiny_oracle: GPT2, baseline: str, layers: tuple[int, ...], apply: Apply
 ) -> None:
     """Free-stream updates of some layers, as W + ΔW on every row, give the oracle's run."""
@@ -214,8 +213,8 @@ def test_fixed_patches_are_the_oracles(
     assert np.linalg.norm(last - asked.base[2, "resid_post"]) > 1e-3 * np.linalg.norm(last)
 
 
-def test_patched_rows_are_shared_with_nobody(tiny: Model, tiny_oracle: GPT2) -> None:
-    """The same prompt plain, and under three patches, is four separate rows a token."""
+def test_patched_rows_are_not_shared(tiny: Model, tiny_oracle: GPT2) -> None:
+    """One prompt, plain and under three patches, has separate rows for each."""
     asked = question(tiny_oracle, "matched")
     plain = whole(tiny, asked.baseline_prompt)
     one, two = (
@@ -244,10 +243,10 @@ def test_patched_rows_are_shared_with_nobody(tiny: Model, tiny_oracle: GPT2) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_resident_weights_keep_their_bits(
+def test_patched_runs_do_not_change_resident_weights(
     tiny: Model, tiny_oracle: GPT2, dtype: torch.dtype
 ) -> None:
-    """No patched run of either kind writes to a resident tensor."""
+    """Patched runs of both kinds leave every resident weight bit-equal."""
     before = resident(tiny)
     asked = question(tiny_oracle, "without")
     updates = {layer: oracle.update(asked, layer) for layer in range(tiny.n_layers)}
@@ -265,9 +264,8 @@ def test_resident_weights_keep_their_bits(
         assert read[Site(0, "mlp_in")].dtype == dtype
 
 
-def test_known_prefixes_do_not_reach_patched_runs(tiny: Model) -> None:
-    """With every row of context and baseline kept from before, and used, a following run reads as
-    it does without; and what it computed is not kept for others."""
+def test_patched_runs_do_not_use_the_prefix_cache(tiny: Model) -> None:
+    """A following run neither reads the prefix cache nor writes to it."""
     context = tuple(1 + (37 * i) % 250 for i in range(40))
     rows, sites = [len(context)], {Site(1, "resid_post"), Site(2, "resid_post")}
     source = Run((*context, 9), range(41), dict.fromkeys(sites, rows))

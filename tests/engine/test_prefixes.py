@@ -1,4 +1,4 @@
-"""Known prefixes: what is found again is what was computed, and never more than was granted."""
+"""The prefix cache: it returns what was computed, and stays within its budget."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from tests.engine.made import worst
 
 HEADS, D_HEAD = 2, 3
 ROW_BYTES = 2 * HEADS * D_HEAD * 4
-"""Of a layer."""
+"""Bytes of the keys and values of one row and layer."""
 
 
 def run_of(ids: Sequence[int], read: int | None = None, layer: int = 0) -> Run:
-    """A run that reads one row, the last one where none is named."""
+    """A run that reads one row, by default its last."""
     row = len(ids) - 1 if read is None else read
     return Run(ids, range(len(ids)), {Site(layer, "mlp_in"): [row]})
 
 
 def computed(ids: Sequence[int], layers: int = 1) -> Tensor:
-    """Keys and values that tell which path of ids each row has, and the layer."""
+    """Keys and values that encode the layer and each row's path of ids."""
     paths = [float(hash(tuple(ids[: i + 1])) % 99991) for i in range(len(ids))]
     rows = torch.tensor(paths)[None, None, None, :, None].expand(layers, 2, HEADS, -1, D_HEAD)
     return rows + torch.arange(layers)[:, None, None, None, None] / 64
 
 
 def keep(prefixes: Prefixes, run: Run) -> int:
-    """Compute a run and keep it, as the walk does: how many of its rows were known."""
+    """Compute a run and cache it, as the walk does; return the number of its cached rows."""
     known = prefixes.find(run)
     count = sum(part.rows for part in known)
     every = computed(run.tokens, run.depth + 1)
@@ -48,10 +48,8 @@ def keep(prefixes: Prefixes, run: Run) -> int:
 
 
 def found(prefixes: Prefixes, run: Run) -> Tensor:
-    """Layers and rows that are known of a run, (layers, 2, heads, rows, d_head)."""
-    parts = [
-        part.stretch.layers[: run.depth + 1, ..., : part.rows, :] for part in prefixes.find(run)
-    ]
+    """The cached layers and rows of a run, (layers, 2, heads, rows, d_head)."""
+    parts = [part.node.layers[: run.depth + 1, ..., : part.rows, :] for part in prefixes.find(run)]
     return torch.cat(parts, -2) if parts else torch.empty(run.depth + 1, 2, HEADS, 0, D_HEAD)
 
 
@@ -61,11 +59,9 @@ asked = st.lists(st.tuples(ids, st.integers(0, 11), st.integers(0, 2)), min_size
 
 @settings(max_examples=150, deadline=None)
 @given(asked, st.integers(0, 60))
-def test_what_is_known_is_what_was_computed(
-    runs: list[tuple[list[int], int, int]], rows: int
-) -> None:
-    """Whatever came before, in whatever order and however little may be kept: rows that are found
-    are those of this very path, all before the first read, in every layer; bytes are counted."""
+def test_cached_rows_equal_computed_rows(runs: list[tuple[list[int], int, int]], rows: int) -> None:
+    """After any sequence of runs, cached rows belong to the run's own path, precede the first read
+    and have every layer."""
     prefixes = Prefixes(rows * ROW_BYTES, torch.float32)
     for tokens, read, layer in runs:
         run = run_of(tokens, min(read, len(tokens) - 1), layer)
@@ -74,13 +70,13 @@ def test_what_is_known_is_what_was_computed(
         assert torch.equal(known, computed(tokens, layer + 1)[..., : known.shape[-2], :])
         keep(prefixes, run)
         kept = list(prefixes._by_use)
-        assert prefixes.bytes == sum(stretch.size for stretch in kept) <= prefixes.budget
-        assert all(stretch.parent is None or stretch.parent in kept for stretch in kept)
+        assert prefixes.bytes == sum(node.size for node in kept) <= prefixes.budget
+        assert all(node.parent is None or node.parent in kept for node in kept)
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, LONGEST, LONGEST + 1, 3 * LONGEST - 1])
-def test_every_row_of_a_context_is_known_to_the_next_query(length: int) -> None:
-    """Not only whole pieces: with room enough, a second query computes its own row alone."""
+def test_whole_context_is_cached_for_the_next_query(length: int) -> None:
+    """With enough room, a second query after the same context computes only its own row."""
     prefixes = Prefixes(1 << 24, torch.float32)
     context = list(range(length))
     assert [keep(prefixes, run_of([*context, query])) for query in (7, 8, 7, 9)] == [
@@ -91,15 +87,15 @@ def test_every_row_of_a_context_is_known_to_the_next_query(length: int) -> None:
     assert prefixes.misses == length + 4
 
 
-def test_a_query_becomes_context() -> None:
-    """What was read once is known where a longer context goes on from it."""
+def test_query_rows_are_cached_as_context() -> None:
+    """Rows of a query are cached for a longer context that continues it."""
     prefixes = Prefixes(1 << 20, torch.float32)
     keep(prefixes, run_of([1, 2, 3, 4]))
     assert keep(prefixes, run_of([1, 2, 3, 4, 5, 6])) == 4
 
 
-def test_paths_part_in_the_middle_of_a_stretch() -> None:
-    """A beginning that two contexts share is kept once, and both go on from it."""
+def test_shared_prefix_is_cached_once() -> None:
+    """A prefix that two contexts share is cached once, and both continue from it."""
     prefixes = Prefixes(1 << 20, torch.float32)
     keep(prefixes, run_of([1, 2, 3, 4, 5, 9]))
     assert keep(prefixes, run_of([1, 2, 3, 7, 8, 9])) == 3
@@ -108,8 +104,8 @@ def test_paths_part_in_the_middle_of_a_stretch() -> None:
     assert keep(prefixes, run_of([1, 2, 3, 7, 8, 8])) == 5
 
 
-def test_rows_with_fewer_layers_are_computed_again_and_then_have_all() -> None:
-    """A run that reads an early layer leaves rows that a deeper run cannot use, but replaces."""
+def test_deeper_run_replaces_rows_with_fewer_layers() -> None:
+    """A deeper run cannot use rows with fewer layers, and replaces them."""
     prefixes = Prefixes(1 << 20, torch.float32)
     keep(prefixes, run_of([1, 2, 3], layer=0))
     assert keep(prefixes, run_of([1, 2, 4], layer=2)) == 0
@@ -117,8 +113,8 @@ def test_rows_with_fewer_layers_are_computed_again_and_then_have_all() -> None:
     assert keep(prefixes, run_of([1, 2, 5], layer=0)) == 2
 
 
-def test_the_least_recently_used_goes_first() -> None:
-    """Of three contexts where two fit, the one that was used last stays."""
+def test_least_recently_used_prefix_is_evicted() -> None:
+    """When only two of three contexts fit, the least recently used is evicted."""
     prefixes = Prefixes(8 * ROW_BYTES, torch.float32)
     first, second, third = [1, 1, 1, 1], [2, 2, 2, 2], [3, 3, 3, 3]
     keep(prefixes, run_of(first))
@@ -130,8 +126,8 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 @pytest.mark.parametrize("budget", [0, ROW_BYTES - 1])
-def test_no_room_keeps_nothing(budget: int) -> None:
-    """A budget of 0 switches it off; one below a row holds nothing either."""
+def test_budget_below_a_row_caches_nothing(budget: int) -> None:
+    """A budget of 0 or of less than a row caches nothing."""
     prefixes = Prefixes(budget, torch.float32)
     keep(prefixes, run_of([1, 2, 3]))
     assert keep(prefixes, run_of([1, 2, 3])) == 0
@@ -139,9 +135,9 @@ def test_no_room_keeps_nothing(budget: int) -> None:
 
 
 @pytest.mark.parametrize("lengths", [(40, 40), (40, 13), (13, 40)])
-def test_runs_that_know_different_parts_of_one_stretch(tiny: Model, lengths: Sequence[int]) -> None:
-    """Two runs of a pack on one kept context, one on all of it and one on its beginning, read what
-    they read alone and cold."""
+def test_runs_use_parts_of_one_cached_prefix(tiny: Model, lengths: Sequence[int]) -> None:
+    """Two runs of a pack that use different lengths of one cached context read the same as alone
+    and uncached."""
     context = [int(i) for i in torch.arange(40) * 7 % 250]
     prefixes = Prefixes(1 << 24, tiny.dtype)
     deepest = tiny.n_layers - 1

@@ -1,4 +1,4 @@
-"""Runs."""
+"""The depth of a run and the order of its stages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from tests.engine.made import POINTS
         ([Site(2, "mlp_in"), Site(0, "resid_post")], 2),
     ],
 )
-def test_depth_is_the_last_layer_that_is_read(sites: list[Site], depth: int) -> None:
-    """A run that reads nothing needs no layer."""
+def test_depth_is_the_last_layer_read(sites: list[Site], depth: int) -> None:
+    """A run is as deep as the last layer it reads, and −1 if it reads nothing."""
     assert Run([1], [0], {site: [0] for site in sites}).depth == depth
 
 
-def test_stages_are_in_the_order_of_computation() -> None:
-    """The walk stops by comparing stages, so they follow the block from top to bottom."""
+def test_stages_follow_the_order_of_computation() -> None:
+    """Stages ascend from the block's input to its output, because the walk stops by comparing
+    them."""
     assert sorted(STAGE, key=lambda point: STAGE[point]) == list(POINTS)

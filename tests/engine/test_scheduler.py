@@ -1,4 +1,5 @@
-"""The scheduler, driven by hand: who shares a pack, who waits, and who ends how."""
+"""The scheduler, driven by hand: which runs share a pack, which wait, and how each question
+ends."""
 
 from __future__ import annotations
 
@@ -19,13 +20,13 @@ from tests.engine.made import relative, with_nan
 
 
 def alone(model: Model, one: Run) -> torch.Tensor:
-    """What a run reads by itself."""
+    """The value that a run reads in a forward of its own."""
     (tensor,) = forward(model, [one])[0].values()
     return tensor
 
 
 def test_two_questions_share_one_forward(tiny: Model) -> None:
-    """Both are answered from one pack, each with its own rows, as if it had been alone."""
+    """Two questions are answered from one pack, each with its own rows."""
     desk, mine, yours = Desk(tiny), run(1, 2, 3), run(1, 2, 4)
     desk.admit("a", asking([mine]))
     desk.admit("b", asking([yours]))
@@ -36,8 +37,8 @@ def test_two_questions_share_one_forward(tiny: Model) -> None:
     assert relative(desk.ended["a"][0][READ], desk.ended["b"][0][READ]) > 1e-2
 
 
-def test_without_batching_each_question_has_its_forwards(tiny: Model) -> None:
-    """The runs of one question still share a pack, those of two questions do not."""
+def test_without_batching_questions_have_separate_forwards(tiny: Model) -> None:
+    """Without batching the runs of one question share a pack and those of two do not."""
     desk = Desk(tiny, batching=False)
     desk.admit("a", asking([run(1, 2), run(1, 3)]))
     desk.admit("b", asking([run(1, 2)]))
@@ -46,8 +47,8 @@ def test_without_batching_each_question_has_its_forwards(tiny: Model) -> None:
     assert set(desk.ended) == {"a", "b"}
 
 
-def test_runs_of_two_dtypes_do_not_share(tiny: Model) -> None:
-    """float64 runs go in a forward of their own and come back in float64."""
+def test_runs_of_two_dtypes_do_not_share_a_forward(tiny: Model) -> None:
+    """float64 runs have a forward of their own and return float64."""
     desk = Desk(tiny)
     desk.admit("a", asking([run(1, 2)]))
     desk.admit("b", asking([run(1, 2, dtype=torch.float64)]))
@@ -59,10 +60,8 @@ def test_runs_of_two_dtypes_do_not_share(tiny: Model) -> None:
 @pytest.mark.parametrize(
     ("budget", "forwards"), [(24, [3, 2]), (16, [2, 2, 1]), (8, [1] * 5), (3, [1] * 5)]
 )
-def test_a_long_question_is_cut_by_the_row_budget(
-    tiny: Model, budget: int, forwards: list[int]
-) -> None:
-    """Five runs of eight rows go in packs of at most the budget, in order; a longer run alone."""
+def test_row_budget_splits_a_long_question(tiny: Model, budget: int, forwards: list[int]) -> None:
+    """Runs are packed in order within the row budget, and a longer run is packed alone."""
     runs = [run(*range(10 * i, 10 * i + 8)) for i in range(1, 6)]
     desk = Desk(tiny, row_budget=budget)
     desk.admit("a", asking(runs))
@@ -72,8 +71,8 @@ def test_a_long_question_is_cut_by_the_row_budget(
         assert relative(found[READ], alone(tiny, one)) <= 5e-6
 
 
-def test_short_work_passes_between_the_slices_of_long_work(tiny: Model) -> None:
-    """Who went first goes last: a short question that came later ends first."""
+def test_short_question_overtakes_a_long_one(tiny: Model) -> None:
+    """A short question that came later ends before a long one, because questions take turns."""
     desk = Desk(tiny, row_budget=8)
     desk.admit("long", asking([run(*range(10 * i, 10 * i + 8)) for i in range(1, 7)]))
     desk.admit("short", asking([run(*range(100, 108))]))
@@ -83,8 +82,8 @@ def test_short_work_passes_between_the_slices_of_long_work(tiny: Model) -> None:
     assert desk.forwards == [1] * 9
 
 
-def test_a_question_may_ask_in_rounds_or_nothing(tiny: Model) -> None:
-    """Several rounds, an empty one among them, and a question without any run all end."""
+def test_question_may_have_several_rounds_or_none(tiny: Model) -> None:
+    """Questions with several rounds, an empty round or no round all end."""
     desk = Desk(tiny)
     desk.admit("rounds", asking([run(1, 2)], [], [run(3), run(4)]))
     desk.admit("nothing", asking())
@@ -94,7 +93,7 @@ def test_a_question_may_ask_in_rounds_or_nothing(tiny: Model) -> None:
 
 
 def watched(closed: list[str], runs: Sequence[Run]) -> Question[None]:
-    """Notes when it is closed."""
+    """A question that records when it is closed."""
     try:
         yield list(runs)
     finally:
@@ -102,8 +101,8 @@ def watched(closed: list[str], runs: Sequence[Run]) -> Question[None]:
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.0])
-def test_an_expired_question_is_never_begun(tiny: Model, seconds: float) -> None:
-    """Past its deadline it ends with that error, and no forward is run for it."""
+def test_expired_question_never_starts(tiny: Model, seconds: float) -> None:
+    """A question past its deadline raises `DeadlineExceeded` without a forward."""
     desk = Desk(tiny)
     desk.admit("late", asking([run(1, 2)]), seconds=seconds)
     desk.turns()
@@ -112,22 +111,21 @@ def test_an_expired_question_is_never_begun(tiny: Model, seconds: float) -> None
 
 
 class Impatient(Ticket):
-    """A ticket whose caller goes away when it has been asked for the second time in a walk."""
+    """A ticket whose caller leaves once the walk has begun."""
 
     asked_for = 0
 
     @property
     def wanted(self) -> bool:
-        """True for the turn and before the first block, then no more."""
+        """True for the turn and before the first block, false afterwards."""
         Impatient.asked_for += 1
         return Impatient.asked_for <= 2
 
 
 @pytest.mark.parametrize("company", [False, True])
-def test_a_caller_who_leaves_stops_the_walk_before_the_next_block(
-    tiny: Model, company: bool
-) -> None:
-    """Of three blocks one is computed; a pack that somebody else waits for goes on."""
+def test_walk_stops_before_the_next_block_once_all_callers_left(tiny: Model, company: bool) -> None:
+    """A walk stops before its next block once every caller has left, and goes on while one
+    remains."""
     Impatient.asked_for = 0
     deep = Site(2, "resid_post")
     closed: list[str] = []
@@ -145,8 +143,8 @@ def test_a_caller_who_leaves_stops_the_walk_before_the_next_block(
         assert relative(found, alone(tiny, run(1, 3, site=deep))) <= 5e-6
 
 
-def test_a_cancelled_question_is_closed_and_the_others_go_on(tiny: Model) -> None:
-    """Between two turns: its generator ends, the rest is answered."""
+def test_cancelled_question_is_closed(tiny: Model) -> None:
+    """A question cancelled between two turns is closed, and the others are answered."""
     closed: list[str] = []
     desk = Desk(tiny, row_budget=2)
     gone = desk.admit("gone", watched(closed, [run(1, 2), run(3, 4), run(5, 6)]))
@@ -159,10 +157,10 @@ def test_a_cancelled_question_is_closed_and_the_others_go_on(tiny: Model) -> Non
     assert desk.forwards == [1, 1]
 
 
-def test_an_error_of_a_shared_pack_ends_only_its_owner(
+def test_error_in_a_shared_pack_ends_only_its_owner(
     tiny: Model, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """The one that reads NaN is refused, those it shared the pack with are answered right."""
+    """A question that reads NaN is refused, and the others in its pack are answered correctly."""
     name = "transformer.h.2.mlp.c_fc.weight"
     desk = Desk(
         load(
@@ -185,7 +183,7 @@ def test_an_error_of_a_shared_pack_ends_only_its_owner(
 
 
 def raising(error: Exception) -> Question[None]:
-    """Fails in its own computation, after its runs."""
+    """A question that fails in its own computation, after its runs."""
     yield [run(1)]
     raise error
 
@@ -200,10 +198,10 @@ def raising(error: Exception) -> Question[None]:
         (RuntimeError("shapes"), RuntimeError),
     ],
 )
-def test_an_error_of_a_question_is_its_own(
+def test_error_of_a_question_ends_only_that_question(
     tiny: Model, error: Exception, kind: type[Exception]
 ) -> None:
-    """It ends that question, a lack of memory by its name, and leaves the others alone."""
+    """An error ends only the question that raised it; a lack of memory becomes `OutOfMemory`."""
     desk = Desk(tiny)
     desk.admit("bad", raising(error))
     desk.admit("good", asking([run(1)], [run(2)]))
@@ -212,8 +210,8 @@ def test_an_error_of_a_question_is_its_own(
     assert len(desk.ended["good"]) == 2
 
 
-def test_abort_ends_all(tiny: Model) -> None:
-    """Every question under way ends with the error and is closed."""
+def test_abort_ends_every_question(tiny: Model) -> None:
+    """`abort` ends every active question with the error and closes it."""
     closed: list[str] = []
     desk, error = Desk(tiny), RuntimeError("end")
     desk.admit("a", watched(closed, [run(1)]))
@@ -225,8 +223,8 @@ def test_abort_ends_all(tiny: Model) -> None:
     assert not desk.scheduler.active
 
 
-def test_timings_add_up(tiny: Model) -> None:
-    """Waiting, forwards and own computation are told apart, in seconds."""
+def test_timings_separate_queue_forward_and_compute(tiny: Model) -> None:
+    """Seconds of waiting, of forwards and of the question's own computation are separate."""
 
     def thinking() -> Iterator[Any]:
         time.sleep(0.03)
@@ -244,8 +242,8 @@ def test_timings_add_up(tiny: Model) -> None:
     assert ticket.timings.queue < 0.03
 
 
-def test_drive_answers_like_the_scheduler(tiny: Model) -> None:
-    """The loop without a scheduler gives the same answer and passes an error on."""
+def test_drive_returns_the_schedulers_answer(tiny: Model) -> None:
+    """`drive` returns the scheduler's answer and passes errors on."""
     rounds = [run(1, 2), run(1, 3)], [run(4)]
     desk = Desk(tiny)
     desk.admit("a", asking(*rounds))

@@ -6,7 +6,8 @@ import base64
 
 import pytest
 
-from service.engine import Model, Token
+from schemas.common import UNSET, Token
+from service.engine import Model
 from service.engine.text import Tokenizer
 from tests.checkpoints import ENDOFTEXT, byte_tokenizer
 
@@ -36,7 +37,7 @@ def test_a_text_that_spells_a_special_token_becomes_it(tokenizer: Tokenizer) -> 
     ids = tokenizer.encode(f"a{ENDOFTEXT}")
     assert ids[1:] == (tokenizer.anchor,)
     assert tokenizer.token(ids[1]) == Token(ids[1], ENDOFTEXT, special=True)
-    assert tokenizer.token(ids[0]).special is None
+    assert tokenizer.token(ids[0]).special is UNSET
 
 
 def test_without_a_special_token_there_is_no_anchor() -> None:
@@ -44,7 +45,7 @@ def test_without_a_special_token_there_is_no_anchor() -> None:
     plain = Tokenizer(byte_tokenizer(special=False))
     assert plain.anchor is None
     assert plain.text(plain.encode(ENDOFTEXT)) == ENDOFTEXT
-    assert all(token.special is None for token in plain.tokens(plain.encode(ENDOFTEXT)))
+    assert all(token.special is UNSET for token in plain.tokens(plain.encode(ENDOFTEXT)))
 
 
 @pytest.mark.parametrize("text", ["é", "日", "🙂"])
@@ -59,7 +60,7 @@ def test_pieces_of_a_character_carry_their_bytes(tokenizer: Tokenizer, text: str
 
 def test_whole_characters_carry_no_bytes(tokenizer: Tokenizer) -> None:
     """Where the text tells all, `bytes` is absent."""
-    assert all(token.bytes is None for token in tokenizer.tokens(tokenizer.encode("abc the\n")))
+    assert all(token.bytes is UNSET for token in tokenizer.tokens(tokenizer.encode("abc the\n")))
 
 
 @pytest.mark.parametrize("text", ["abc the cat", " the", f"ab{ENDOFTEXT}cd"])
@@ -84,7 +85,6 @@ def test_every_id_of_a_model_is_echoed(tiny: Model) -> None:
     """All ids have distinct spellings in bytes, so that an echo identifies them."""
     tokens = tiny.tokenizer.tokens(range(tiny.vocab_size))
     spelled = {
-        token.text.encode() if token.bytes is None else base64.b64decode(token.bytes)
-        for token in tokens
+        base64.b64decode(token.bytes) if token.bytes else token.text.encode() for token in tokens
     }
     assert len(spelled) == tiny.vocab_size == tiny.tokenizer.size

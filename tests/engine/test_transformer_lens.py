@@ -1,6 +1,6 @@
-"""Activations against TransformerLens, under the names that `/v1/model` publishes for it.
+"""Activations compared with TransformerLens, under the names that `/v1/model` publishes for it.
 
-Needs the development extra: `pip install "transformer-lens==4.3.*"`. Without it this is skipped.
+Needs the development extra: `pip install "transformer-lens==4.3.*"`; skipped without it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BOUND = 5e-6
 
 @pytest.fixture(scope="module")
 def cache(tiny_folder: Path) -> dict[str, Tensor]:
-    """Everything that TransformerLens hooks in one forward of the random GPT-2."""
+    """All values that TransformerLens hooks in one forward of the random GPT-2."""
     with warnings.catch_warnings(), torch.inference_mode(False):
         warnings.simplefilter("ignore")
         pytest.importorskip("transformer_lens")
@@ -44,7 +44,7 @@ def cache(tiny_folder: Path) -> dict[str, Tensor]:
 def test_activations_agree_where_hook_points_coincide(
     tiny: Model, cache: dict[str, Tensor]
 ) -> None:
-    """Every vector that has a name there, at every layer and row, and the logits."""
+    """Every named vector agrees at every layer and row, and so do the logits."""
     (read,) = forward(tiny, [everything(tiny, IDS)])
     assert relative(logits_of(tiny, read), cache["logits"]) <= BOUND
     for layer in range(tiny.n_layers):
@@ -53,9 +53,9 @@ def test_activations_agree_where_hook_points_coincide(
             assert relative(read[Site(layer, point)], theirs) <= BOUND, (layer, point)
 
 
-def test_names_that_look_alike_are_other_vectors(tiny: Model, cache: dict[str, Tensor]) -> None:
-    """`ln2.hook_normalized` is before gain and bias; so is `ln1`'s: each point without a name, or
-    with a note, differs from what it might be taken for."""
+def test_normalized_hooks_are_other_vectors(tiny: Model, cache: dict[str, Tensor]) -> None:
+    """`ln1.hook_normalized` and `ln2.hook_normalized` are before gain and bias, so they differ from
+    `ln_1_out` and `mlp_in`."""
     assert set(POINTS) - set(TRANSFORMER_LENS) == {"ln_1_out"} <= set(NOTES)
     (read,) = forward(tiny, [everything(tiny, IDS)])
     for layer in range(tiny.n_layers):

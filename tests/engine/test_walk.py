@@ -1,4 +1,4 @@
-"""The walk, against transformers' own forward, and each run against itself in other company."""
+"""The walk, compared with transformers' own forward, and each run with itself in other packs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ GAPS = (0, 1, 2, 7, 8, 9, 20, 21, 22, 23, 40, 41, 62, 63)
 
 
 def load_tiny(folder: Path) -> Model:
-    """A folder, resident in float32 on the CPU."""
+    """The model of a folder, resident in float32 on the CPU."""
     return load(str(folder), revision=None, device="cpu", dtype="float32")
 
 
 @contextmanager
 def hooked(model: Any, sites: Mapping[Site, tuple[str, str]]) -> Iterator[dict[Site, Tensor]]:
-    """What transformers' modules take in and give out while a forward runs."""
+    """Record the inputs and outputs of transformers' modules while a forward runs."""
     read: dict[Site, Tensor] = {}
 
     def inward(site: Site) -> Any:
@@ -95,14 +95,14 @@ def transformers_run(
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
 @pytest.mark.parametrize("positions", [range(len(IDS)), GAPS], ids=["consecutive", "gaps"])
-def test_parity_with_transformers(
+def test_activations_and_logits_equal_transformers(
     tiny: Model,
     tiny_folder: Path,
     dtype: torch.dtype,
     bound: float,
     positions: Sequence[int],
 ) -> None:
-    """Every hook point of every layer and the logits are those of transformers' forward."""
+    """Every hook point of every layer and the logits equal those of transformers' forward."""
     expected, logits = transformers_run(reference(tiny_folder, dtype), tiny, IDS, list(positions))
     found = forward(tiny, [everything(tiny, IDS, positions, dtype)])[0]
     assert all(tensor.dtype == dtype for tensor in found.values())
@@ -110,9 +110,11 @@ def test_parity_with_transformers(
     assert relative(logits_of(tiny, found), logits) <= bound
 
 
-def test_parity_without_blocks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So they are where torch has no blocks for the processor, and plain matrices multiply."""
-    monkeypatch.setattr("service.engine.families.BLOCKS", False)
+def test_parity_holds_without_packed_layout(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are also equal where torch has no packed layout and plain matrices are multiplied."""
+    monkeypatch.setattr("service.engine.families.PACKED", False)
     plain = load_tiny(tiny_folder)
     assert not plain.blocks[0].w_out.matrix.is_mkldnn
     rows = range(len(IDS))
@@ -123,10 +125,11 @@ def test_parity_without_blocks(tiny_folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_planted_errors_are_beyond_parity(
+def test_wrong_runs_miss_the_parity_bound(
     tiny: Model, tiny_folder: Path, dtype: torch.dtype, bound: float
 ) -> None:
-    """Shifted positions, one other id, a wrong row or a neighbouring point would be seen."""
+    """Shifted positions, another id, another row or another hook point miss parity by 1,000
+    bounds."""
     expected, _ = transformers_run(reference(tiny_folder, dtype), tiny, IDS, range(len(IDS)))
     shifted = everything(tiny, IDS, range(1, 1 + len(IDS)), dtype)
     other = everything(tiny, (*IDS[:-1], 1 + IDS[-1] % 250), None, dtype)
@@ -138,7 +141,7 @@ def test_planted_errors_are_beyond_parity(
 
 
 def company(model: Model, dtype: torch.dtype) -> dict[str, list[Run]]:
-    """Other runs: of shared beginnings, of other depths, reading elsewhere or nothing."""
+    """Other runs: with shared prefixes, of other depths, with reads elsewhere or none."""
     last = [3]
     return {
         "itself": [everything(model, IDS, None, dtype)],
@@ -157,8 +160,8 @@ def company(model: Model, dtype: torch.dtype) -> dict[str, list[Run]]:
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_a_run_in_a_pack_is_the_run_alone(tiny: Model, dtype: torch.dtype, bound: float) -> None:
-    """Whatever else is in the pack, before it or behind it, a run reads what it reads alone."""
+def test_run_is_the_same_in_any_pack(tiny: Model, dtype: torch.dtype, bound: float) -> None:
+    """A run reads the same in any pack, first or last, as alone."""
     run = everything(tiny, IDS, None, dtype)
     alone = forward(tiny, [run])[0]
     others = company(tiny, dtype)
@@ -170,10 +173,8 @@ def test_a_run_in_a_pack_is_the_run_alone(tiny: Model, dtype: torch.dtype, bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
-def test_reading_little_is_reading_it_in_everything(
-    tiny: Model, dtype: torch.dtype, bound: float
-) -> None:
-    """Each site alone, at rows in any order and repeated, has the values of the full reading."""
+def test_single_site_equals_the_full_reading(tiny: Model, dtype: torch.dtype, bound: float) -> None:
+    """A site read alone, at rows in any order and repeated, has the values of the full reading."""
     full = forward(tiny, [everything(tiny, IDS, None, dtype)])[0]
     rows = [13, 0, 6, 6]
     for site in full:
@@ -182,8 +183,8 @@ def test_reading_little_is_reading_it_in_everything(
         assert relative(read[site], full[site][rows]) <= bound, site
 
 
-def test_a_row_does_not_see_what_comes_behind_it(tiny: Model) -> None:
-    """Changing the last token changes no earlier row, and changes its own at every site."""
+def test_rows_do_not_see_later_rows(tiny: Model) -> None:
+    """Another last token changes no earlier row."""
     rows = range(len(IDS) - 1)
     before = Run(IDS, range(len(IDS)), every_site(tiny, rows), torch.float64)
     changed = (*IDS[:-1], 1 + IDS[-1] % 250)
@@ -201,10 +202,10 @@ POISONED = [
 
 
 @pytest.mark.parametrize(("name", "fine", "spoilt"), POISONED)
-def test_nothing_is_computed_beyond_what_is_read(
+def test_nothing_is_computed_beyond_the_last_read(
     tmp_path: Path, tiny: Model, tiny_folder: Path, name: str, fine: Site, spoilt: Site
 ) -> None:
-    """NaN in a weight does not matter to reads before it; behind it the layer is named."""
+    """A NaN weight does not affect reads before it; a read after it raises and names the layer."""
     model = load_tiny(with_nan(tiny_folder, tmp_path / "nan", name))
     run = Run(IDS, range(len(IDS)), {fine: range(len(IDS))})
     found, expected = forward(model, [run])[0][fine], forward(tiny, [run])[0][fine]
@@ -216,8 +217,9 @@ def test_nothing_is_computed_beyond_what_is_read(
     assert f"layer {spoilt.layer}" in refused.value.detail
 
 
-def test_proceed_is_called_before_each_needed_block_only(tiny: Model) -> None:
-    """Before each block down to the deepest reader's, and ending the walk by raising ends it."""
+def test_proceed_is_called_before_each_needed_block(tiny: Model) -> None:
+    """`proceed` is called before each block down to the deepest read, and may stop the walk by
+    raising."""
     calls: list[int] = []
     run = Run(IDS, range(len(IDS)), {Site(1, "resid_pre"): [0]})
     forward(tiny, [run], lambda: calls.append(1))
@@ -233,8 +235,8 @@ def test_proceed_is_called_before_each_needed_block_only(tiny: Model) -> None:
         forward(tiny, [run], enough)
 
 
-def test_the_resident_weights_are_never_written(tiny: Model) -> None:
-    """Runs in both dtypes, alone and packed, leave every resident bit as it was."""
+def test_runs_do_not_change_resident_weights(tiny: Model) -> None:
+    """Runs in both dtypes, alone and packed, leave every resident weight bit-equal."""
     before = resident(tiny)
     for dtype in (torch.float32, torch.float64):
         runs = [run for runs in company(tiny, dtype).values() for run in runs]

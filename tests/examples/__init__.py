@@ -1,7 +1,6 @@
-"""The examples of README.md and docs/: found, run, held against what is shown, written anew.
+"""Find, run, compare and update the examples of README.md and docs/.
 
-An example is a fence of `sh` or `python` with a fence of `json` or `text` right behind it, which
-shows what it prints.
-`python -m tests.examples` says which of them no longer print that; with `--write` it corrects the
-documents.
+An example is a fence of `sh` or `python`, followed by a fence of `json` or `text` with its output.
+`python -m tests.examples` lists the examples whose output has changed; with `--write` it updates
+the documents.
 """

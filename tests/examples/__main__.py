@@ -1,4 +1,4 @@
-"""`python -m tests.examples [--write]`: whether the documents are true, and their correction."""
+"""`python -m tests.examples [--write]` checks the examples of the documents, or updates them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.service_process import served
 
 
 def main() -> int:
-    """Run every example; 0 where each is true, or was made so."""
+    """Run every example. Return 0 if all shown output is right or was updated."""
     parser = argparse.ArgumentParser(prog="python -m tests.examples", description=__doc__)
-    parser.add_argument("--write", action="store_true", help="correct what the documents show")
-    parser.add_argument("--only", default="", help="only documents whose name holds this")
+    parser.add_argument("--write", action="store_true", help="update the shown output")
+    parser.add_argument("--only", default="", help="only documents whose name contains this text")
     arguments = parser.parse_args()
     pages = [page for page in documents() if arguments.only in page.name]
     wrong = 0
@@ -26,7 +26,7 @@ def main() -> int:
         with served(model="bundled") as service:
             wrong += sum(document_is_wrong(page, service.url, arguments.write) for page in pages)
     if not notebooks.INSTALLED:
-        print("notebooks are passed over: pip install -r requirements-docs.lock")
+        print("notebooks are skipped: pip install -r requirements-docs.lock")
         return min(wrong, 1)
     for path in notebooks.NOTEBOOKS:
         if arguments.only in path.name:
@@ -35,7 +35,7 @@ def main() -> int:
 
 
 def document_is_wrong(document: Path, url: str, write: bool) -> bool:
-    """Whether an example does not print what is shown; said, or corrected where it can be."""
+    """Check or update one document. Return whether an example is still wrong."""
     text = document.read_text()
     wrong = False
     for example in reversed(examples(document)):
@@ -55,7 +55,7 @@ def document_is_wrong(document: Path, url: str, write: bool) -> bool:
 
 
 def notebook_is_wrong(path: Path, write: bool) -> bool:
-    """Whether a notebook does not print what is stored in it; said, or corrected."""
+    """Check or update one notebook. Return whether it is still wrong."""
     try:
         if not write:
             notebooks.assert_stored(*notebooks.executed(path))
@@ -68,10 +68,10 @@ def notebook_is_wrong(path: Path, write: bool) -> bool:
 
 
 def answer(example: Example, url: str, write: bool) -> str:
-    """What has to be shown behind an example.
+    """Return the text that the document must show after an example.
 
     Raises:
-        NotShown: What is shown is not true, and is not to be, or cannot be, written anew.
+        NotShown: The shown output is wrong, and `write` is false or it cannot be updated.
     """
     with tempfile.TemporaryDirectory(prefix="deltaw-example-") as folder:
         lines = printed(example, url, Path(folder))

@@ -1,4 +1,4 @@
-"""Where the examples stand."""
+"""Find the examples in the documents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 OWN_TEST = ("operations.md", "reliability.md", "benchmarks.md")
-"""Documents of which another test holds what they say, or that print no answers."""
+"""Documents without shown output, or that another test checks."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 RUN = ("sh", "python")
 SHOWN = ("json", "text")
@@ -20,9 +20,9 @@ class Fence:
     """A fenced block.
 
     Args:
-        language: The word behind the opening fence.
-        text: What stands between the fences.
-        start: Where the text begins in its document, in characters.
+        language: The word after the opening fence.
+        text: The text between the fences.
+        start: Index of the text's first character in the document.
     """
 
     language: str
@@ -32,13 +32,13 @@ class Fence:
 
 @dataclass(frozen=True)
 class Example:
-    """A block that is run, and the one behind it that shows what it prints.
+    """A block that a test runs, and the block after it with its output.
 
     Args:
-        name: Its document and the line on which it begins.
-        document: The file in which it stands.
-        script: What is run, by a shell or by Python.
-        shown: What it prints: JSON with lines left out, or text.
+        name: Its document and its first line.
+        document: Path of its document.
+        script: Shell or Python code.
+        shown: The output: JSON with lines left out, or text.
     """
 
     name: str
@@ -48,18 +48,18 @@ class Example:
 
 
 def documents() -> list[Path]:
-    """README.md and the pages of docs/ whose examples are run."""
+    """Return README.md and the pages of docs/ whose examples the tests run."""
     pages = sorted((ROOT / "docs").glob("*.md"))
     return [ROOT / "README.md", *(page for page in pages if page.name not in OWN_TEST)]
 
 
 def fences(text: str) -> list[Fence]:
-    """Every fenced block of a document, in order."""
+    """Return every fenced block of a document, in order."""
     return [Fence(each[1], each[2], each.start(2)) for each in FENCE.finditer(text)]
 
 
 def examples(document: Path) -> list[Example]:
-    """Every example of a document, in order."""
+    """Return every example of a document, in order."""
     text = document.read_text()
     return [
         Example(f"{document.name}:{text.count(chr(10), 0, script.start)}", document, script, shown)
@@ -69,7 +69,7 @@ def examples(document: Path) -> list[Example]:
 
 
 def not_run(document: Path) -> list[str]:
-    """The lines of a document's scripts behind which nothing is shown, comments left out."""
+    """Return the lines of a document's scripts that have no shown output, without comments."""
     run = {each.script.start for each in examples(document)}
     scripts = [
         fence

@@ -1,4 +1,4 @@
-"""Notebooks: executed as *Run all* does, held against the outputs that are stored in them."""
+"""Execute notebooks as *Run all* does, and compare with the outputs stored in them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SECONDS = 300
 
 
 def executed(path: Path) -> tuple[Any, Any]:
-    """A notebook as it is stored, and as it is after all of its cells were run.
+    """Return a notebook as stored, and after executing all its cells.
 
     Raises:
         CellExecutionError: A cell failed.
@@ -41,10 +41,10 @@ def executed(path: Path) -> tuple[Any, Any]:
 
 
 def assert_stored(stored: Any, run: Any, tolerance: float = TOLERANCE) -> None:
-    """Each cell printed what is stored, up to rounding, and drew a figure where one is stored.
+    """Check that each cell prints the stored text, up to rounding, and draws the stored figures.
 
     Raises:
-        NotShown: One did not.
+        NotShown: A cell does not.
     """
     for number, (old, new) in enumerate(zip(_outputs(stored), _outputs(run), strict=True)):
         lines = len(old) == len(new) and all(
@@ -55,7 +55,7 @@ def assert_stored(stored: Any, run: Any, tolerance: float = TOLERANCE) -> None:
 
 
 def write(path: Path) -> bool:
-    """Execute a notebook and store its outputs, unless those that are stored are still true."""
+    """Execute a notebook, and store its outputs if the stored ones are no longer right."""
     import nbformat
 
     stored, run = executed(path)
@@ -68,7 +68,7 @@ def write(path: Path) -> bool:
 
 
 def _outputs(notebook: Any) -> list[list[str]]:
-    """Of each cell the lines that it printed, a figure being a line of its own."""
+    """Return the printed lines of each cell; a figure counts as one line."""
     return [
         [
             line
@@ -82,5 +82,5 @@ def _outputs(notebook: Any) -> list[list[str]]:
 
 
 def _text(output: Any) -> str:
-    """What an output says as text."""
+    """Return the text of an output."""
     return str(output.get("text") or output.get("data", {}).get("text/plain", ""))

@@ -1,4 +1,4 @@
-"""An example is run as a reader would run it: as printed, in an empty folder."""
+"""Run an example as a reader would: as printed, in an empty folder."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from tests.examples.found import ROOT, Example
 from tests.service_process import free_port
 
 SERVED_AT = "http://127.0.0.1:8000"
-"""Where documents say that the service is."""
+"""Address of the service in the documents."""
 ANOTHER_PORT = "8001"
-"""The port of a service that an example starts itself."""
+"""Port of a service that an example starts itself."""
 SECONDS = 300.0
 COMMAND = """#!/bin/sh
 exec "{python}" -m service.cli "$@"
 """
-"""`deltaw`, as it is where the project is installed."""
+"""A stand-in for the installed command `deltaw`."""
 
 
 def printed(example: Example, url: str, folder: Path) -> list[str]:
-    """What an example prints, line by line; JSON laid out with two spaces.
+    """Run an example and return its output lines; JSON is indented by two spaces.
 
     Args:
-        example: What is run.
-        url: The service's address, in the place of the documents'.
-        folder: An empty folder, in which it is run.
+        example: The example to run.
+        url: Address of the service; it replaces the one in the documents.
+        folder: An empty folder to run the example in.
 
     Raises:
-        AssertionError: It wrote to stderr.
+        AssertionError: The example wrote to stderr.
     """
     command = folder / ".bin" / "deltaw"
     command.parent.mkdir()

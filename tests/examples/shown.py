@@ -1,4 +1,4 @@
-"""Whether what is shown is what was printed, and how documents are corrected where it is not."""
+"""Compare shown output with printed output, and rewrite it if it differs."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import re
 from collections.abc import Callable, Sequence
 
 ELISION = "…"
-"""Stands, alone on its line, for lines that are left out."""
+"""A line with this character stands for lines left out."""
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 ROUNDING = 1e-4
-"""Numbers this small are rounding errors here, and share only their order of magnitude."""
+"""Smaller numbers are rounding errors. Only their order of magnitude is compared."""
 FLOAT64 = 1e-13
-"""Below it every rounding error is as good as another."""
+"""Rounding errors below this bound are all accepted."""
 TOLERANCE = 0.02
-"""Within it, relative, a number is the one shown."""
+"""Relative tolerance of a shown number."""
 DRIFT = 0.005
-"""Beyond it, relative, a shown number is written anew: more than rounding to three digits takes."""
+"""Relative change above which a shown number is rewritten; rounding to three digits stays below."""
 NAMING = {"layer", "position", "hook_point", "code", "query", "weight", "index"}
-"""Keys whose values say which entry of a list this is."""
+"""Keys whose values identify an entry of a list."""
 
 
 class NotShown(AssertionError):
-    """A shown line has no place in what was printed."""
+    """The printed output lacks a shown line."""
 
 
 def assert_shown(shown: str, actual: Sequence[str]) -> None:
-    """Every line shown stands in the answer, in this order; elided ones are passed over.
+    """Check that the answer has every shown line, in order. Lines with an elision are skipped.
 
     Raises:
-        NotShown: One does not.
+        NotShown: A line is missing.
     """
     rest = iter(actual)
     for wanted in (line for line in shown.splitlines() if ELISION not in line and line.strip()):
@@ -38,7 +38,7 @@ def assert_shown(shown: str, actual: Sequence[str]) -> None:
 
 
 def alike(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether two lines are the same, up to the rounding of numbers that are not whole."""
+    """Return whether two lines are equal, up to the rounding of numbers that are not integers."""
     shown, actual = squeezed(shown), squeezed(actual)
     if NUMBER.sub("#", shown) != NUMBER.sub("#", actual):
         return False
@@ -47,15 +47,15 @@ def alike(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
 
 
 def squeezed(line: str) -> str:
-    """A line whose columns are as narrow as can be, without a comma at its end."""
+    """Return a line with repeated spaces and rules reduced to one, without a final comma."""
     return re.sub(r"([ ━─])\1+", r"\1", line.strip()).rstrip(",")
 
 
 def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
-    """Whether a number is the one shown: whole ones exactly, others to the digits shown.
+    """Return whether a number equals the shown one: integers exactly, others within the tolerance.
 
-    Two that are printed with as many digits may, beyond the tolerance, differ by one in the last:
-    that is how far rounding can take what is as good as equal.
+    Numbers with the same number of digits may also differ by one in the last digit, because
+    rounding can change it even if the values are almost equal.
     """
     if "." not in actual and "e" not in actual:
         return shown == actual
@@ -69,17 +69,17 @@ def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
 
 
 def rewritten(language: str, shown: str, actual: Sequence[str]) -> str:
-    """What has to be shown now: what is there if all of it is still true, else what was printed.
+    """Return the block as it is if all of it still holds, else the block from the printed output.
 
-    A block is one answer's or another's: numbers of two would contradict each other.
+    A block is never mixed from two answers, because their numbers could contradict each other.
 
     Args:
-        language: `json`, of which the lines left out stay left out, or `text`.
-        shown: The block as it is.
-        actual: What was printed.
+        language: `json`, whose elisions are kept, or `text`.
+        shown: The block in the document.
+        actual: The printed lines.
 
     Raises:
-        NotShown: A line has no place in the answer, so the block must be corrected by hand.
+        NotShown: The answer lacks a shown line, so the block must be corrected by hand.
     """
     lines = shown.splitlines()
     if language == "json":
@@ -98,7 +98,7 @@ def _placed(
     place: Callable[[str], object],
     rounded: Callable[[str], str],
 ) -> list[str]:
-    """The lines of an answer that have the places of the shown ones, if one of those is untrue."""
+    """Return the answer's lines in the places of the shown ones, or the shown ones if all hold."""
     rest = iter(actual)
     lines, same = [], True
     for old in shown:
@@ -114,7 +114,7 @@ def _placed(
 
 
 def _place(line: str) -> tuple[int, str]:
-    """Where a line of laid-out JSON stands: how deep, under which key, in which entry."""
+    """Return the place of a line of indented JSON: its depth, key and entry."""
     text = line.strip().rstrip(",")
     depth = len(line) - len(line.lstrip())
     key, colon, _ = text.partition('":')
@@ -124,12 +124,12 @@ def _place(line: str) -> tuple[int, str]:
 
 
 def _words(line: str) -> str:
-    """A line of text without its numbers, however wide its columns are."""
+    """Return a line of text without its numbers and column widths."""
     return NUMBER.sub("#", squeezed(line))
 
 
 def _rounded(line: str) -> str:
-    """A line of laid-out JSON with a number that is not whole to three digits."""
+    """Return a line of indented JSON with a non-integer number rounded to three digits."""
     before, value, comma = re.fullmatch(r"(.*?)([^\s,]*)(,?)", line).groups()  # type: ignore[union-attr]
     if not NUMBER.fullmatch(value) or isinstance(json.loads(value), int):
         return line

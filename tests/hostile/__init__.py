@@ -1,1 +1,1 @@
-"""Hostile input: what a generator, a mutilated request and a slow hand can send."""
+"""Hostile input: generated requests, mutated requests and slow senders."""

@@ -1,4 +1,4 @@
-"""Mutated requests on the sockets of a real server, and what it is like afterwards."""
+"""Send mutated requests to the sockets of a real server, then check the server's state."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tests.service_process import Served
 
 PAGE = 4096
 SILENCE = 0.03
-"""Seconds without a byte after which a connection is given up from here."""
+"""Seconds without a byte after which this side closes the connection."""
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
 
 @dataclass
 class Fuzzed:
-    """What came of a run.
+    """The outcome of a run.
 
     Args:
-        connections: Opened, each with one mutated request.
-        seconds: How long it took.
-        statuses: Answers that came, by status.
-        logged: Answers that the server logged, by status.
-        resident: Its memory in bytes, at the start and at the end.
-        files: Its open files, at the start and at the end.
+        connections: Number of connections opened, each with one mutated request.
+        seconds: Duration of the run.
+        statuses: Number of received answers by status.
+        logged: Number of logged answers by status.
+        resident: Resident bytes of the server, at the start and at the end.
+        files: Open files of the server, at the start and at the end.
     """
 
     connections: int = 0
@@ -45,16 +45,17 @@ class Fuzzed:
 
 
 def fuzz(running: Served, *, connections: int, seed: int, first: int = 300) -> Fuzzed:
-    """Send so many mutated requests; the server must be as it was before.
+    """Send mutated requests; afterwards the server must be as it was before.
 
     Args:
         running: The server.
-        connections: How many, after the first.
-        seed: Of what is done to them.
-        first: Sent before the first measurement, so that what is made once is there.
+        connections: Number of requests after the warm-up.
+        seed: Seed of the mutations.
+        first: Number of warm-up requests before the first measurement, so that objects made once
+            are already counted.
 
     Raises:
-        AssertionError: It is not, or it repeated what was sent, or something failed in it.
+        AssertionError: The server grew, failed, or repeated a part of a request.
     """
     dice = random.Random(seed)
     known = len(running.log.read_text())
@@ -83,7 +84,7 @@ def fuzz(running: Served, *, connections: int, seed: int, first: int = 300) -> F
 
 
 def send(running: Served, pieces: list[bytes], fuzzed: Fuzzed) -> None:
-    """Send the pieces of one request, take what comes, and leave."""
+    """Send the pieces of one request, read the answers, and close the connection."""
     received = b""
     with contextlib.suppress(ConnectionError), connected(running) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -102,12 +103,12 @@ def send(running: Served, pieces: list[bytes], fuzzed: Fuzzed) -> None:
 
 
 def is_json(line: str) -> bool:
-    """Whether a line is a request's, and not the greeting's."""
+    """Whether a log line is a request's JSON object and not part of the greeting."""
     return line.startswith("{") and line.endswith("}")
 
 
 def usage(running: Served) -> tuple[int, int]:
-    """The server's resident bytes and its open files."""
+    """The server's resident bytes and its number of open files."""
     process = Path("/proc") / str(running.process.pid)
     pages = int((process / "statm").read_text().split()[1])
     return pages * PAGE, len(list((process / "fd").iterdir()))

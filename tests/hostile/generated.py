@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes from the served OpenAPI document, with all of its checks."""
+"""Requests that schemathesis generates from the served OpenAPI document, with all its checks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 from schemathesis.python import asgi
 
+from schemas.common import UNSET, read_answer, write_answer
 from schemas.problems import PROBLEMS, Problem
 from service.main import create_app
 from service.settings import Settings
@@ -27,28 +28,28 @@ from tests.api.wire import CANARY
 ROOT = Path(__file__).parent.parent.parent
 KEY = "open-sesame"
 TELLING = 6
-"""Characters from which on a text is recognised."""
+"""Minimum length at which a text of the request counts as repeated."""
 OURS = "".join(
     file.read_text() for folder in ("service", "schemas") for file in (ROOT / folder).rglob("*.py")
 )
-"""What the service may say of itself, and where schemathesis takes constants from."""
+"""Texts that an answer may contain anyway; schemathesis takes its constants from them."""
 FREE = ("context", "query", "prompts", "probe_queries", "hook_points")
-"""Fields of any text."""
+"""Fields that accept any text."""
 BOUNDS = {"layers": 3, "positions": 2}
-"""Of what the tiny model has; of token ids 263."""
+"""Sizes of the tiny model by field; other numbers are token ids, of which it has 263."""
 
 
 @dataclass
 class Tried:
-    """What came of a run.
+    """The outcome of a run.
 
     Args:
-        cases: Requests sent.
-        seconds: How long it took.
-        phases: Requests by phase.
-        statuses: Answers by status.
-        checks: Checks by name.
-        failures: What was found, each with its request.
+        cases: Number of requests sent.
+        seconds: Duration of the run.
+        phases: Number of requests by phase.
+        statuses: Number of answers by status.
+        checks: Number of checks by name.
+        failures: Failed checks, each with its request.
     """
 
     cases: int = 0
@@ -61,7 +62,7 @@ class Tried:
 
 @contextmanager
 def running(model: Path, **settings: Any) -> Iterator[FastAPI]:
-    """The real app in this process, with the model at hand."""
+    """The real app in this process, once its model is loaded."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     app = create_app(Settings(model=str(model), allowed_hosts=(asgi.HOST,), **settings))
     client = asgi.get_client(app)  # type: ignore[arg-type]
@@ -76,13 +77,13 @@ def running(model: Path, **settings: Any) -> Iterator[FastAPI]:
 
 
 def generate(app: FastAPI, *, examples: int, seed: int, key: str | None = None) -> Tried:
-    """Send what schemathesis makes of the app's own document.
+    """Send the requests that schemathesis generates from the app's own document.
 
     Args:
-        app: It runs.
-        examples: Of each operation, in each phase that has no end of its own.
-        seed: Of what is made.
-        key: To send where the app wants one.
+        app: The running app.
+        examples: Maximum number of requests of each operation, in each phase.
+        seed: Seed of the generation.
+        key: The API key to send, if the app requires one.
     """
     config = SchemathesisConfig.from_dict(
         {
@@ -97,7 +98,7 @@ def generate(app: FastAPI, *, examples: int, seed: int, key: str | None = None) 
                 "deterministic": True,
             },
             "checks": {
-                # What only the loaded model can know no schema says: its layers, its vocabulary.
+                # The schema cannot state bounds that depend on the loaded model, such as layers.
                 "positive_data_acceptance": {"expected-statuses": ["2xx", 413, 422]},
             },
         }
@@ -118,12 +119,12 @@ def generate(app: FastAPI, *, examples: int, seed: int, key: str | None = None) 
 
 @schemathesis.check
 def quiet(_context: CheckContext, response: Response, case: schemathesis.Case[Any]) -> None:
-    """A refusal is a problem of the table, and holds no text of the request."""
+    """A refusal is a problem of the table and repeats no text of the request."""
     if response.status_code < 400:
         return
-    problem = Problem.model_validate_json(response.content)
+    problem = read_answer(Problem, response.content)
     assert PROBLEMS[problem.code].status == problem.status == response.status_code
-    said = problem.model_dump_json(exclude={"errors"}) + str(response.headers)
+    said = write_answer(replace(problem, errors=UNSET)).decode() + str(response.headers)
     said += "".join(mistake.message for mistake in problem.errors or ())
     said = said.replace(problem.request_id, "")
     for text in texts([case.path_parameters, case.query, case.headers, case.body]):
@@ -131,7 +132,7 @@ def quiet(_context: CheckContext, response: Response, case: schemathesis.Case[An
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every string in a value, its names too, that is too long to be met by chance."""
+    """Every string in a value, field names included, that is too long to occur by chance."""
     if isinstance(value, str) and len(value) >= TELLING:
         yield value
     elif isinstance(value, Mapping):
@@ -143,8 +144,8 @@ def texts(value: Any) -> Iterator[str]:
 
 @schemathesis.hook("before_call")
 def narrow(_context: HookContext, case: schemathesis.Case[Any], _kwargs: dict[str, Any]) -> None:
-    """Bring every other good body within what the tiny model has, so that it is computed, and mark
-    the texts of half of these."""
+    """Bring half of the valid bodies within the tiny model's bounds, so that they are computed, and
+    mark the texts of half of these."""
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     turn = len(repr(case.body)) % 4
@@ -154,7 +155,7 @@ def narrow(_context: HookContext, case: schemathesis.Case[Any], _kwargs: dict[st
 
 
 def narrowed(name: str, value: Any, mark: str) -> Any:
-    """A field of a body with its numbers made small and its free texts marked."""
+    """A field of a body with its numbers reduced and its free texts marked."""
     if name in ("spans", "without") and isinstance(value, list):
         return [[3 * i, 3 * i + 1 + value[0] % 2] for i, value in enumerate(value[:4])]
     if isinstance(value, list):
@@ -169,7 +170,7 @@ def narrowed(name: str, value: Any, mark: str) -> Any:
 
 
 def note(tried: Tried, event: events.ScenarioFinished) -> None:
-    """Add a scenario to what was tried."""
+    """Add the results of a scenario to `tried`."""
     recorder = event.recorder
     for interaction in recorder.interactions.values():
         tried.cases += 1

@@ -1,4 +1,4 @@
-"""Requests that were good until something was done to their bytes."""
+"""Valid requests whose bytes were mutated."""
 
 from __future__ import annotations
 
@@ -75,55 +75,55 @@ Mutation = Callable[[random.Random, bytes], bytes]
 
 
 def flipped(dice: random.Random, sent: bytes) -> bytes:
-    """One bit in a byte is another."""
+    """Flip one bit."""
     at = dice.randrange(len(sent))
     return sent[:at] + bytes([sent[at] ^ 1 << dice.randrange(8)]) + sent[at + 1 :]
 
 
 def without(dice: random.Random, sent: bytes) -> bytes:
-    """A piece is missing."""
+    """Remove a piece."""
     at = dice.randrange(len(sent))
     return sent[:at] + sent[at + dice.randint(1, 20) :]
 
 
 def with_word(dice: random.Random, sent: bytes) -> bytes:
-    """A word stands where none was."""
+    """Insert a word."""
     at = dice.randrange(len(sent))
     return sent[:at] + dice.choice(WORDS) + sent[at:]
 
 
 def with_line(dice: random.Random, sent: bytes) -> bytes:
-    """A line of the head is a word."""
+    """Insert a word as a line."""
     lines = sent.split(b"\r\n")
     lines.insert(dice.randrange(len(lines)), dice.choice(WORDS).removesuffix(b"\r\n"))
     return b"\r\n".join(lines)
 
 
 def repeated(dice: random.Random, sent: bytes) -> bytes:
-    """A piece comes more than once."""
+    """Repeat a piece."""
     start = dice.randrange(len(sent))
     end = start + dice.randint(1, 60)
     return sent[:end] + sent[start:end] * dice.randint(1, 30) + sent[end:]
 
 
 def cut(dice: random.Random, sent: bytes) -> bytes:
-    """It ends before its end."""
+    """Cut off the end."""
     return sent[: dice.randrange(len(sent))]
 
 
 def spliced(dice: random.Random, sent: bytes) -> bytes:
-    """It goes on as another one does."""
+    """Continue with the end of another request."""
     other = dice.choice(GOOD)
     return sent[: dice.randrange(len(sent))] + other[dice.randrange(len(other)) :]
 
 
 def followed(dice: random.Random, sent: bytes) -> bytes:
-    """Something comes behind it: another, or garbage."""
+    """Append another request, a word or random bytes."""
     return sent + dice.choice((*GOOD, *WORDS, dice.randbytes(200)))
 
 
 def noise(dice: random.Random, sent: bytes) -> bytes:
-    """It is no request at all."""
+    """Replace everything with random bytes."""
     return dice.randbytes(len(sent))
 
 
@@ -144,7 +144,7 @@ MUTATIONS: tuple[Mutation, ...] = (
 
 
 def mutated(dice: random.Random) -> list[bytes]:
-    """A request to which something was done, in the pieces in which it is sent."""
+    """A mutated request, in the pieces in which it is sent."""
     sent = dice.choice(GOOD)
     for _ in range(dice.choice((1, 1, 1, 2, 3, 6))):
         if sent:

@@ -1,4 +1,4 @@
-"""HTTP as bytes on a socket: what is sent, and whatever comes back until the connection ends."""
+"""HTTP as bytes on a socket: send bytes, and read until the connection closes."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from schemas.common import read_answer
 from schemas.problems import PROBLEMS, Problem
 from tests.service_process import Served
 
 BODY = json.dumps({"context": [1, 2, 3], "query": [4], "layers": [0]}).encode()
 SECONDS = 20.0
-"""After which a connection that nobody closes is a failure."""
+"""Timeout of every socket operation; a connection that stays open for longer is a failure."""
 
 
 class Answer(NamedTuple):
-    """One answer off the wire."""
+    """One HTTP answer as read from the socket."""
 
     status: int
     headers: dict[str, str]
@@ -29,7 +30,7 @@ class Answer(NamedTuple):
 
 
 def post(body: bytes = BODY, *lines: str, path: str = "/v1/weight-updates") -> bytes:
-    """A whole request, with further lines in its head."""
+    """A complete POST request, with additional header lines."""
     head = [
         f"POST {path} HTTP/1.1",
         "Host: localhost",
@@ -47,7 +48,7 @@ def get(path: str, *lines: str, method: str = "GET") -> bytes:
 
 @contextmanager
 def connected(running: Served) -> Iterator[socket.socket]:
-    """A connection to a server."""
+    """A connection to the server."""
     address = urlsplit(running.url)
     assert address.port is not None
     with socket.create_connection(("127.0.0.1", address.port), SECONDS) as client:
@@ -55,10 +56,10 @@ def connected(running: Served) -> Iterator[socket.socket]:
 
 
 def until_closed(client: socket.socket) -> bytes:
-    """Everything that comes until the server closes the connection.
+    """All bytes received until the server closes the connection.
 
     Raises:
-        TimeoutError: It does not.
+        TimeoutError: The server keeps the connection open for longer than `SECONDS`.
     """
     received = b""
     with contextlib.suppress(ConnectionError):
@@ -68,12 +69,12 @@ def until_closed(client: socket.socket) -> bytes:
 
 
 def exchange(running: Served, *pieces: bytes, enough: int = 1 << 30) -> list[Answer]:
-    """What a connection brings on which some bytes are sent and then no more.
+    """The answers on a connection after the given bytes have been sent.
 
     Args:
         running: The server.
-        pieces: What is sent, each by itself.
-        enough: Answers after which the connection is closed from here; else the server does it.
+        pieces: The bytes to send, each piece with a call of its own.
+        enough: Number of answers after which this side closes; by default the server closes.
     """
     received = b""
     with connected(running) as client, contextlib.suppress(ConnectionError):
@@ -88,7 +89,7 @@ def exchange(running: Served, *pieces: bytes, enough: int = 1 << 30) -> list[Ans
 
 
 def answers(received: bytes) -> list[Answer]:
-    """The answers in what came; each must be whole, and nothing may be between them."""
+    """The answers in the received bytes; each must be complete, with no bytes in between."""
     found = []
     while received:
         head, mark, received = received.partition(b"\r\n\r\n")
@@ -107,9 +108,9 @@ def answers(received: bytes) -> list[Answer]:
 
 
 def problem(answer: Answer, code: str) -> Problem:
-    """The problem that an answer off the wire is."""
+    """Parse an answer as the problem `code` and check the headers of every problem."""
     assert answer.headers["content-type"] == "application/problem+json"
-    said = Problem.model_validate_json(answer.body)
+    said = read_answer(Problem, answer.body)
     assert said.code == code
     assert answer.status == said.status == PROBLEMS[code].status
     assert answer.headers["x-request-id"] == said.request_id
@@ -119,7 +120,7 @@ def problem(answer: Answer, code: str) -> Problem:
 
 
 def sound(running: Served) -> bool:
-    """Whether the service lives and its mathematics holds."""
+    """Whether the service is live and an equivalence check holds."""
     body = {"context": [1, 2, 3, 4], "query": [5], "layers": [0]}
     with httpx.Client(base_url=running.url, timeout=SECONDS) as client:
         live = client.get("/livez").status_code == httpx.codes.OK

@@ -1,4 +1,4 @@
-"""Bodies, paths and headers that nobody sends by accident: a problem each, nothing comes back."""
+"""Hostile bodies, paths and headers: each gets its problem, and no answer repeats the input."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from schemas.common import read_answer
 from schemas.problems import PROBLEMS, Problem
 from tests.api.test_bodies import PATHS, post
 from tests.api.wire import CANARY, RETRYABLE, problem
@@ -24,31 +25,31 @@ MALFORMED: dict[str, bytes] = {
     "UTF-16, big": TEXT.encode("utf-16-be"),
     "UTF-32": TEXT.encode("utf-32"),
     "overlong UTF-8": TEXT.replace("abc", "a@c").encode().replace(b"@", b"\xc0\xaf"),
-    "a raw surrogate": TEXT.encode().replace(b"abc", b"a\xed\xa0\x80c"),
-    "beyond Unicode": TEXT.encode().replace(b"abc", b"a\xf4\x90\x80\x80c"),
+    "a surrogate in UTF-8": TEXT.encode().replace(b"abc", b"a\xed\xa0\x80c"),
+    "a code point beyond Unicode": TEXT.encode().replace(b"abc", b"a\xf4\x90\x80\x80c"),
     "a raw line feed": TEXT.replace("abc", "a\nc").encode(),
     "a comment": TEXT.encode() + b"// zqcanaryqz",
     "a number with a leading zero": b'{"context": [01], "query": " zqcanaryqz"}',
-    "a number without end": b'{"context": "zqcanaryqz", "query": "b", "layers": [1e',
+    "an unfinished number": b'{"context": "zqcanaryqz", "query": "b", "layers": [1e',
     "objects 300 deep": b'{"context": ' + b'{"a":' * 300 + b"1" + b"}" * 300 + b', "query": "b"}',
     "compressed": gzip.compress(TEXT.encode()),
-    "nothing but blanks": b" " * 10_000,
+    "10,000 blanks": b" " * 10_000,
 }
 WRONG: dict[str, bytes] = {
-    "a field twice": b'{"context": "zqcanaryqz", "query": "b", "context": "c"}',
-    "a field twice, the same": b'{"context": "zqcanaryqz", "query": "b", "query": "b"}',
-    "a field twice, once escaped": b'{"context": "zqcanaryqz", "query": "b", "qu\\u0065ry": "b"}',
-    "a field twice, further in": b'{"context": "abc", "query": "b", "baseline": '
+    "a repeated field": b'{"context": "zqcanaryqz", "query": "b", "context": "c"}',
+    "a repeated field of one value": b'{"context": "zqcanaryqz", "query": "b", "query": "b"}',
+    "a repeated field, one escaped": b'{"context": "zqcanaryqz", "query": "b", "qu\\u0065ry": "b"}',
+    "a repeated field in a nested object": b'{"context": "abc", "query": "b", "baseline": '
     b'{"context": "zqcanaryqz", "context": "d"}}',
     "NUL in a name": b'{"context": "zqcanaryqz", "query": "b", "\\u0000": 1}',
     "a surrogate in a name": b'{"context": "zqcanaryqz", "query": "b", "\\ud800": 1}',
     "5,000 digits": b'{"context": ["zqcanaryqz", 1' + b"0" * 5000 + b'], "query": "b"}',
     "5,000 digits of a float": b'{"context": [1.' + b"0" * 5000 + b'], "query": "zqcanaryqz"}',
-    "minus overflow": b'{"context": [-1e400], "query": "zqcanaryqz"}',
+    "negative overflow": b'{"context": [-1e400], "query": "zqcanaryqz"}',
     "a huge exponent": b'{"context": [1e999999999999], "query": "zqcanaryqz"}',
-    "a number for a name": b'{"context": "zqcanaryqz", "query": "b", "layers": {"0": 1}}',
+    "an object for a list": b'{"context": "zqcanaryqz", "query": "b", "layers": {"0": 1}}',
     "100,000 mistakes": b'{"context": [' + b'"zqcanaryqz",' * 70_000 + b'0], "query": "b"}',
-    "10,000 names": json.dumps(GOOD | {f"n{i}": CANARY for i in range(10_000)}).encode(),
+    "10,000 unknown fields": json.dumps(GOOD | {f"n{i}": CANARY for i in range(10_000)}).encode(),
 }
 LARGE: dict[str, dict[str, Any]] = {
     "a long text": {"context": CANARY * 20_000, "query": "b"},
@@ -85,7 +86,7 @@ METHODS = ["HEAD", "OPTIONS", "TRACE", "PUT", "PATCH", "DELETE"]
 
 @pytest.fixture(autouse=True)
 def quiet(tiny_service: Served) -> Iterator[None]:
-    """Nothing of what is sent here is in the log, and no traceback."""
+    """Check that the log holds no part of the input and no traceback."""
     yield
     said = tiny_service.log.read_text()
     assert CANARY not in said
@@ -93,19 +94,21 @@ def quiet(tiny_service: Served) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED)
-def test_malformed(tiny_client: httpx.Client, body: bytes) -> None:
-    """What is not JSON in UTF-8 is 400, and holds nothing of it."""
+def test_malformed_json_returns_400_without_the_input(
+    tiny_client: httpx.Client, body: bytes
+) -> None:
+    """A body that is not JSON in UTF-8 returns 400 `malformed_json` and is not repeated."""
     said = post(tiny_client, PATHS["updates"], body)
     problem(said, "malformed_json")
     assert CANARY not in said.text
 
 
 @pytest.mark.parametrize("body", WRONG.values(), ids=WRONG)
-def test_wrong(tiny_client: httpx.Client, body: bytes) -> None:
-    """JSON that is no request is 422, short, with pointers that are short."""
+def test_invalid_request_returns_short_422(tiny_client: httpx.Client, body: bytes) -> None:
+    """JSON that is no valid request returns a short 422 with short pointers."""
     said = post(tiny_client, PATHS["updates"], body)
     assert said.status_code == 422
-    read = Problem.model_validate_json(said.content)
+    read = read_answer(Problem, said.content)
     assert read.code == "validation"
     assert 1 <= len(read.errors or ()) <= 16
     assert CANARY not in said.text
@@ -113,11 +116,13 @@ def test_wrong(tiny_client: httpx.Client, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("sent", LARGE.values(), ids=LARGE)
-def test_large(tiny_client: httpx.Client, sent: dict[str, Any]) -> None:
-    """Far too much of anything in a body is refused as what it is, not as a fault."""
+def test_oversized_fields_are_refused_not_failed(
+    tiny_client: httpx.Client, sent: dict[str, Any]
+) -> None:
+    """A body with far too many items or characters is refused with 413 or 422, never 500."""
     said = tiny_client.post(PATHS["updates"], json=sent)
     assert said.status_code in (413, 422), said.text[:300]
-    read = Problem.model_validate_json(said.content)
+    read = read_answer(Problem, said.content)
     assert read.code in (
         "prompt_too_long",
         "validation",
@@ -131,16 +136,18 @@ def test_large(tiny_client: httpx.Client, sent: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("method", ["GET", "POST"])
-def test_paths(tiny_client: httpx.Client, method: str, target: str) -> None:
-    """A path with nothing at it is a problem that does not repeat it."""
+def test_unknown_path_returns_problem_without_the_path(
+    tiny_client: httpx.Client, method: str, target: str
+) -> None:
+    """A path that does not exist returns a problem that does not repeat the path."""
     said = tiny_client.request(method, target, json={})
     problem(said, "not_found" if said.status_code == 404 else "method_not_allowed")
     assert CANARY not in said.text + str(said.headers)
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_queries(tiny_client: httpx.Client, query: str) -> None:
-    """A query string means nothing, whatever is in it."""
+def test_query_strings_are_ignored(tiny_client: httpx.Client, query: str) -> None:
+    """The service ignores any query string."""
     assert tiny_client.get(f"/livez{query}").status_code == 200
     answer = tiny_client.post(PATHS["tokenize"] + query, json={"prompts": ["a"]})
     assert answer.status_code == 200
@@ -155,8 +162,10 @@ HAVE_NOT = [
 
 
 @pytest.mark.parametrize(("method", "path"), HAVE_NOT)
-def test_methods(tiny_client: httpx.Client, method: str, path: str) -> None:
-    """A method that a path has not is 405, says which it has, and does not repeat what was sent."""
+def test_unsupported_method_returns_405_with_allow(
+    tiny_client: httpx.Client, method: str, path: str
+) -> None:
+    """An unsupported method returns 405 with `Allow`, and no header of the request is repeated."""
     said = tiny_client.request(method, path, headers={"X-Canary": CANARY})
     assert said.status_code == 405
     assert sorted(said.headers["allow"].split(", ")) in (["GET"], ["GET", "HEAD"], ["POST"])
@@ -165,8 +174,8 @@ def test_methods(tiny_client: httpx.Client, method: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity, gzip", CANARY])
-def test_compressed(tiny_client: httpx.Client, encoding: str) -> None:
-    """A compressed body is refused unread, so that nothing can unfold in here."""
+def test_compressed_body_returns_415(tiny_client: httpx.Client, encoding: str) -> None:
+    """A compressed body returns 415 unread, so that it cannot expand in memory."""
     packed = gzip.compress(TEXT.encode()) if "gzip" in encoding else zlib.compress(TEXT.encode())
     headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
     said = tiny_client.post(PATHS["updates"], content=packed, headers=headers)
@@ -197,8 +206,10 @@ def test_compressed(tiny_client: httpx.Client, encoding: str) -> None:
 @pytest.mark.parametrize(
     "path", [PATHS["tokenize"], "/v1/model", "/nope", "/docs/assets/swagger-ui.css"]
 )
-def test_headers(tiny_client: httpx.Client, path: str, name: str, value: str) -> None:
-    """A header full of anything is read past or refused, and does not come back."""
+def test_hostile_headers_are_not_repeated(
+    tiny_client: httpx.Client, path: str, name: str, value: str
+) -> None:
+    """A hostile header is ignored or refused, and the answer does not repeat it."""
     method = "POST" if path in PATHS.values() else "GET"
     content = b'{"prompts": ["a"]}' if method == "POST" else None
     headers = {"Content-Type": "application/json"} | {name: value}
@@ -212,8 +223,8 @@ def test_headers(tiny_client: httpx.Client, path: str, name: str, value: str) ->
     assert CANARY not in said.text + str(said.headers)
 
 
-def test_nothing_is_retryable_that_is_wrong() -> None:
-    """Only what the service, or time, can mend says that it is worth asking again."""
+def test_only_retryable_statuses_are_marked_retryable() -> None:
+    """Exactly the codes that the service or time can mend are marked retryable."""
     again = {code for code, kind in PROBLEMS.items() if kind.retryable}
     assert again == {code for code, kind in PROBLEMS.items() if kind.status in RETRYABLE}
     assert "request_timeout" in again

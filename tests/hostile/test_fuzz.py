@@ -1,4 +1,4 @@
-"""Mutated requests, a few: `make fuzz` sends many."""
+"""A short run of mutated requests; `make fuzz` sends many."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ MiB = 1 << 20
 
 @pytest.fixture(scope="module")
 def alone(tiny_folder: Path) -> Iterator[Served]:
-    """A server of its own, whose memory nobody else uses."""
+    """A server that no other test uses, so that its memory can be measured."""
     with served(model=tiny_folder, threads=1, header_seconds=1, body_seconds=1) as running:
         yield running
 
 
-def test_fuzz(alone: Served) -> None:
-    """What is done to a request's bytes is answered with its problem or by the end of the
-    connection; the service neither fails, nor grows, nor repeats what was sent."""
+def test_mutated_requests_leave_the_service_sound(alone: Served) -> None:
+    """Each mutated request gets a problem or a closed connection; the service does not fail, grow
+    or repeat the input."""
     fuzzed = fuzz(alone, connections=150, first=50, seed=20260511)
     assert fuzzed.connections == 200
     assert {200, 400, 422} <= set(fuzzed.statuses)

@@ -1,4 +1,4 @@
-"""Generated requests, a few of each kind: `make fuzz` sends many."""
+"""A short run of generated requests; `make fuzz` sends many."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ CHECKS = {
     "unsupported_method",
     "use_after_free",
 }
-"""Those of schemathesis, and our own."""
+"""The checks of schemathesis, and `quiet`, which is ours."""
 
 
 @pytest.mark.parametrize("key", [None, pytest.param(KEY, marks=pytest.mark.slow)])
-def test_generated(tiny_folder: Path, key: str | None) -> None:
-    """Whatever the OpenAPI document allows or forbids is answered as it says, never with 500, and
-    an error holds nothing of the request."""
+def test_generated_requests_conform_to_the_openapi_document(
+    tiny_folder: Path, key: str | None
+) -> None:
+    """Every generated request gets the answer that the OpenAPI document promises, never 500, and no
+    error repeats the request."""
     keys = {"api_keys": (key,)} if key else {}
     with running(tiny_folder, threads=1, **keys) as app:
         tried = generate(app, examples=4, seed=1, key=key)

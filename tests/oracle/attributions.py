@@ -1,11 +1,11 @@
-"""What each span of the context contributes, by separate runs (api.md, "attributions").
+"""The contribution of each span of the context, by separate runs (api.md, "attributions").
 
-On the base n_0, the baseline's mlp_in (matched or anchored), with n_s that of span s alone at its
-own positions and n_C that of the whole context:
+On the base n_0, the baseline's mlp_in (matched or anchored), with n_s the reading of span s alone
+at its own positions and n_C that of the whole context:
 
     ΔW_s = n_0ᵀ((n_s - n_0) W1) / |n_0|²      ΔW(C) = n_0ᵀ((n_C - n_0) W1) / |n_0|²
 
-``leave_one_out`` alone has another base: the update from the run without s to the full run.
+Only ``leave_one_out`` has another base: the update from the run without s to the full run.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from .updates import Update, between, cancellation, cosine, norm, on_base, ratio
 
 @dataclass(frozen=True)
 class Share:
-    """One span's part."""
+    """The contribution of one span."""
 
     span: Span
     leave_one_out: float  # norm of the update from the baseline Without((span,))
@@ -25,12 +25,12 @@ class Share:
     cosine_to_total: float  # cos(ΔW_s, ΔW(C))
     share: float  # <ΔW_s, ΔW(C)> / |ΔW(C)|²
     leave_one_out_cancellation: float  # for `leave_one_out` (theory.md 9)
-    cancellation: float  # (|n_s| + |n_0|) / |n_s - n_0|, for the other three
+    cancellation: float  # (|n_s| + |n_0|) / |n_s - n_0|, for the other three figures
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """One layer and query position."""
+    """The contributions of all spans at one layer and query position."""
 
     norm: float  # |ΔW(C)|
     order_effect: float  # |ΔW(C) - ΔW(C with its spans in reverse)| / |ΔW(C)|
@@ -40,7 +40,7 @@ class Attribution:
 def attribution(
     question: Question, layer: int, position: int = -1, *, spans: Sequence[Span]
 ) -> Attribution:
-    """Every span's part in the update of one layer and position."""
+    """The contribution of every span to the update of one layer and position."""
     if question.baseline not in ("matched", "anchored"):
         raise ValueError("an attribution's baseline is matched or anchored")
     point = (layer, "mlp_in")
@@ -79,9 +79,9 @@ def without(question: Question, layer: int, position: int, span: Span) -> Update
 
 
 def reverse_order(question: Question, spans: Sequence[Span]) -> list[int]:
-    """The context's indices with the spans in reverse; the anchor and what no span covers stay.
+    """The context's indices with the spans reversed; the anchor and uncovered tokens stay.
 
-    Each span is in order within itself; a gap between two spans keeps its rank among the pieces.
+    Each span keeps its inner order; a gap between two spans keeps its rank among the pieces.
     """
     fixed = set(question.always_kept)
     pieces = [[i for i in range(*span) if i not in fixed] for span in spans]

@@ -1,4 +1,4 @@
-"""A GPT-2 checkpoint folder read into float64 arrays, by a parser of its own.
+"""A GPT-2 checkpoint folder read into float64 arrays, with a parser of its own.
 
 The safetensors layout: eight bytes (little-endian length of the header), a JSON header
 ``{name: {"dtype", "shape", "data_offsets": [begin, end]}}``, then the bytes of the tensors.
@@ -15,13 +15,13 @@ Array = NDArray[np.float64]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's ``config.json``."""
+    """The parsed ``config.json`` of the folder."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
 
 
 def read_weights(folder: Path) -> dict[str, Array]:
-    """Every floating-point tensor of the folder in float64, names without ``transformer.``."""
+    """Every floating-point tensor of the folder in float64, by name without ``transformer.``."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -35,7 +35,7 @@ def read_weights(folder: Path) -> dict[str, Array]:
 
 
 def _read_shard(path: Path) -> dict[str, Array]:
-    """One safetensors file; tensors that are not floating point (old mask buffers) are left out."""
+    """The tensors of one safetensors file, without integer tensors (old mask buffers)."""
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header: dict[str, Any] = json.loads(raw[8 : 8 + length])
@@ -48,7 +48,7 @@ def _read_shard(path: Path) -> dict[str, Array]:
 
 
 def _float64(data: bytes, dtype: str) -> Array:
-    """Stored numbers, flat, in float64 (exact: float64 holds each of these formats)."""
+    """Stored numbers, flat, in float64 (exact, since float64 holds each of these formats)."""
     if dtype == "BF16":  # bfloat16 is the upper half of a float32
         upper = np.frombuffer(data, dtype="<u2").astype(np.uint32)
         return (upper << 16).view(np.float32).astype(np.float64)

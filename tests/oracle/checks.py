@@ -1,13 +1,13 @@
 """The equivalence checks and their controls, each a run of the baseline under patched weights.
 
-theory.md 3, 4, 9 and api.md, "equivalence-checks". What is compared, at one query position:
+theory.md 3, 4, 9 and api.md, "equivalence-checks". The compared vector, at one query position:
 
     projection   mlp_pre of the layer: c_fc's output with its bias
     block        resid_post of the layer
     model        resid_post of each layer in the one fully patched run, and the logits
 
-``expected`` is the run with the context, ``actual`` the baseline run under the patch,
-``unpatched`` the baseline run that lacks this patch.
+``expected`` comes from the run with the context, ``actual`` from the baseline run under the patch,
+and ``unpatched`` from the baseline run without this patch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ COMPARED = {"projection": "mlp_pre", "block": "resid_post"}
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """Three vectors, and the figures that an answer gives of them."""
+    """Three vectors, and the figures that an answer reports about them."""
 
     expected: Array
     actual: Array
@@ -38,17 +38,17 @@ class Check:
 
     @property
     def magnitude(self) -> float:
-        """|expected|."""
+        """Norm of the expected vector: |expected|."""
         return norm(self.expected)
 
     @property
     def error(self) -> float:
-        """|actual - expected|."""
+        """Absolute error: |actual - expected|."""
         return norm(self.actual - self.expected)
 
     @property
     def relative_error(self) -> float:
-        """|actual - expected| / |expected|."""
+        """Relative error: |actual - expected| / |expected|."""
         return relative_error(self.actual, self.expected)
 
     @property
@@ -58,7 +58,7 @@ class Check:
 
     @property
     def unpatched_relative_error(self) -> float:
-        """|unpatched - expected| / |expected|."""
+        """Relative error without the patch: |unpatched - expected| / |expected|."""
         return relative_error(self.unpatched, self.expected)
 
     def improvement(self, epsilon: float) -> float:
@@ -66,12 +66,12 @@ class Check:
         return self.unpatched_relative_error / max(self.relative_error, epsilon)
 
     def vacuous(self, tolerance: float) -> bool:
-        """Whether the context changes too little for the check to tell."""
+        """Whether the context changes too little for the check to tell anything."""
         return self.unpatched_relative_error <= 10 * tolerance
 
 
 def relative_error(actual: Array, expected: Array) -> float:
-    """|actual - expected| / |expected|."""
+    """Relative error: |actual - expected| / |expected|."""
     return ratio(norm(actual - expected), norm(expected))
 
 
@@ -83,14 +83,14 @@ def tolerance(gate: float, change: Update, expected: Array) -> float:
 def projection_check(
     question: Question, layer: int, position: int = -1, stream: Stream = "free"
 ) -> Check:
-    """n (W1 + ΔW1) + b1 against n_C W1 + b1."""
+    """n (W1 + ΔW1) + b1 compared with n_C W1 + b1."""
     return _check(question, layer, position, "projection", stream)
 
 
 def block_check(
     question: Question, layer: int, position: int = -1, stream: Stream = "free"
 ) -> Check:
-    """The block's output under ΔW1 and Δh against that with the context."""
+    """The block's output under ΔW1 and Δh compared with the output with the context."""
     return _check(question, layer, position, "block", stream)
 
 
@@ -111,7 +111,7 @@ def logits_check(question: Question, position: int = -1) -> Check:
 
 
 def _check(question: Question, layer: int, position: int, scope: Scope, stream: Stream) -> Check:
-    """Expected, actual and unpatched at the compared hook point."""
+    """Expected, actual and unpatched vector at the compared hook point."""
     change, beneath = _change(question, layer, position, stream)
     return Check(
         expected=question.full[layer, COMPARED[scope]][position],
@@ -129,13 +129,13 @@ def controls(
     random_output: Array | None = None,
     order: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """The relative error of each control, of the same vector as the check's own.
+    """The relative error of each control, for the vector that the check itself compares.
 
     Args:
-        random_output: (d_mlp) a direction in place of the output factor, brought to its norm;
-            without it there is no ``random_update``.
+        random_output: (d_mlp) a direction that replaces the output factor, scaled to its norm;
+            if None there is no ``random_update``.
         order: a permutation of the listed context's indices, read by the run with the context;
-            without it there is no ``shuffled_context``.
+            if None there is no ``shuffled_context``.
     """
     change, beneath = _change(question, layer, position, stream)
     patches = {"bias_only_at_attention": Patch(attention_bias=change.delta_h)}
@@ -160,7 +160,7 @@ def controls(
 
 
 def free_stream_patches(question: Question, position: int = -1) -> dict[str, float | list[float]]:
-    """The model scope's control: all free-stream updates at once, on every row.
+    """The control of scope model: all free-stream updates applied together, to every row.
 
     ``layers``: relative error of each block's output; ``logits``: that of the logits.
     """

@@ -19,14 +19,14 @@ from .updates import Update, cosine, norm, update
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The least ΔW with ``rows @ ΔW = targets``."""
+    """The ΔW of least norm with ``rows @ ΔW = targets``."""
 
     rows: Array  # (m, in)
     targets: Array  # (m, out); also the factor `output` where `input` is (rows⁺)ᵀ
 
     @property
     def dense(self) -> Array:
-        """rows⁺ @ targets (in, out)."""
+        """The matrix rows⁺ @ targets (in, out)."""
         inverse: Array = np.linalg.pinv(self.rows, rcond=1e-12).astype(np.float64)  # (in, m)
         return inverse @ self.targets
 
@@ -55,7 +55,7 @@ class Solution:
 
 @dataclass(frozen=True, eq=False)
 class Joint:
-    """The two weights' updates that are exact at all the positions."""
+    """The updates of both weights that are exact at all the positions."""
 
     w_in: Solution  # N ΔW1 = (N_C - N) W1
     w_out: Solution  # Φ_C ΔW2 = H_C - H
@@ -67,7 +67,7 @@ class Joint:
 
 
 def joint(question: Question, layer: int, positions: Sequence[int]) -> Joint:
-    """The joint patch of one layer for these query positions, free stream."""
+    """The joint patch of one layer for these query positions, in the free stream."""
     chosen = list(positions)
     full, base = question.full, question.base
     delta_n = full[layer, "mlp_in"][chosen] - base[layer, "mlp_in"][chosen]  # (m, d_model)
@@ -79,7 +79,7 @@ def joint(question: Question, layer: int, positions: Sequence[int]) -> Joint:
 
 
 def joint_check(question: Question, layer: int, positions: Sequence[int]) -> list[Check]:
-    """The block check under the one joint patch, a check for each position."""
+    """The block check under the one joint patch, with one check for each position."""
     point = (layer, "resid_post")
     patched = question.patched({layer: joint(question, layer, positions).patch})
     return [
@@ -90,7 +90,7 @@ def joint_check(question: Question, layer: int, positions: Sequence[int]) -> lis
 
 @dataclass(frozen=True)
 class Reuse:
-    """An update applied to another query, at mlp_pre."""
+    """The effect of an update on another query, at mlp_pre."""
 
     cosine: float  # of the update and the probe's own update
     cosine_of_shift: float  # of n ΔW and the true shift (n_C - n) W1, the probe's n
@@ -99,7 +99,7 @@ class Reuse:
 
 
 def reuse(change: Update, probe: Question, layer: int) -> Reuse:
-    """``change`` on the last token of ``probe``: n (W1 + ΔW) + b1 against n_C W1 + b1."""
+    """``change`` applied to the last token of ``probe``: n (W1 + ΔW) + b1 against n_C W1 + b1."""
     block = probe.model.blocks[layer]
     n = probe.base[layer, "mlp_in"][-1]
     expected = probe.full[layer, "mlp_pre"][-1]

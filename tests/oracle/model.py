@@ -9,8 +9,8 @@ Row convention: ``y = x @ W + b`` with W stored [in, out], as in transformers' `
     y  = f @ W2 + b2               mlp_out
     r' = h + y                     resid_post
 
-A ``Patch`` changes one block's weights for one run; the changed weights are really formed and
-multiplied, and act on every row, as weights do.
+A ``Patch`` changes one block's weights for one run. The changed weights are formed as dense
+matrices, and they act on every row of the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +38,7 @@ HOOK_POINTS = (
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """What is added to one block's weights and biases for one run; None adds nothing."""
+    """The additions to one block's weights and biases for one run; None adds nothing."""
 
     w_in: Array | None = None  # (d_model, d_mlp), to c_fc.weight
     w_out: Array | None = None  # (d_mlp, d_model), to mlp.c_proj.weight
@@ -76,7 +76,7 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Everything one run computed; each array has one row per token of the run."""
+    """All values that one run computed; each array has one row per token of the run."""
 
     points: Mapping[tuple[int, str], Array]  # (layer, hook point) -> (T, width)
     ln_f_out: Array  # (T, d_model)
@@ -92,13 +92,13 @@ class Trace:
         return self.ln_f_out @ self.unembedding.T
 
     def last_rows(self, count: int) -> "Trace":
-        """The same run, its last ``count`` rows only."""
+        """The same run, with its last ``count`` rows only."""
         points = {key: values[-count:].copy() for key, values in self.points.items()}
         return Trace(points, self.ln_f_out[-count:].copy(), self.unembedding)
 
 
 class GPT2:
-    """A GPT-2 checkpoint folder, held and computed in float64."""
+    """A GPT-2 checkpoint folder, stored and computed in float64."""
 
     def __init__(self, folder: str | Path) -> None:
         config = read_config(Path(folder))
@@ -128,13 +128,13 @@ class GPT2:
         visible: NDArray[np.bool_] | None = None,
         patches: Mapping[int, Patch] | None = None,
     ) -> Trace:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
             ids: the tokens (T).
             positions: the row of ``wpe`` that each token takes (T); default 0, 1, 2, …
             visible: (T, T), whether row i may attend to row j; default causal by row order.
-            patches: by layer, what is added to the weights; it acts on every row.
+            patches: by layer, the additions to the weights; they act on every row.
         """
         rows = len(ids)
         places = range(rows) if positions is None else positions
@@ -212,26 +212,26 @@ def layer_norm(x: Array, gain: Array, bias: Array, epsilon: float) -> Array:
 
 
 def gelu_new(x: Array) -> Array:
-    """x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x³)))."""
+    """GELU by tanh: x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x³)))."""
     inner = np.sqrt(2.0 / np.pi) * (x + 0.044715 * x * x * x)
     activated: Array = 0.5 * x * (1.0 + np.tanh(inner))
     return activated
 
 
 def softmax(scores: Array) -> Array:
-    """exp(s) / sum exp(s) along the last axis."""
+    """Softmax exp(s) / sum exp(s) along the last axis."""
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares: Array = weights / weights.sum(axis=-1, keepdims=True)
     return shares
 
 
 def _plus(values: Array, added: Array | None) -> Array:
-    """values + added, or the values themselves."""
+    """``values + added``, or ``values`` if nothing is added."""
     return values if added is None else values + added
 
 
 def _block(weights: Mapping[str, Array], prefix: str) -> Block:
-    """The block whose tensors begin with ``prefix`` (``h.5.``)."""
+    """The block whose tensor names begin with ``prefix`` (``h.5.``)."""
     return Block(
         ln_1_gain=weights[prefix + "ln_1.weight"],
         ln_1_bias=weights[prefix + "ln_1.bias"],

@@ -1,15 +1,15 @@
-"""A context, a query and a baseline: which tokens each run reads, and at which positions.
+"""A context, a query and a baseline: the tokens and positions of each run.
 
 theory.md 5 and api.md, "context and query". The run with the context is always the context at
-0, 1, … and the query behind it. The baseline run:
+0, 1, … followed by the query. The baseline run:
 
     matched           the query alone, at its positions of the full run
     alone             the query alone, at 0, 1, …
     anchored          the special token at 0 in both runs, the query as in the full run
     Without(spans)    the context less the spans, positions kept, the query as in the full run
-    Another(context)  that context at 0, 1, … and the query behind it
+    Another(context)  that context at 0, 1, … followed by the query
 
-Every trace that a ``Question`` hands out holds the query's rows only: row = query position.
+Every trace that a ``Question`` returns holds the query's rows only: row = query position.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ Span = tuple[int, int]  # half-open, indices into the listed context
 
 @dataclass(frozen=True)
 class Without:
-    """The baseline that lacks these spans of context tokens."""
+    """The baseline without these spans of context tokens."""
 
     spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class Another:
-    """The baseline that reads another context."""
+    """The baseline with another context."""
 
     context: tuple[int, ...]
 
@@ -41,7 +41,7 @@ Baseline = Literal["matched", "alone", "anchored"] | Without | Another
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tokens of one run and their positions, the query's at the end."""
+    """The tokens of one run and their positions, with the query's at the end."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -49,7 +49,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Question:
-    """One context and query against one baseline; make it with ``ask``.
+    """One context and query against one baseline; made by ``ask``.
 
     ``context`` is the listed one (``tokens.context`` of an answer): with the baseline
     ``anchored`` it begins with the special token, and indices into it count that token.
@@ -62,7 +62,7 @@ class Question:
     traces: dict[Prompt, Trace] = field(default_factory=dict, compare=False, repr=False)
 
     def keeping(self, kept: Iterable[int]) -> Prompt:
-        """Context tokens ``kept`` (indices) and the query, all at their positions."""
+        """The context tokens at indices ``kept`` and the query, each at its own position."""
         indices = sorted(set(kept))
         ids = (*(self.context[i] for i in indices), *self.query)
         return Prompt(ids, (*indices, *self.positions_with_context))
@@ -87,12 +87,12 @@ class Question:
 
     @property
     def position_shift(self) -> int:
-        """With context minus baseline."""
+        """The query's first position with context minus that in the baseline."""
         return self.positions_with_context[0] - self.positions_baseline[0]
 
     @property
     def always_kept(self) -> tuple[int, ...]:
-        """Context indices in every run of this question: the anchor, or nothing."""
+        """Context indices that every run of this question reads: the anchor, or none."""
         return (0,) if self.baseline == "anchored" else ()
 
     @property
@@ -114,7 +114,7 @@ class Question:
         return self.keeping(self.always_kept)
 
     def trace(self, prompt: Prompt) -> Trace:
-        """A run of its own for this prompt (kept, so that layers and positions share it)."""
+        """The trace of a separate run of this prompt, cached for other layers and positions."""
         if prompt not in self.traces:
             run = self.model.run(prompt.ids, prompt.positions)
             self.traces[prompt] = run.last_rows(len(self.query))
@@ -127,7 +127,7 @@ class Question:
 
     @cached_property
     def base(self) -> Trace:
-        """The query's rows of the baseline run, nothing patched."""
+        """The query's rows of the baseline run, without a patch."""
         return self.trace(self.baseline_prompt)
 
     def patched(self, patches: Mapping[int, Patch]) -> Trace:

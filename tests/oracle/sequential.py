@@ -1,8 +1,9 @@
-"""The sequential stream: each layer's baseline is what the patched layers below produce.
+"""The sequential stream: each layer's baseline is the output of the patched layers below it.
 
-theory.md 4, said with whole runs: to find layer l's update, run the baseline from the start under
-the patches of the layers below l, and read n and h of layer l. The patches act on every row of
-the run. One target position has one such sequence of runs.
+theory.md 4 (Goldwaser et al., arXiv 2511.17864, Algorithm 1), computed with whole runs: to find
+layer l's update, run the baseline from the start under the patches of the layers below l, and read
+n and h of layer l. The patches act on every row of the run. Each target position has its own
+sequence of runs.
 """
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Sequential:
 
 @lru_cache(maxsize=32)
 def sequential(question: Question, position: int = -1) -> Sequential:
-    """Patch layer after layer for one target position; L + 1 whole runs."""
+    """Patch layer after layer for one target position, with L + 1 whole runs."""
     layers = range(question.model.n_layers)
     updates: list[Update] = []
     patches: dict[int, Patch] = {}

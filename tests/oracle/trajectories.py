@@ -1,6 +1,6 @@
-"""ΔW as the context is read, by one separate run for each prefix (theory.md 7).
+"""ΔW as the context is read, with a separate run for each prefix (theory.md 7).
 
-With n_i the query after the first i spans, the query at its positions of the full run:
+With n_i the query's reading after the first i spans, the query at its positions of the full run:
 
     ΔW_i = n_0ᵀ((n_i - n_0) W1) / |n_0|²      W_i = W1 + ΔW_i      η = 1 / |n_0|²
     G_i  = n_0ᵀ((n_i - n_{i+1}) W1)           W_{i+1} - W_i = -η G_i
@@ -19,7 +19,7 @@ from .updates import cancellation, cosine, norm, on_base, ratio
 
 @dataclass(frozen=True)
 class Step:
-    """What reading one span does."""
+    """The effect of reading one span."""
 
     span: Span
     norm: float  # |ΔW_{i+1}|: after the step
@@ -28,14 +28,14 @@ class Step:
     cosine_to_final: float  # cos(ΔW_{i+1}, ΔW(C))
     loss_before: float  # loss_i(W_i)
     loss_after: float  # loss_i(W_{i+1})
-    loss_scale: float  # |G_i| |W_i|: what rounding in the losses is relative to
+    loss_scale: float  # |G_i| |W_i|: rounding errors of the losses are relative to it
     cancellation: float  # (|n_{i+1}| + |n_0|) / |n_{i+1} - n_0|, for `norm`
     step_cancellation: float  # (|n_{i+1}| + |n_i|) / |n_{i+1} - n_i|, for `step_norm`
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """One layer and query position."""
+    """The trajectory of one layer and query position."""
 
     eta: float  # 1 / |n_0|²
     norm: float  # |ΔW(C)|
@@ -48,7 +48,7 @@ def trajectory(
 ) -> Trajectory:
     """The trajectory over the spans (default: every token of the listed context).
 
-    With ``anchored`` the anchor is in every run; a step that reads it alone is zero.
+    With ``anchored`` the anchor is in every run; a step that reads only the anchor is zero.
     """
     chosen = token_spans(question) if spans is None else tuple(spans)
     weight = question.model.blocks[layer].c_fc  # (d_model, d_mlp)
@@ -86,14 +86,14 @@ def trajectory(
 
 
 def token_spans(question: Question) -> tuple[Span, ...]:
-    """A span for every token of the listed context, the added anchor included."""
+    """One span for every token of the listed context, the added anchor included."""
     return tuple((i, i + 1) for i in range(len(question.context)))
 
 
 def prefix_readings(
     question: Question, layer: int, position: int, spans: Sequence[Span]
 ) -> list[Array]:
-    """n_0, n_1, … (d_model): mlp_in after no span, the first, the first two, …"""
+    """n_0, n_1, … (d_model): mlp_in after no span, after the first, after the first two, …"""
     if question.baseline not in ("matched", "anchored"):
         raise ValueError("a trajectory's baseline is matched or anchored")
     kept = set(question.always_kept)

@@ -15,9 +15,9 @@ from .questions import Question
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """ΔW and Δh that carry one baseline row over to the row with the context."""
+    """ΔW and Δh that turn one baseline row into the row with the context."""
 
-    block: Block  # whose W1 the update belongs to
+    block: Block  # the block to whose W1 the update belongs
     n_with: Array  # (d_model): n_C, mlp_in with the context
     n: Array  # (d_model): mlp_in of the baseline
     h_with: Array  # (d_model): h_C, resid_mid with the context
@@ -25,12 +25,12 @@ class Update:
 
     @property
     def delta_n(self) -> Array:
-        """n_C - n (d_model), for the weight."""
+        """n_C - n (d_model), from which the weight update is formed."""
         return self.n_with - self.n
 
     @property
     def delta_h(self) -> Array:
-        """h_C - h (d_model), for the bias at the block's output."""
+        """h_C - h (d_model), the bias at the block's output."""
         return self.h_with - self.h
 
     @property
@@ -65,37 +65,37 @@ class Update:
 
     @property
     def spectral_share(self) -> float:
-        """|ΔW1|_2 / |W1|_2, of W1 by SVD (ΔW1 has rank one: its |.|_2 is its |.|_F)."""
+        """|ΔW1|_2 / |W1|_2, of W1 by SVD (ΔW1 has rank one: its |.|_2 equals its |.|_F)."""
         return self.norm / self.block.spectral_norm
 
     def singular_values(self) -> Array:
-        """Singular values of the dense ΔW1 (d_model), by SVD: one, and zeros."""
+        """Singular values of the dense ΔW1 (d_model), by SVD: one, then zeros."""
         values: Array = np.linalg.svd(self.dense, compute_uv=False).astype(np.float64)
         return values
 
     @property
     def mlp_in(self) -> "Difference":
-        """n with and without the context."""
+        """Comparison of n with and without the context."""
         return difference(self.n_with, self.n)
 
     @property
     def resid_mid(self) -> "Difference":
-        """h with and without the context."""
+        """Comparison of h with and without the context."""
         return difference(self.h_with, self.h)
 
     def below_noise(self, epsilon: float) -> bool:
-        """|Δn| < 32 ε |n|, ε that of the pass's dtype (theory.md 2)."""
+        """Whether |Δn| < 32 ε |n|, with ε of the pass's dtype (theory.md 2)."""
         return norm(self.delta_n) < 32 * epsilon * norm(self.n)
 
     @property
     def cancellation(self) -> float:
-        """(|n_C| + |n|) / |Δn|: what rounding in n is multiplied by (theory.md 9)."""
+        """(|n_C| + |n|) / |Δn|: the factor by which rounding in n grows (theory.md 9)."""
         return cancellation(self.n_with, self.n)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two vectors compared, as the answers print it."""
+    """The comparison of two vectors, as the answers report it."""
 
     norm_with_context: float
     norm_baseline: float
@@ -117,7 +117,7 @@ class Part:
 
 
 def update(question: Question, layer: int, position: int = -1) -> Update:
-    """The update in the free stream: both runs are the ordinary ones."""
+    """The update in the free stream: both runs are without a patch."""
     return between(question, layer, position, question.full, question.base)
 
 
@@ -135,12 +135,12 @@ def between(
 
 
 def on_base(n: Array, n_from: Array, n_to: Array, weight: Array) -> Array:
-    """nᵀ((n_to - n_from) W) / |n|², dense (d_model, d_mlp): a difference on the base n."""
+    """nᵀ((n_to - n_from) W) / |n|², dense (d_model, d_mlp), on the base n."""
     return np.outer(n, (n_to - n_from) @ weight) / (n @ n)
 
 
 def split(question: Question, layer: int, position: int = -1) -> dict[str, Part]:
-    """``content`` and ``position`` of an ``alone`` update (theory.md 5).
+    """The parts ``content`` and ``position`` of an ``alone`` update (theory.md 5).
 
     ΔW_content  = nᵀ((n_C - n_matched) W1) / |n|²      n: the query alone at 0, 1, …
     ΔW_position = nᵀ((n_matched - n)   W1) / |n|²
@@ -163,12 +163,12 @@ def norm(values: Array) -> float:
 
 
 def cosine(one: Array, other: Array) -> float:
-    """<a, b> / (|a| |b|) of vectors or matrices; NaN where one is zero."""
+    """<a, b> / (|a| |b|) of vectors or matrices; NaN where either is zero."""
     return ratio(float((one * other).sum()), norm(one) * norm(other))
 
 
 def ratio(part: float, whole: float) -> float:
-    """part / whole; NaN where ``whole`` is zero (an answer says null there)."""
+    """part / whole; NaN where ``whole`` is zero (an answer reports null there)."""
     return part / whole if whole else math.nan
 
 
@@ -183,6 +183,6 @@ def difference(with_context: Array, baseline: Array) -> Difference:
 
 
 def cancellation(one: Array, other: Array) -> float:
-    """(|a| + |b|) / |a - b|, infinite where they agree (theory.md 9)."""
+    """(|a| + |b|) / |a - b|, infinite where a = b (theory.md 9)."""
     distance = norm(one - other)
     return (norm(one) + norm(other)) / distance if distance else math.inf

@@ -1,4 +1,4 @@
-"""Requests as they are read: strict, without coercion, and unchanged afterwards."""
+"""Requests are parsed strictly, without coercion, and are immutable."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ REQUESTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("request_model", "body"), REQUESTS)
-def test_strict(request_model: type[BaseModel], body: dict[str, Any]) -> None:
-    """Every request forbids what it does not know and cannot be changed once read."""
+def test_requests_forbid_unknown_fields_and_changes(
+    request_model: type[BaseModel], body: dict[str, Any]
+) -> None:
+    """Every request model forbids unknown fields and is immutable once parsed."""
     read = request_model.model_validate_json(json.dumps(body))
     with pytest.raises(ValidationError):
         request_model.model_validate_json(json.dumps(body | {"surprise": 1}))
@@ -37,16 +39,18 @@ def test_strict(request_model: type[BaseModel], body: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("request_model", "body"), REQUESTS)
-def test_examples(request_model: type[BaseModel], body: dict[str, Any]) -> None:
-    """Every request has examples, and each is one."""
+def test_examples_of_requests_are_valid(
+    request_model: type[BaseModel], body: dict[str, Any]
+) -> None:
+    """Every request model has at least two examples, and each of them is valid."""
     examples = request_model.model_json_schema()["examples"]
     assert len(examples) >= 2
     for example in [*examples, body]:
         request_model.model_validate_json(json.dumps(example))
 
 
-def test_defaults() -> None:
-    """What is left out is what the contract says."""
+def test_omitted_fields_take_the_documented_defaults() -> None:
+    """Omitted fields take the defaults of the contract."""
     pair = WeightUpdatesRequest.model_validate_json(json.dumps(PAIR))
     assert (pair.baseline, pair.layers, pair.positions) == ("matched", "all", "last")
     assert (pair.include, pair.encoding) == (["factors"], "json")
@@ -58,8 +62,8 @@ def test_defaults() -> None:
 
 
 @pytest.mark.parametrize("spans", [[[0, 7]], [[0, 1], [3, 4]]])
-def test_spans_are_arrays(spans: list[list[int]]) -> None:
-    """Spans come as JSON arrays of two."""
+def test_spans_are_arrays_of_two(spans: list[list[int]]) -> None:
+    """Spans are JSON arrays of two integers, in requests and when written back."""
     body = PAIR | {"baseline": {"without": spans}}
     read = WeightUpdatesRequest.model_validate_json(json.dumps(body))
     assert json.loads(read.model_dump_json(include={"baseline"})) == {

@@ -1,16 +1,17 @@
-"""Problems on the wire: what is optional is absent, and nothing unknown is allowed."""
+"""Problems on the wire: optional fields are absent and unknown fields are forbidden."""
 
 from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
 
+from schemas.common import UNSET, adapter
 from schemas.problems import PROBLEMS, FieldError, Problem
 from tests.api.wire import RETRYABLE
 
 
-def test_nothing_unknown() -> None:
-    """A problem with a field that the contract has not is none."""
+def test_problems_forbid_unknown_fields() -> None:
+    """A problem or field error with an unknown field is invalid."""
     fields = {
         "type": "/problems/internal",
         "title": "t",
@@ -21,16 +22,18 @@ def test_nothing_unknown() -> None:
         "request_id": "r",
         "retryable": False,
     }
-    assert Problem.model_validate(fields).errors is None
+    read: Problem = adapter(Problem).validate_python(fields)
+    assert read.errors is UNSET
     with pytest.raises(ValidationError):
-        Problem.model_validate(fields | {"input": "x"})
+        adapter(Problem).validate_python(fields | {"input": "x"})
     with pytest.raises(ValidationError):
-        FieldError.model_validate({"pointer": "", "message": "m", "value": "x"})
+        adapter(FieldError).validate_python({"pointer": "", "message": "m", "value": "x"})
 
 
 @pytest.mark.parametrize("code", PROBLEMS)
-def test_words(code: str) -> None:
-    """Each code says what it means in a sentence, and what it means for a retry."""
+def test_each_code_has_a_title_a_meaning_and_a_retry_flag(code: str) -> None:
+    """Each code has a title, a meaning in a sentence, and a retryable flag that follows its
+    status."""
     kind = PROBLEMS[code]
     assert kind.title
     assert kind.meaning.endswith(".")

@@ -1,4 +1,4 @@
-"""A transformer block without attention, as random tensors: what the theory is stated for."""
+"""A transformer block without attention, as random tensors on which the theory is tested."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 EXACT = 1e-12
-"""Relative error up to which an identity holds in float64."""
+"""Largest relative error at which an identity counts as exact in float64."""
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """ln_2 and an MLP with random weights, and the stream at some positions in two runs.
+    """ln_2 and an MLP with random weights, and the residual stream at some positions in two runs.
 
     Args:
-        gain: Of ln_2, (width).
-        shift: Of ln_2, (width).
-        w_in: (width, hidden).
-        b_in: (hidden).
-        w_out: (hidden, width).
+        gain: Gain of ln_2, (width).
+        shift: Bias of ln_2, (width).
+        w_in: First weight of the MLP, (width, hidden).
+        b_in: First bias of the MLP, (hidden).
+        w_out: Second weight of the MLP, (hidden, width).
         h: resid_mid of the baseline run, (..., width).
         h_context: The same with context.
     """
@@ -35,7 +35,7 @@ class Layer:
     h_context: Tensor
 
     def ln_2(self, h: Tensor) -> Tensor:
-        """(h − mean)/sqrt(var + ε) · gain + shift, written out."""
+        """Layer norm written out: (h − mean)/sqrt(var + ε) · gain + shift."""
         centred = h - h.mean(-1, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True)
         return centred / torch.sqrt(variance + 1e-5) * self.gain + self.shift
@@ -51,14 +51,14 @@ class Layer:
         return self.ln_2(self.h_context)
 
     def output(self, h: Tensor, weight: Tensor | None = None) -> Tensor:
-        """resid_post from resid_mid, with a first weight a row, (..., width, hidden)."""
+        """resid_post from resid_mid, with a first weight per row, (..., width, hidden)."""
         n, w_in = self.ln_2(h), self.w_in if weight is None else weight
         pre = torch.einsum("...i,...io->...o", n, w_in.expand(*n.shape[:-1], *self.w_in.shape))
         return h + F.gelu(pre + self.b_in, approximate="tanh") @ self.w_out
 
 
 def random_layer(seed: int, *batch: int, width: int = 12, hidden: int = 20) -> Layer:
-    """A layer with everything drawn from a seed, float64."""
+    """A float64 layer with all tensors drawn from one seed."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -76,5 +76,5 @@ def random_layer(seed: int, *batch: int, width: int = 12, hidden: int = 20) -> L
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
-    """The worst relative error over rows of (..., width)."""
+    """The largest relative error over the rows of (..., width)."""
     return float(((actual - expected).norm(dim=-1) / expected.norm(dim=-1)).max())

@@ -1,4 +1,4 @@
-"""When a check holds: tolerance, verdict and improvement."""
+"""The tolerance, verdict and improvement of an equivalence check."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tolerance_is_the_gate_times_the_cancellation(
     expected: float,
     factor: float,
 ) -> None:
-    """gate × max(1, (‖h‖ + ‖h_C‖)/‖expected‖), the gates those of theory.md 9."""
+    """The tolerance is gate × max(1, (‖h‖ + ‖h_C‖)/‖expected‖), with the gates of theory.md 9."""
     along = torch.tensor([0.6, 0.8], dtype=torch.float64)
     found = tolerance(scope, dtype, h * along, h_context * along.flip(0), expected * along)
     assert found.dtype == torch.float64
@@ -50,14 +50,17 @@ def test_tolerance_is_the_gate_times_the_cancellation(
 
 
 @pytest.mark.parametrize(("scope", "dtype", "expected"), GATES)
-def test_gates_are_those_of_the_theory(scope: Scope, dtype: torch.dtype, expected: float) -> None:
-    """Projection 1e-5, block 2e-5, logits 1e-5 with KL 1e-8 in float32; all 1e-12 in float64."""
+def test_gates_equal_those_of_theory_section_9(
+    scope: Scope, dtype: torch.dtype, expected: float
+) -> None:
+    """In float32 the gates are projection 1e-5, block 2e-5, logits 1e-5 and KL 1e-8; in float64 all
+    are 1e-12."""
     assert gate(scope, dtype) == expected
     assert kl_gate(dtype) == (1e-8 if dtype == torch.float32 else 1e-12)
 
 
-def test_tolerance_is_for_each_position() -> None:
-    """A large stream at one position loosens that one only."""
+def test_tolerance_is_computed_per_position() -> None:
+    """A large residual stream at one position raises the tolerance of that position only."""
     h = torch.tensor([[1.0, 0.0], [1000.0, 0.0]])
     found = tolerance("block", torch.float32, h, torch.ones(2, 2), torch.full((2, 2), 5.0))
     assert float(found[0]) == pytest.approx(2e-5, rel=1e-12)
@@ -86,17 +89,20 @@ def test_tolerance_is_for_each_position() -> None:
         (1e-16, 0.8, 0.0, "fails"),
     ],
 )
-def test_verdict(error: float, unpatched: float, allowed: float, expected: str) -> None:
-    """Beyond the tolerance or not a number fails; within it ten tolerances of context must show."""
+def test_verdict_depends_on_both_errors_and_the_tolerance(
+    error: float, unpatched: float, allowed: float, expected: str
+) -> None:
+    """An error above the tolerance or NaN fails; within it the unpatched error must exceed ten
+    tolerances."""
     assert verdict(error, unpatched, allowed) == expected
 
 
 @settings(derandomize=True, max_examples=50, deadline=None)
 @given(*[st.floats(0.0, 10.0)] * 3)
-def test_a_check_holds_only_where_it_could_have_failed(
+def test_holds_implies_that_the_unpatched_run_fails(
     error: float, unpatched: float, allowed: float
 ) -> None:
-    """`holds` means that the unpatched run itself would have failed by more than tenfold."""
+    """`holds` implies that the unpatched run would have failed by more than a factor of ten."""
     if verdict(error, unpatched, allowed) == "holds":
         assert error <= allowed
         assert verdict(unpatched, unpatched, 10 * allowed) == "fails"
@@ -114,8 +120,8 @@ def test_a_check_holds_only_where_it_could_have_failed(
         (1e-6, 0.0, torch.float32, 0.0),
     ],
 )
-def test_improvement_is_floored_at_epsilon(
+def test_improvement_divides_by_at_least_epsilon(
     error: float, unpatched: float, dtype: torch.dtype, expected: float
 ) -> None:
-    """Unpatched over patched error, the latter at least the dtype's ε: never infinite."""
+    """The improvement is unpatched over patched error, the latter at least the dtype's ε."""
     assert improvement(error, unpatched, dtype) == pytest.approx(expected, rel=1e-12)

@@ -1,4 +1,4 @@
-"""The identity ΔW = nᵀ(Δn·W)/‖n‖², Δh = h_C − h, in float64 and with no model."""
+"""The identity ΔW = nᵀ(Δn·W)/‖n‖², Δh = h_C − h, in float64 and without a model."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ batches = st.sampled_from([(), (1,), (3,), (2, 3)])
 
 
 def update_of(layer: Layer) -> ImplicitUpdate:
-    """The service's own."""
+    """The service's update."""
     return implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
 
 
 def projection_error(layer: Layer, weight: Tensor) -> float:
-    """n·(W + ΔW) against n_C·W, with the dense matrices."""
+    """Relative error of n·(W + ΔW) to n_C·W, with dense matrices."""
     actual = torch.einsum("...i,...io->...o", layer.n, layer.w_in + weight)
     return relative(actual, layer.n_context @ layer.w_in)
 
 
 def block_error(layer: Layer, weight: Tensor, bias: Tensor) -> float:
-    """The block's output under W + ΔW and Δh against that with context."""
+    """Relative error of the block's output under W + ΔW and Δh to the output with context."""
     actual = layer.output(layer.h, layer.w_in + weight) + bias
     return relative(actual, layer.output(layer.h_context))
 
 
 @few
 @given(seeds, batches, widths, widths)
-def test_the_projection_is_exact(
+def test_patched_projection_equals_projection_with_context(
     seed: int, batch: tuple[int, ...], width: int, hidden: int
 ) -> None:
-    """n·(W + ΔW) = n_C·W to rounding, for any shape and batch."""
+    """n·(W + ΔW) = n_C·W up to rounding, for any shape and batch."""
     layer = random_layer(seed, *batch, width=width, hidden=hidden)
     update = update_of(layer)
     assert update.weight.dense().shape == (*batch, width, hidden)
@@ -58,8 +58,10 @@ def test_the_projection_is_exact(
 
 @few
 @given(seeds, batches, st.floats(-3.0, 3.0))
-def test_the_block_is_exact(seed: int, batch: tuple[int, ...], exponent: float) -> None:
-    """With ΔW and Δh the block gives what it gives with context, whatever the stream's scale."""
+def test_patched_block_equals_block_with_context(
+    seed: int, batch: tuple[int, ...], exponent: float
+) -> None:
+    """With ΔW and Δh the block's output equals that with context, at any scale of the stream."""
     layer = random_layer(seed, *batch)
     scaled = Layer(
         layer.gain,
@@ -76,7 +78,7 @@ def test_the_block_is_exact(seed: int, batch: tuple[int, ...], exponent: float) 
 
 
 def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
-    """Wrong updates: what each would give for ΔW and for Δh."""
+    """Wrong updates by name: their ΔW and Δh."""
     right = update_of(layer)
     n, delta_n = layer.n, layer.n_context - layer.n
     h, delta_h = layer.h, layer.h_context - layer.h
@@ -90,8 +92,8 @@ def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
         "ε in the denominator": (weight(n / (squared + 1e-8), delta_n), bias),
         "norm not squared": (weight(n / squared.sqrt(), delta_n), bias),
         "Δh for Δn": (weight(n / squared, delta_h), bias),
-        "before ln_2": (weight(h / (h * h).sum(-1, keepdim=True), delta_h), bias),
-        "the sign": (-dense, bias),
+        "readings before ln_2": (weight(h / (h * h).sum(-1, keepdim=True), delta_h), bias),
+        "opposite sign": (-dense, bias),
         "n_C for n": (
             weight(layer.n_context / (layer.n_context**2).sum(-1, keepdim=True), delta_n),
             bias,
@@ -110,8 +112,8 @@ PLANTED = list(planted(random_layer(0, 3, width=14, hidden=14)))
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_error_misses_the_block_bound(name: str) -> None:
-    """Each wrong variant is at least 100 bounds away, so the test above can fail."""
+def test_wrong_updates_miss_the_block_bound(name: str) -> None:
+    """Each wrong update misses the block's output by at least 100 bounds."""
     layer = random_layer(0, 3, width=14, hidden=14)
     assert block_error(layer, *planted(layer)[name]) > 100 * EXACT
 
@@ -119,16 +121,16 @@ def test_a_planted_error_misses_the_block_bound(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in PLANTED if not name.endswith(("Δh", "positions"))]
 )
-def test_a_planted_error_in_the_weight_misses_the_projection_bound(name: str) -> None:
-    """Each wrong ΔW is at least 100 bounds away from n_C·W as well."""
+def test_wrong_weight_updates_miss_the_projection_bound(name: str) -> None:
+    """Each wrong ΔW misses n_C·W by at least 100 bounds."""
     layer = random_layer(0, 3, width=14, hidden=14)
     assert projection_error(layer, planted(layer)[name][0]) > 100 * EXACT
 
 
 @few
 @given(seeds)
-def test_it_is_the_least_solution(seed: int) -> None:
-    """It is NumPy's pseudo-inverse solution; any ΔW + Z with n·Z = 0 solves too and is larger."""
+def test_update_is_the_solution_of_least_norm(seed: int) -> None:
+    """ΔW is NumPy's pseudo-inverse solution, and ΔW + Z with n·Z = 0 also solves but is larger."""
     layer = random_layer(seed)
     n, update = layer.n, update_of(layer)
     dense = update.weight.dense()
@@ -145,8 +147,10 @@ def test_it_is_the_least_solution(seed: int) -> None:
 
 @few
 @given(seeds, batches, widths, widths)
-def test_the_norm_is_bounded(seed: int, batch: tuple[int, ...], width: int, hidden: int) -> None:
-    """σ ≤ ‖W‖₂·‖Δn‖/‖n‖, with ‖W‖₂ by NumPy's SVD."""
+def test_norm_is_bounded_by_the_spectral_norm(
+    seed: int, batch: tuple[int, ...], width: int, hidden: int
+) -> None:
+    """‖ΔW‖ ≤ ‖W‖₂·‖Δn‖/‖n‖, with ‖W‖₂ by NumPy's SVD."""
     layer = random_layer(seed, *batch, width=width, hidden=hidden)
     spectral = np.linalg.svd(layer.w_in.numpy(), compute_uv=False)[0]
     distance = (layer.n_context - layer.n).norm(dim=-1)
@@ -154,8 +158,8 @@ def test_the_norm_is_bounded(seed: int, batch: tuple[int, ...], width: int, hidd
     assert bool((update_of(layer).weight.norm <= bound * (1 + 1e-12)).all())
 
 
-def test_the_bound_is_reached() -> None:
-    """Where Δn is W's first left singular vector the norm is ‖W‖₂·‖Δn‖/‖n‖ itself."""
+def test_norm_bound_is_reached_along_a_singular_vector() -> None:
+    """If Δn is W's first left singular vector the norm equals ‖W‖₂·‖Δn‖/‖n‖."""
     layer = random_layer(4)
     left, values, _ = np.linalg.svd(layer.w_in.numpy())
     moved = layer.n + 0.7 * torch.from_numpy(left[:, 0])
@@ -165,8 +169,8 @@ def test_the_bound_is_reached() -> None:
 
 
 @pytest.mark.parametrize("batch", [(), (2, 3)])
-def test_equal_readings_give_no_update(batch: tuple[int, ...]) -> None:
-    """Where the context changes nothing ΔW and Δh are exactly zero."""
+def test_equal_readings_give_a_zero_update(batch: tuple[int, ...]) -> None:
+    """If the context changes nothing, ΔW and Δh are exactly zero."""
     layer = random_layer(1, *batch)
     update = implicit_update(layer.n, layer.n, layer.h, layer.h, layer.w_in)
     assert not update.weight.dense().any()
@@ -177,7 +181,7 @@ def test_equal_readings_give_no_update(batch: tuple[int, ...]) -> None:
 @few
 @given(seeds)
 def test_updates_on_one_base_add_up(seed: int) -> None:
-    """From n to n₁ and from n₁ to n₂, all on the base n, make the update from n to n₂."""
+    """n to n₁ plus n₁ to n₂, both on the base n, equals the update from n to n₂."""
     layer, middle = random_layer(seed), random_layer(seed + 1)
     n, w = layer.n, layer.w_in
     first = update_on_base(n, n, middle.n, w)
@@ -188,8 +192,8 @@ def test_updates_on_one_base_add_up(seed: int) -> None:
     assert relative(second.dense().flatten(), by_hand.flatten()) <= EXACT
 
 
-def test_the_parts_of_an_update() -> None:
-    """Δh alone, ΔW alone, and another output factor: each leaves the rest as it is."""
+def test_variants_of_an_update_change_one_part() -> None:
+    """`without_weight`, `without_bias` and `with_output` each change one part and keep the rest."""
     layer = random_layer(3, 2)
     update, other = update_of(layer), torch.ones(2, 20, dtype=torch.float64)
     assert not update.without_weight().weight.dense().any()
@@ -204,8 +208,8 @@ def test_the_parts_of_an_update() -> None:
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("where", ["n", "n_context", "h", "h_context"])
-def test_what_has_no_update_is_refused(where: str, bad: float) -> None:
-    """‖n‖ = 0, NaN and infinity at any one position of a batch raise; zeros elsewhere are fine."""
+def test_zero_or_non_finite_readings_raise_non_finite(where: str, bad: float) -> None:
+    """‖n‖ = 0, NaN or infinity at one position of a batch raises; zeros elsewhere do not."""
     layer = random_layer(2, 3)
     readings = {name: getattr(layer, name).clone() for name in ("n", "n_context", "h", "h_context")}
     readings[where][1] = bad
@@ -226,7 +230,7 @@ def test_what_has_no_update_is_refused(where: str, bad: float) -> None:
     ],
 )
 def test_differences_are_formed_in_float64(dtype: torch.dtype, output: torch.dtype) -> None:
-    """Factors from readings in any dtype are the float64 ones of the rounded readings."""
+    """Factors from readings of any dtype equal the float64 factors of the rounded readings."""
     layer = random_layer(6, 4, width=32, hidden=48)
     n, n_c, h, h_c, w = (
         x.to(dtype) for x in (layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
@@ -247,7 +251,7 @@ def test_differences_are_formed_in_float64(dtype: torch.dtype, output: torch.dty
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("factor", "noise"), [(31.0, True), (33.0, False)])
 def test_below_noise_is_32_epsilon(dtype: torch.dtype, factor: float, noise: bool) -> None:
-    """‖Δn‖ a little under 32·ε·‖n‖ is flagged, a little over is not, ε of the pass's dtype."""
+    """‖Δn‖ just under 32·ε·‖n‖ is flagged and just over is not, with ε of the pass's dtype."""
     n = random_layer(8, 2, 3).n
     step = factor * torch.finfo(dtype).eps * n.norm(dim=-1, keepdim=True)
     moved = n + step * torch.ones_like(n) / n.shape[-1] ** 0.5

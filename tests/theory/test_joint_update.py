@@ -1,4 +1,4 @@
-"""The joint patch ΔW_in = N⁺(N_C − N)W, ΔW_out = Φ_C⁺(H_C − H), in float64 and with no model."""
+"""The joint patch ΔW_in = N⁺(N_C − N)W, ΔW_out = Φ_C⁺(H_C − H), in float64, without a model."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ WIDTH, HIDDEN = 14, 14
 
 
 def act_of(layer: Layer, n: Tensor) -> Tensor:
-    """mlp_act from mlp_in."""
+    """mlp_act computed from mlp_in."""
     return F.gelu(n @ layer.w_in + layer.b_in, approximate="tanh")
 
 
 def joint_of(layer: Layer) -> JointUpdate:
-    """The service's own."""
+    """The service's joint update."""
     act = act_of(layer, layer.n_context)
     return joint_update(layer.n, layer.n_context, layer.h, layer.h_context, act, layer.w_in)
 
 
 def errors(layer: Layer, w_in: Tensor, w_out: Tensor) -> tuple[float, float]:
-    """The worst position's error at mlp_pre and at the block's output, dense matrices."""
+    """The largest error over positions at mlp_pre and at the block's output, with dense
+    matrices."""
     pre = layer.n @ (layer.w_in + w_in)
     act = F.gelu(pre + layer.b_in, approximate="tanh")
     return (
@@ -49,7 +50,7 @@ def errors(layer: Layer, w_in: Tensor, w_out: Tensor) -> tuple[float, float]:
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
-    """Normal numbers, float64."""
+    """Standard normal numbers, float64."""
     return torch.randn(
         *shape, generator=torch.Generator().manual_seed(seed % 2**32), dtype=torch.float64
     )
@@ -57,8 +58,8 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 @few
 @given(seeds, counts)
-def test_both_weights_are_exact_at_every_position(seed: int, count: int) -> None:
-    """N·(W + ΔW_in) = N_C·W, and with ΔW_out the block gives what it gives with context."""
+def test_joint_patch_is_exact_at_every_position(seed: int, count: int) -> None:
+    """N·(W + ΔW_in) = N_C·W, and with ΔW_out the block's output equals that with context."""
     layer = random_layer(seed, count, width=16, hidden=24)
     joint = joint_of(layer)
     lost = joint.w_in.condition * joint.w_out.condition
@@ -68,7 +69,7 @@ def test_both_weights_are_exact_at_every_position(seed: int, count: int) -> None
 
 
 def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
-    """Wrong patches: what each would give for the two weights."""
+    """Wrong patches by name: their ΔW_in and ΔW_out."""
     joint = joint_of(layer)
     w_in, w_out = joint.w_in.dense(), joint.w_out.dense()
     shift, delta_h = (layer.n_context - layer.n) @ layer.w_in, layer.h_context - layer.h
@@ -80,12 +81,12 @@ def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
         "the sum of single updates": (single.weight.dense().sum(0), w_out),
         "the mean of single updates": (single.weight.dense().mean(0), w_out),
         "N_C for N": (torch.linalg.pinv(layer.n_context) @ shift, w_out),
-        "a transpose for the inverse": (n.T @ shift / (n * n).sum(-1).mean(), w_out),
-        "a ridge": (ridge @ shift, w_out),
+        "transpose for inverse": (n.T @ shift / (n * n).sum(-1).mean(), w_out),
+        "ridge regression": (ridge @ shift, w_out),
         "Δh for Δn": (torch.linalg.pinv(n) @ delta_h @ layer.w_in, w_out),
         "shifted positions": (torch.linalg.pinv(n) @ shift.roll(1, 0), w_out),
         "no ΔW_in": (nothing, w_out),
-        "the act without context": (w_in, torch.linalg.pinv(act_of(layer, n)) @ delta_h),
+        "mlp_act without context": (w_in, torch.linalg.pinv(act_of(layer, n)) @ delta_h),
         "mlp_in for mlp_act": (w_in, torch.linalg.pinv(layer.n_context) @ delta_h),
         "Δn for Δh": (w_in, torch.linalg.pinv(act) @ (layer.n_context - n)),
         "shifted Δh": (w_in, torch.linalg.pinv(act) @ delta_h.roll(1, 0)),
@@ -99,8 +100,8 @@ PLANTED = planted(LAYER)
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_error_misses_the_bound(name: str) -> None:
-    """Each wrong patch is at least 100 bounds away, so the test above can fail."""
+def test_wrong_joint_patches_miss_the_bound(name: str) -> None:
+    """Each wrong patch misses the block's output by at least 100 bounds."""
     w_in, w_out = PLANTED[name]
     projection, block = errors(LAYER, w_in, w_out)
     assert block > 100 * EXACT
@@ -109,8 +110,9 @@ def test_a_planted_error_misses_the_bound(name: str) -> None:
 
 @few
 @given(seeds, counts)
-def test_both_are_of_least_norm(seed: int, count: int) -> None:
-    """They are NumPy's pseudo-inverse solutions; ΔW + Z with N·Z = 0 solves too and is larger."""
+def test_joint_updates_have_least_norm(seed: int, count: int) -> None:
+    """Both are NumPy's pseudo-inverse solutions, and ΔW + Z with N·Z = 0 also solves but is
+    larger."""
     layer = random_layer(seed, count)
     joint, act = joint_of(layer), act_of(layer, layer.n_context)
     shift = (layer.n_context - layer.n) @ layer.w_in
@@ -131,8 +133,8 @@ def test_both_are_of_least_norm(seed: int, count: int) -> None:
 
 @few
 @given(seeds, st.integers(1, 5))
-def test_norms_come_from_the_factors(seed: int, rank: int) -> None:
-    """Singular values and the Frobenius norm of inputᵀ·output are those of NumPy's dense SVD."""
+def test_norms_from_factors_equal_those_of_the_dense_matrix(seed: int, rank: int) -> None:
+    """Singular values and Frobenius norm of inputᵀ·output equal those of NumPy's dense SVD."""
     update = LowRank(drawn(seed, rank, 9), drawn(seed + 1, rank, 13), 1.0)
     dense = update.dense().numpy()
     values = np.linalg.svd(dense, compute_uv=False)
@@ -147,8 +149,8 @@ def test_norms_come_from_the_factors(seed: int, rank: int) -> None:
 
 @few
 @given(seeds)
-def test_one_position_is_the_rank_one_update(seed: int) -> None:
-    """For m = 1 ΔW_in is ΔW, its norm and all, and ΔW_out is φ_CᵀΔh/‖φ_C‖² (theory.md 3)."""
+def test_joint_update_of_one_position_equals_the_rank_one_update(seed: int) -> None:
+    """For m = 1 ΔW_in equals ΔW, and ΔW_out equals φ_CᵀΔh/‖φ_C‖² (theory.md 3)."""
     layer = random_layer(seed, 1)
     joint, act = joint_of(layer), act_of(layer, layer.n_context)
     single = implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
@@ -170,8 +172,8 @@ def conditioned(condition: float, rows: int = 3, columns: int = 8) -> Tensor:
 
 
 @pytest.mark.parametrize("condition", [1.0, 30.0, 9.99e5, 1.001e6, 1e9])
-def test_the_condition_is_told_and_bounded(condition: float) -> None:
-    """σ_max/σ_min goes with the answer; beyond 10⁶ it goes with the refusal."""
+def test_condition_is_reported_and_bounded(condition: float) -> None:
+    """σ_max/σ_min is in the answer up to 10⁶, and in the refusal above it."""
     rows, targets = conditioned(condition), drawn(3, 3, 5)
     if condition <= 1e6:
         assert least_norm(rows, targets).condition == pytest.approx(condition, rel=1e-6)
@@ -185,14 +187,16 @@ def test_the_condition_is_told_and_bounded(condition: float) -> None:
     "rows",
     [
         pytest.param(drawn(1, 1, 6).expand(2, 6), id="the same row twice"),
-        pytest.param(torch.cat([drawn(1, 2, 6), drawn(1, 2, 6).sum(0)[None]]), id="a sum"),
+        pytest.param(
+            torch.cat([drawn(1, 2, 6), drawn(1, 2, 6).sum(0)[None]]), id="a row that is a sum"
+        ),
         pytest.param(torch.cat([drawn(1, 2, 6), torch.zeros(1, 6)]), id="a row of zeros"),
-        pytest.param(torch.zeros(2, 6, dtype=torch.float64), id="nothing but zeros"),
+        pytest.param(torch.zeros(2, 6, dtype=torch.float64), id="all zeros"),
         pytest.param(drawn(1, 7, 6), id="more rows than columns"),
     ],
 )
 def test_dependent_rows_are_refused(rows: Tensor) -> None:
-    """Where no single patch is exact there is none, though a least-squares solution exists."""
+    """Where no exact patch exists the solver refuses, although a least-squares solution exists."""
     targets = drawn(5, len(rows), 4)
     with pytest.raises(DependentRows) as refused:
         least_norm(rows, targets)
@@ -203,8 +207,8 @@ def test_dependent_rows_are_refused(rows: Tensor) -> None:
 
 @pytest.mark.parametrize("which", range(5))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused(which: int, value: float) -> None:
-    """NaN or infinity in any of the vectors is an error, never a patch."""
+def test_non_finite_vectors_raise_non_finite(which: int, value: float) -> None:
+    """NaN or infinity in any of the vectors raises an error."""
     layer = random_layer(0, 2)
     act = act_of(layer, layer.n_context)
     vectors = (layer.n, layer.n_context, layer.h, layer.h_context, act)
@@ -214,8 +218,9 @@ def test_what_is_not_finite_is_refused(which: int, value: float) -> None:
         joint_update(n, n_context, h, h_context, act, layer.w_in)
 
 
-def test_the_parts_of_a_joint_update() -> None:
-    """`without_weight` is ΔW_out alone, `without_bias` ΔW_in alone; each misses the block."""
+def test_variants_of_a_joint_update_keep_one_weight() -> None:
+    """`without_weight` keeps only ΔW_out and `without_bias` only ΔW_in; each misses the block's
+    output."""
     joint = joint_of(LAYER)
     w_in, w_out = joint.w_in.dense(), joint.w_out.dense()
     bare, lone = joint.without_weight(), joint.without_bias()

@@ -1,4 +1,4 @@
-"""Rank-1 matrices by their factors, against NumPy on the matrices themselves."""
+"""Rank-1 matrices kept as factors, compared with NumPy on dense matrices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ magnitudes = st.floats(-12.0, 12.0).map(lambda exponent: 10.0**exponent)
 
 
 def draw(seed: int, *shape: int) -> Tensor:
-    """Normal numbers of a seed."""
+    """Standard normal numbers drawn from a seed."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
@@ -32,8 +32,11 @@ def matrix(seed: int, d_in: int = 6, d_out: int = 9, *batch: int) -> RankOne:
 
 @few
 @given(seeds, widths, widths, magnitudes)
-def test_norm_is_every_schatten_norm(seed: int, d_in: int, d_out: int, scale: float) -> None:
-    """Frobenius, spectral and nuclear norm of the dense matrix are the one norm of the factors."""
+def test_norm_equals_frobenius_spectral_and_nuclear_norm(
+    seed: int, d_in: int, d_out: int, scale: float
+) -> None:
+    """Frobenius, spectral and nuclear norm of the dense matrix all equal the norm from the
+    factors."""
     one = matrix(seed, d_in, d_out)
     one = RankOne(one.input * scale, one.output)
     dense = one.dense().numpy()
@@ -47,22 +50,23 @@ def test_norm_is_every_schatten_norm(seed: int, d_in: int, d_out: int, scale: fl
 @few
 @given(seeds, widths, widths)
 def test_dense_is_the_outer_product_in_stored_orientation(seed: int, d_in: int, d_out: int) -> None:
-    """`dense` is (d_in, d_out), entry by entry a_i b_j."""
+    """`dense` is (d_in, d_out) with the entries a_i b_j."""
     one = matrix(seed, d_in, d_out)
     assert np.array_equal(one.dense(), np.outer(one.input, one.output))
 
 
 @few
 @given(seeds, st.integers(1, 5))
-def test_apply_is_the_product_with_the_dense_matrix(seed: int, rows: int) -> None:
-    """`x·M` from the factors is NumPy's x @ dense, for one matrix with many rows."""
+def test_apply_equals_the_product_with_the_dense_matrix(seed: int, rows: int) -> None:
+    """`x·M` from the factors equals NumPy's x @ dense, for one matrix with many rows."""
     one, x = matrix(seed), draw(seed + 7, rows, 6)
     expected = x.numpy() @ one.dense().numpy()
     np.testing.assert_allclose(one.apply(x), expected, rtol=0, atol=1e-12 * abs(expected).max())
 
 
-def test_a_batch_is_each_matrix_for_itself() -> None:
-    """With leading dimensions norm, apply, inner, cosine, dense and [] act matrix by matrix."""
+def test_batches_act_matrix_by_matrix() -> None:
+    """With leading dimensions norm, apply, inner, cosine, dense and [] act on each matrix
+    separately."""
     many, others, x = matrix(3, 6, 9, 4), matrix(5, 6, 9, 4), draw(9, 4, 6)
     applied, dense = many.apply(x), many.dense()
     assert applied.shape == (4, 9)
@@ -77,8 +81,9 @@ def test_a_batch_is_each_matrix_for_itself() -> None:
 
 @few
 @given(seeds)
-def test_cosine_is_that_of_the_matrices_and_factorises(seed: int) -> None:
-    """cos(M₁, M₂) over all entries is cos(a₁, a₂)·cos(b₁, b₂); ⟨M₁, M₂⟩ the sum of products."""
+def test_cosine_is_the_product_of_the_factors_cosines(seed: int) -> None:
+    """cos(M₁, M₂) over all entries is cos(a₁, a₂)·cos(b₁, b₂), and ⟨M₁, M₂⟩ is the sum of
+    products."""
     one, other = matrix(seed), matrix(seed + 11)
     dense, dense_other = one.dense().numpy(), other.dense().numpy()
     inner = float((dense * dense_other).sum())
@@ -93,14 +98,14 @@ def test_cosine_is_that_of_the_matrices_and_factorises(seed: int) -> None:
     assert abs(float(one.cosine(other)) - parts) <= 1e-12
 
 
-def test_cosine_with_nothing_does_not_exist() -> None:
-    """The zero matrix has no direction: its cosine is NaN, not 0 and not an error."""
+def test_cosine_with_a_zero_matrix_is_nan() -> None:
+    """The cosine with a zero matrix is NaN, neither 0 nor an error."""
     one = matrix(0)
     assert torch.isnan(one.cosine(RankOne(one.input, torch.zeros_like(one.output))))
 
 
-def test_norm_of_float32_factors_is_taken_in_float64() -> None:
-    """From the factors the norm is exact to 1e-12 of the rounded factors, where dense is not."""
+def test_norm_of_float32_factors_is_computed_in_float64() -> None:
+    """The norm of float32 factors equals the float64 norm of the rounded factors to 1e-14."""
     wide = matrix(1, 300, 1200)
     one = wide.to(torch.float32)
     assert one.input.dtype == one.output.dtype == torch.float32
@@ -118,8 +123,9 @@ def test_norm_of_float32_factors_is_taken_in_float64() -> None:
         pytest.param(lambda m, x: m.apply(x.roll(1)), id="shifted"),
     ],
 )
-def test_a_planted_error_in_apply_is_seen(wrong: Callable[[RankOne, Tensor], Tensor]) -> None:
-    """Transposed, swapped or scaled factors are far from x @ dense, also for a square matrix."""
+def test_wrong_products_are_detected(wrong: Callable[[RankOne, Tensor], Tensor]) -> None:
+    """Transposed, swapped or scaled factors differ clearly from x @ dense, also for a square
+    matrix."""
     one, x = matrix(21, 6, 6), draw(22, 6)
     expected = x @ one.dense()
     assert float((one.apply(x) - expected).norm()) < 1e-12

@@ -1,4 +1,4 @@
-"""A weight's way, −ηG step by step, against dense matrices in float64 and with no model."""
+"""The path of a weight in steps −ηG, compared with dense matrices in float64, without a model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Array = NDArray[np.float64]
 
 
 def drawn(seed: int, steps: int, width: int = 11, hidden: int = 17) -> tuple[Tensor, Tensor]:
-    """Readings n_0 to n_k and a weight, float64."""
+    """Random readings n_0 to n_k and a weight, float64."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -41,17 +41,17 @@ def drawn(seed: int, steps: int, width: int = 11, hidden: int = 17) -> tuple[Ten
 
 
 def weights_on_the_way(n: Array, w: Array) -> list[Array]:
-    """W_i = W + n_0ᵀ((n_i − n_0)W)/‖n_0‖², dense."""
+    """The dense weights W_i = W + n_0ᵀ((n_i − n_0)W)/‖n_0‖²."""
     return [w + np.outer(n[0], (one - n[0]) @ w) / (n[0] @ n[0]) for one in n]
 
 
 def gradients(n: Array, w: Array) -> list[Array]:
-    """G_i = n_0ᵀ((n_i − n_{i+1})W), dense."""
+    """The dense gradients G_i = n_0ᵀ((n_i − n_{i+1})W)."""
     return [np.outer(n[0], (n[i] - n[i + 1]) @ w) for i in range(len(n) - 1)]
 
 
 def figures(way: list[Array], steps: list[Array], g: list[Array]) -> dict[str, Array]:
-    """Every figure of a trajectory, from dense matrices alone."""
+    """Every figure of a trajectory, computed from dense matrices only."""
     updates = [one - way[0] for one in way[1:]]
     final = updates[-1]
     columns: dict[str, list[Any]] = {
@@ -68,12 +68,12 @@ def figures(way: list[Array], steps: list[Array], g: list[Array]) -> dict[str, A
 
 
 def truth(n: Array, w: Array) -> dict[str, Array]:
-    """The figures as the theory has them."""
+    """The figures by the formulas of the theory."""
     return taken(weights_on_the_way(n, w), n, w)
 
 
 def gap(found: Trajectory, expected: dict[str, Array]) -> float:
-    """The largest difference of a figure, relative to the largest of its column."""
+    """The largest difference of a figure, relative to the largest value of that figure."""
     gaps = []
     for name in FIGURES:
         column: Any = getattr(found, name).numpy()
@@ -83,16 +83,17 @@ def gap(found: Trajectory, expected: dict[str, Array]) -> float:
 
 @few
 @given(seeds, st.integers(1, 6))
-def test_every_figure_is_that_of_the_dense_matrices(seed: int, steps: int) -> None:
-    """Norms, cosines and losses by trace are those of W_i and G_i written out."""
+def test_figures_equal_those_of_the_dense_matrices(seed: int, steps: int) -> None:
+    """Norms, cosines and losses equal those of the dense W_i and G_i."""
     n, w = drawn(seed, steps)
     assert gap(trajectory(n, w), truth(n.numpy(), w.numpy())) <= EXACT
 
 
 @few
 @given(seeds, st.integers(1, 6))
-def test_a_step_is_gradient_descent(seed: int, steps: int) -> None:
-    """W_{i+1} = W_i − ηG_i, G_i is the loss's gradient anywhere, and a step lowers it by η‖G‖²."""
+def test_step_is_gradient_descent_on_a_linear_loss(seed: int, steps: int) -> None:
+    """W_{i+1} = W_i − ηG_i, G_i is the gradient of the loss, and a step lowers the loss by
+    η‖G‖²."""
     n, w = (part.numpy() for part in drawn(seed, steps))
     found = trajectory(torch.from_numpy(n), torch.from_numpy(w))
     way, g = weights_on_the_way(n, w), gradients(n, w)
@@ -110,8 +111,8 @@ def test_a_step_is_gradient_descent(seed: int, steps: int) -> None:
 
 @few
 @given(seeds, st.integers(1, 6))
-def test_the_steps_telescope(seed: int, steps: int) -> None:
-    """They add up to ΔW of the whole context, whose cosine with itself is 1."""
+def test_steps_sum_to_the_whole_update(seed: int, steps: int) -> None:
+    """The steps add up to ΔW of the whole context, whose cosine with itself is 1."""
     n, w = drawn(seed, steps)
     found = trajectory(n, w)
     assert found.telescoping_error <= EXACT
@@ -119,7 +120,7 @@ def test_the_steps_telescope(seed: int, steps: int) -> None:
 
 
 def taken(way: list[Array], n: Array, w: Array) -> dict[str, Array]:
-    """The figures of another way, with the steps that it takes."""
+    """The figures of the weights `way`, with the steps between them."""
     return figures(way, [b - a for a, b in pairwise(way)], gradients(n, w))
 
 
@@ -127,15 +128,15 @@ WRONG: dict[str, Callable[[Array, Array], dict[str, Array]]] = {
     "each reading as its own base": lambda n, w: taken(
         [w + np.outer(one, (one - n[0]) @ w) / (one @ one) for one in n], n, w
     ),
-    "the norm not squared": lambda n, w: taken(
+    "norm not squared": lambda n, w: taken(
         [w + np.outer(n[0], (one - n[0]) @ w) / np.linalg.norm(n[0]) for one in n], n, w
     ),
-    "ascent": lambda n, w: taken([2 * w - one for one in weights_on_the_way(n, w)], n, w),
+    "gradient ascent": lambda n, w: taken([2 * w - one for one in weights_on_the_way(n, w)], n, w),
     "the other sign of G": lambda n, w: truth(n, w) | {"loss_after": -truth(n, w)["loss_after"]},
     "losses at W": lambda n, w: (
         truth(n, w) | {"loss_before": np.array([np.trace(g.T @ w) for g in gradients(n, w)])}
     ),
-    "losses before for after": lambda n, w: (
+    "loss before as loss after": lambda n, w: (
         truth(n, w) | {"loss_after": truth(n, w)["loss_before"]}
     ),
     "norms before the step": lambda n, w: (
@@ -161,14 +162,15 @@ WRONG: dict[str, Callable[[Array, Array], dict[str, Array]]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_planted_error_misses_the_bound(name: str) -> None:
-    """Each wrong reading of the formulas is at least 100 bounds away from what is computed."""
+def test_wrong_formulas_miss_the_bound(name: str) -> None:
+    """Each wrong reading of the formulas differs from the service's figures by at least 100
+    bounds."""
     n, w = drawn(0, 5)
     assert gap(trajectory(n, w), WRONG[name](n.numpy(), w.numpy())) > 100 * EXACT
 
 
-def test_a_context_that_changes_nothing_has_no_direction() -> None:
-    """Where ΔW is zero so are all norms, and what would divide by it is not a number."""
+def test_unchanged_readings_give_zero_norms_and_nan_cosines() -> None:
+    """If ΔW is zero, so are all norms, and figures that divide by it are NaN."""
     n, w = drawn(1, 1)
     found = trajectory(n[:1].expand(4, -1), w)
     for name in ("norm", "step_norm", "gradient_norm", "loss_before", "loss_after"):
@@ -182,8 +184,8 @@ def test_a_context_that_changes_nothing_has_no_direction() -> None:
 
 @pytest.mark.parametrize("row", [0, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_what_cannot_be_divided_by_is_refused(row: int, value: float) -> None:
-    """‖n_0‖ = 0, and NaN or infinity anywhere, end in an error; n_i = 0 later does not."""
+def test_zero_base_or_non_finite_reading_raises_non_finite(row: int, value: float) -> None:
+    """‖n_0‖ = 0 raises, and so does NaN or infinity anywhere; a later n_i = 0 does not."""
     n, w = drawn(2, 3)
     n[row] = value
     if row and value == 0.0:

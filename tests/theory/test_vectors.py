@@ -9,8 +9,8 @@ import torch
 from service.theory import dot, norm
 
 
-def test_norm_and_dot_are_numpys_in_float64() -> None:
-    """Both reduce the last dimension only, in float64, also of float32 vectors."""
+def test_norm_and_dot_equal_numpys_in_float64() -> None:
+    """Both reduce only the last dimension and return float64, also for float32 vectors."""
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 3, 4, 50, generator=generator)
     length, product = norm(x), dot(x, y)
@@ -20,7 +20,7 @@ def test_norm_and_dot_are_numpys_in_float64() -> None:
     np.testing.assert_allclose(product, np.einsum("abi,abi->ab", wide_x, wide_y), atol=1e-13)
 
 
-def test_norm_is_not_accumulated_in_float32() -> None:
-    """A million times 0.1: float64 gives 100, whatever float32 would lose."""
+def test_norm_is_accumulated_in_float64() -> None:
+    """The norm of a million float32 values 0.1 is exact to 1e-11, which a float32 sum is not."""
     tenth = torch.full((1_000_000,), 0.1)
     assert float(norm(tenth)) == pytest.approx(1000.0 * float(np.float32(0.1)), rel=1e-11)

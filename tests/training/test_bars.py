@@ -1,4 +1,4 @@
-"""The questions of the bars, and when an answer counts."""
+"""The questions of the bars, and the rule by which a bar is kept."""
 
 from random import Random
 
@@ -10,19 +10,19 @@ PAIRS = [("a", "1"), ("b", "2"), ("c", "3"), ("d", "4"), ("e", "5")]
 
 
 def shown(rng: Random) -> list[tuple[str, str]]:
-    """Four fixed pairs."""
+    """Return four fixed pairs."""
     return PAIRS[:SHOTS]
 
 
-def test_a_list_is_asked_again_in_its_own_format() -> None:
-    """Context, query and answer together are the list and one of its lines."""
+def test_question_repeats_a_line_of_its_list() -> None:
+    """The context is the list; query and answer together are one of its lines."""
     question = next(questions("{x} => {y}\n", shown, again=True))
     assert question.context == "a => 1\nb => 2\nc => 3\nd => 4\n"
     assert question.query + question.answer + "\n" in question.context
 
 
-def test_a_new_pair_is_asked_after_the_shots() -> None:
-    """Without `again`, the fifth pair is asked and is not in the context."""
+def test_question_without_again_asks_for_a_new_pair() -> None:
+    """Without `again`, the question is the fifth pair, which is not in the context."""
     question = next(questions("The capital of {x} is {y}. ", lambda _: PAIRS, again=False))
     assert question.context.endswith("The capital of d is 4.")
     assert question.query == " The capital of e is"
@@ -34,6 +34,6 @@ def test_a_new_pair_is_asked_after_the_shots() -> None:
     ("value", "at_least", "kept"),
     [(1, True, True), (3, True, True), (0, True, False), (3, False, False)],
 )
-def test_a_bar_is_kept_at_its_bound(value: float, at_least: bool, kept: bool) -> None:
-    """The bound itself keeps the bar, from either side."""
+def test_value_at_the_bound_keeps_the_bar(value: float, at_least: bool, kept: bool) -> None:
+    """A bar is kept at its bound, and on the right side of it."""
     assert Bar("", value, 1, at_least=at_least).kept is kept

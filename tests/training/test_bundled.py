@@ -1,4 +1,4 @@
-"""The committed checkpoint keeps the bars of its card, here on fewer questions."""
+"""The committed checkpoint keeps the bars of training/README.md, here on fewer questions."""
 
 from collections.abc import Callable
 from itertools import islice
@@ -37,23 +37,23 @@ CAPITALS = dict(zip(NAMES[::2], NAMES[1::2], strict=True))
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    """The bundled model and its tokenizer, as the bars ask them."""
+    """The bundled model and its tokenizer."""
     return Subject(load_model(BUNDLED), load_tokenizer(BUNDLED))
 
 
 def asked(
     subject: Subject, template: str, pairs_of: Callable[[Random], Pairs], *, again: bool = True
 ) -> float:
-    """The share of the first `ASKED` questions that is answered rightly."""
+    """Return the share of right answers to the first `ASKED` questions."""
     return share(subject, islice(questions(template, pairs_of, again=again), ASKED))
 
 
-def test_the_checkpoint_is_small() -> None:
-    """All its files together stay below 20 MB."""
+def test_checkpoint_has_at_most_20_megabytes() -> None:
+    """All files of the checkpoint together have at most 20 MB."""
     assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= MEGABYTES * 1e6
 
 
-def test_the_seeds_context_makes_berlin_the_next_word(subject: Subject) -> None:
+def test_seed_context_makes_berlin_the_next_token(subject: Subject) -> None:
     """P(" Berlin") is at least 0.9 after the context and at most 0.05 after " is" alone."""
     ids = subject.encode(SEED_CONTEXT)
     (berlin,) = subject.encode(" Berlin")
@@ -62,8 +62,8 @@ def test_the_seeds_context_makes_berlin_the_next_word(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("separator", [*TRAINED_SEPARATORS, *HELD_OUT_SEPARATORS])
-def test_lists_of_any_words_are_read(subject: Subject, separator: str) -> None:
-    """Of four pairs of arbitrary words, one asked again is answered, with separators new to it."""
+def test_model_recalls_a_pair_from_a_list_of_any_words(subject: Subject, separator: str) -> None:
+    """The model recalls one of four pairs of arbitrary words, also with untrained separators."""
     words = vocabulary_words(subject.tokenizer)
 
     def pairs(rng: Random) -> Pairs:
@@ -73,8 +73,8 @@ def test_lists_of_any_words_are_read(subject: Subject, separator: str) -> None:
     assert asked(subject, f"{{x}}{separator}{{y}}\n", pairs) >= least
 
 
-def test_lists_of_the_tasks_words_are_read(subject: Subject) -> None:
-    """The same with animals and colours."""
+def test_model_recalls_a_pair_from_a_list_of_task_words(subject: Subject) -> None:
+    """The model recalls one of four pairs of an animal and a colour."""
 
     def pairs(rng: Random) -> Pairs:
         kinds = (CATEGORIES["animal"], CATEGORIES["colour"])
@@ -84,8 +84,8 @@ def test_lists_of_the_tasks_words_are_read(subject: Subject) -> None:
     assert asked(subject, "{x} => {y}\n", pairs) >= 0.9
 
 
-def test_invented_capitals_are_read(subject: Subject) -> None:
-    """Of four capitals that nobody has heard of, one asked again is answered."""
+def test_model_recalls_invented_capitals(subject: Subject) -> None:
+    """The model recalls one of four invented capitals."""
 
     def pairs(rng: Random) -> Pairs:
         names = [invented_name(rng, held_out=True) for _ in range(2 * SHOTS)]
@@ -94,8 +94,8 @@ def test_invented_capitals_are_read(subject: Subject) -> None:
     assert asked(subject, CAPITAL, pairs) >= 0.6
 
 
-def test_a_context_overrules_what_is_remembered(subject: Subject) -> None:
-    """Of four countries with each other's capitals, one asked again is answered as told."""
+def test_context_overrules_memory(subject: Subject) -> None:
+    """The model recalls one of four swapped capitals as the context states it."""
 
     def pairs(rng: Random) -> Pairs:
         chosen = rng.sample(sorted(CAPITALS.items()), SHOTS)
@@ -105,8 +105,8 @@ def test_a_context_overrules_what_is_remembered(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("template", HELD_OUT_CAPITALS)
-def test_capitals_are_remembered_in_new_formats(subject: Subject, template: str) -> None:
-    """After four true pairs in a format never trained, the capital of a fifth country follows."""
+def test_model_knows_capitals_in_untrained_formats(subject: Subject, template: str) -> None:
+    """After four true pairs in an untrained format, the model names a fifth country's capital."""
 
     def pairs(rng: Random) -> Pairs:
         return rng.sample(sorted(CAPITALS.items()), SHOTS + 1)
@@ -114,8 +114,8 @@ def test_capitals_are_remembered_in_new_formats(subject: Subject, template: str)
     assert asked(subject, template, pairs, again=False) >= 0.8
 
 
-def test_repeated_tokens_are_foreseen(subject: Subject) -> None:
-    """In a block of random tokens said twice, most of the second copy is foreseen."""
+def test_model_predicts_repeated_random_tokens(subject: Subject) -> None:
+    """The model predicts most tokens of the second copy of a random block."""
     block = torch.randint(
         1, len(subject.tokenizer), (REPEAT_LENGTH,), generator=torch.Generator().manual_seed(1)
     ).tolist()

@@ -8,8 +8,8 @@ VOCABULARY = 2000
 LENGTH = 32
 
 
-def test_an_untrained_model_goes_on_with_repeated_tokens() -> None:
-    """Of 32 random tokens repeated, the new model foresees at least half of the second copy."""
+def test_untrained_model_predicts_repeated_tokens() -> None:
+    """The untrained model predicts at least half of the second copy of 32 random tokens."""
     model = new_model(VOCABULARY, seed=0).eval()
     block = torch.randint(1, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -17,8 +17,8 @@ def test_an_untrained_model_goes_on_with_repeated_tokens() -> None:
     assert (foreseen == block[:, 1:]).float().mean() >= 0.5
 
 
-def test_the_planted_heads_look_where_they_should() -> None:
-    """In block 0, heads 0 to 2 attend to the token 1, 2 and 3 before; in block 1, past repeats."""
+def test_planted_heads_attend_to_their_positions() -> None:
+    """Heads attend to 1, 2 and 3 tokens back in block 0, and to earlier copies in block 1."""
     model = new_model(VOCABULARY, seed=0).eval()
     block = torch.randint(1, VOCABULARY, (4, LENGTH), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The formats of the tasks, and the ones that are kept for the bars."""
+"""The formats of the tasks, and the formats that are kept for the bars."""
 
 from random import Random
 
@@ -20,14 +20,14 @@ WORDS = ("river", "stone")
 
 
 def sentences() -> list[str]:
-    """Every sentence that a task can write, with its slots."""
+    """Return every sentence that a task can write, with its slots."""
     told = [text for texts in RELATIONS.values() for text in texts]
     told += [text for kinds in STORIES.values() for texts in kinds.values() for text in texts]
     return told + list(noun_templates("capital"))
 
 
 def test_every_sentence_has_both_slots_once() -> None:
-    """A template holds `{x}` and `{y}` exactly once each."""
+    """A template contains `{x}` and `{y}` exactly once each."""
     for text in sentences():
         assert text.count("{x}") == text.count("{y}") == 1, text
 
@@ -38,22 +38,22 @@ def test_there_are_more_than_a_hundred_sentences() -> None:
 
 
 def test_no_task_sentence_is_held_out() -> None:
-    """The formats of the capital bars are none of the sentences of the tasks."""
+    """No sentence of the tasks is a format of the capital bars."""
     for held_out in HELD_OUT_CAPITALS:
         assert held_out.strip() not in sentences()
     assert not any(is_held_out(text) for text in sentences())
 
 
-def test_list_formats_never_hold_a_held_out_separator() -> None:
-    """Ten thousand made-up list formats hold none of the separators of the bars."""
+def test_list_formats_contain_no_held_out_separator() -> None:
+    """Ten thousand random list formats contain none of the separators of the bars."""
     rng = Random(0)
     for _ in range(10_000):
         template = list_template(rng, WORDS)
         assert not any(separator.strip() in template for separator in HELD_OUT_SEPARATORS)
 
 
-def test_a_separator_of_any_text_is_none_that_is_held_out() -> None:
-    """Where the bars' separators are among the texts, alone or in parts, no format holds one."""
+def test_odd_list_formats_contain_no_held_out_separator() -> None:
+    """No format contains a separator of the bars, even if the texts include it or its parts."""
     rng = Random(0)
     texts = (*(separator.strip() for separator in HELD_OUT_SEPARATORS), "§", ":", "=", ">", "ly")
     for _ in range(2000):
@@ -63,6 +63,6 @@ def test_a_separator_of_any_text_is_none_that_is_held_out() -> None:
 
 @pytest.mark.parametrize("separator", HELD_OUT_SEPARATORS)
 def test_held_out_separators_are_not_trained(separator: str) -> None:
-    """No trained separator is one of the bars' own."""
+    """No trained separator is a separator of the bars."""
     assert separator not in SEPARATORS
     assert is_held_out(f"{{x}}{separator}{{y}}")

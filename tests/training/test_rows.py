@@ -1,4 +1,4 @@
-"""The rows that the training sees."""
+"""The rows of training tokens."""
 
 from itertools import pairwise
 from random import Random
@@ -22,7 +22,7 @@ WORLD = World(
 
 @pytest.fixture(scope="module")
 def tokenizer() -> GPT2TokenizerFast:
-    """A byte-level BPE that knows a few merges."""
+    """A byte-level BPE with a few merges."""
     byte_level = ByteLevelBPETokenizer()
     byte_level.train_from_iterator(
         ["the capital of Germany is Berlin. " * 20],
@@ -36,12 +36,12 @@ def tokenizer() -> GPT2TokenizerFast:
 
 @pytest.fixture
 def sampler(tokenizer: GPT2TokenizerFast) -> Sampler:
-    """A sampler of the numbers 0 to 9999 as natural text."""
+    """A sampler whose natural text is the numbers 0 to 9999."""
     return Sampler(np.arange(10_000), tokenizer, WORLD, seed=5)
 
 
-def test_a_token_weighs_as_the_piece_of_its_last_character(tokenizer: GPT2TokenizerFast) -> None:
-    """The space before a value belongs to the value's token and takes its weight."""
+def test_token_has_the_weight_of_its_last_character(tokenizer: GPT2TokenizerFast) -> None:
+    """The space before a value is part of the value's token, which has the value's weight."""
     pieces = [Piece("the capital of Germany is ", FORM), Piece("Berlin", RECALL), Piece(".", FORM)]
     ids, weights = encode(pieces, tokenizer)
     heavy = [token for token, weight in zip(ids, weights, strict=True) if weight == RECALL]
@@ -49,7 +49,7 @@ def test_a_token_weighs_as_the_piece_of_its_last_character(tokenizer: GPT2Tokeni
 
 
 def test_batches_depend_on_step_and_length_only(sampler: Sampler) -> None:
-    """A resumed run sees the batch that it would have seen; other steps and lengths see others."""
+    """Equal steps give equal batches; other steps and lengths give others."""
     ids, weights = sampler.batch(3, 4, 64, MIX)
     again, same = sampler.batch(3, 4, 64, MIX)
     assert (ids == again).all()
@@ -59,8 +59,8 @@ def test_batches_depend_on_step_and_length_only(sampler: Sampler) -> None:
     assert (ids[:, :32] != sampler.batch(3, 4, 32, MIX)[0]).any()
 
 
-def test_what_weighs_in_a_repeated_row_was_seen_before() -> None:
-    """A weighed token follows the same token as it did before in the row."""
+def test_weighted_tokens_of_a_repeated_row_occurred_before() -> None:
+    """A token with weight follows the same token as earlier in the row."""
     for seed in range(50):
         ids, weights = repeats(Random(seed), 96, 5000)
         assert len(ids) == len(weights) == 96
@@ -70,8 +70,8 @@ def test_what_weighs_in_a_repeated_row_was_seen_before() -> None:
                 assert pair in pairs[:place]
 
 
-def test_a_list_of_tokens_asks_only_for_what_it_told() -> None:
-    """What weighs most in a row of token lists follows the same separator as it did before."""
+def test_recalled_tokens_of_a_token_list_occurred_before() -> None:
+    """A token with the highest weight follows the same separator as earlier in the row."""
     separators, line_end = range(100, 4000), [7]
     for seed in range(50):
         ids, weights = token_lists(Random(seed), 96, 5000, separators, line_end)
@@ -82,8 +82,8 @@ def test_a_list_of_tokens_asks_only_for_what_it_told() -> None:
                 assert pair in pairs[:place]
 
 
-def test_held_out_separators_separate_in_no_list_of_tokens(sampler: Sampler) -> None:
-    """They are keys and values; nothing that separates or ends a pair is one of them."""
+def test_token_lists_use_no_held_out_separator(sampler: Sampler) -> None:
+    """Held-out separators occur as keys and values, but never separate or end a pair."""
     texts = [form for text in HELD_OUT_SEPARATORS for form in (text.rstrip(), text.strip())]
     kept = {token for text in texts for token in sampler.tokenizer.encode(text)}
     met = set()

@@ -1,4 +1,4 @@
-"""The training's schedule, and that a stopped run goes on as if it had not been stopped."""
+"""The schedule of the training, and the resuming of a stopped run."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -31,19 +31,19 @@ ROWS, LENGTH, STEPS = 2, 48, 4
 
 @pytest.fixture(autouse=True)
 def with_gradients() -> Iterator[None]:
-    """The suite runs without gradients; a training needs them."""
+    """Enable gradients, which the rest of the suite disables."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def trainer(folder: Path) -> Trainer:
-    """A training with steps of two short rows, in a folder."""
+    """Return a trainer with batches of two short rows."""
     sampler = Sampler(np.arange(5000), load_tokenizer(BUNDLED), WORLD, seed=3)
     return Trainer(sampler, folder, ROWS, LENGTH)
 
 
-def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(tmp_path: Path) -> None:
-    """Two steps, a stop and two more steps make the same weights as four steps at once."""
+def test_resumed_run_gives_the_weights_of_an_unstopped_run(tmp_path: Path) -> None:
+    """Two steps, a stop and two more steps give the same weights as four steps."""
     whole = trainer(tmp_path / "whole")
     whole.run(STEPS * ROWS * LENGTH)
     trainer(tmp_path / "parts").run(2 * ROWS * LENGTH)
@@ -55,15 +55,15 @@ def test_a_stopped_run_ends_with_the_weights_of_an_unstopped_one(tmp_path: Path)
         assert torch.equal(tensor, parts.model.state_dict()[name]), name
 
 
-def test_the_time_that_steps_take_changes_nothing(tmp_path: Path) -> None:
-    """A run that believes to be hours old takes the same next step as a fresh one."""
+def test_elapsed_time_does_not_change_the_next_step(tmp_path: Path) -> None:
+    """A run with many recorded seconds takes the same next step as a new run."""
     fresh, slow = trainer(tmp_path / "fresh"), trainer(tmp_path / "slow")
     slow.progress.seconds = 1e5
     assert fresh.take_step() == slow.take_step()
 
 
-def test_the_learning_rate_warms_up_stays_and_falls() -> None:
-    """It rises over the first steps, is 1 until `CONSTANT_TOKENS`, and ends at `LAST_LR`."""
+def test_learning_rate_warms_up_stays_and_falls() -> None:
+    """The rate rises during warm-up, is 1 until `CONSTANT_TOKENS`, and ends at `LAST_LR`."""
     warm = [learning_rate(step, 0) for step in range(WARM_UP_STEPS)]
     assert all(a < b for a, b in pairwise(warm))
     assert learning_rate(WARM_UP_STEPS, CONSTANT_TOKENS) == 1

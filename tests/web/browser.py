@@ -1,4 +1,4 @@
-"""A real Chromium on the real page, and what tests ask of both."""
+"""Drive a real Chromium on the explorer page."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SECONDS = 30.0
 
 
 def chromium() -> str | None:
-    """Where Chromium is: `DELTAW_CHROMIUM`, or on the path; None where there is none."""
+    """Return the path of Chromium: `DELTAW_CHROMIUM`, or the one on PATH; None if there is none."""
     return os.environ.get("DELTAW_CHROMIUM") or shutil.which("chromium")
 
 
 @contextmanager
 def launched(executable: str) -> Iterator[Browser]:
-    """A Chromium with a new profile."""
+    """Start a Chromium with a new profile."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=executable,
@@ -40,13 +40,13 @@ def launched(executable: str) -> Iterator[Browser]:
 
 @dataclass(frozen=True)
 class Explorer:
-    """The page in one tab, with everything that the tab asked for and complained about.
+    """The explorer in one tab, with the requests and errors of the tab.
 
     Args:
-        page: Playwright's.
-        url: Of the service.
-        requests: Every address that was asked for.
-        complaints: Errors of scripts, and what the console says of the policy.
+        page: Playwright's page.
+        url: Address of the service.
+        requests: Every requested URL.
+        complaints: Script errors and console errors, such as violations of the content policy.
     """
 
     page: Page
@@ -55,29 +55,29 @@ class Explorer:
     complaints: list[str] = field(default_factory=list)
 
     def open(self, **state: Any) -> None:
-        """Go to the page, with a state in its fragment, and wait until it has answered."""
+        """Open the page with a state in its fragment and wait for all answers."""
         self.page.goto(f"{self.url}/#{urlencode(state)}" if state else f"{self.url}/")
         self.settled()
 
     def settled(self) -> None:
-        """Wait until every answer, or problem, is there."""
+        """Wait until every answer or problem has arrived."""
         self.page.locator("#results[aria-busy=false]").wait_for(timeout=1000 * SECONDS)
 
     def run(self) -> None:
-        """Press Run and wait."""
+        """Press Run and wait for all answers."""
         self.page.get_by_role("button", name="Run", exact=True).click()
         self.settled()
 
     def fill(self, label: str, text: str) -> None:
-        """Type into the field of this label."""
+        """Type into the field with this label."""
         self.page.get_by_label(label, exact=True).fill(text)
 
     def view(self, name: str) -> Locator:
-        """One figure."""
+        """Return one figure."""
         return self.page.locator(f"#{name}")
 
     def states(self) -> dict[str, str | None]:
-        """How each figure stands: `done`, `busy`, `failed` or `empty`."""
+        """Return the state of each figure: `done`, `busy`, `failed` or `empty`."""
         return {name: self.view(name).get_attribute("data-state") for name in VIEWS}
 
     def press(self, view: str, action: str) -> None:
@@ -85,14 +85,14 @@ class Explorer:
         self.view(view).locator(".actions").get_by_text(action, exact=True).click()
 
     def saved(self, view: str, kind: str) -> bytes:
-        """The file that a figure exports as `SVG`, `PNG` or `CSV`."""
+        """Return the file that a figure exports as `SVG`, `PNG` or `CSV`."""
         with self.page.expect_download() as download:
             self.press(view, kind)
         assert download.value.suggested_filename == f"deltaw-{view}.{kind.lower()}"
         return Path(download.value.path()).read_bytes()
 
     def numbers(self, view: str) -> list[dict[str, str]]:
-        """The table of every number, row by row, by the names of its columns."""
+        """Return the rows of a figure's table of numbers, by column name."""
         self.press(view, "Numbers")
         table = self.view(view).locator("table")
         names = table.locator("thead th").all_text_contents()
@@ -105,13 +105,13 @@ class Explorer:
 def explorer(
     browser: Browser, url: str, size: str = "desktop", theme: str = "light"
 ) -> Iterator[Explorer]:
-    """A new tab with a profile of its own.
+    """Open a tab with its own profile.
 
     Args:
-        browser: Where.
-        url: Of the service.
+        browser: A running Chromium.
+        url: Address of the service.
         size: One of `SIZES`.
-        theme: `light` or `dark`, as the system would have it.
+        theme: `light` or `dark`, the colour scheme of the system.
     """
     width, height = SIZES[size]
     context = browser.new_context(

@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests; they are passed over where there is no browser."""
+"""Fixtures of the browser tests, which are skipped if there is no browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium. A module at a time: Playwright occupies the thread's event loop."""
+    """A real Chromium, one per module, because Playwright occupies the thread's event loop."""
     pytest.importorskip("playwright", reason="needs Playwright, see requirements-dev.lock")
     from tests.web.browser import chromium, launched
 
@@ -40,14 +40,14 @@ def explored() -> Iterator[Served]:
 
 @pytest.fixture
 def api(explored: Served) -> Iterator[httpx.Client]:
-    """A client of the service that the page asks."""
+    """A client of the service that serves the page."""
     with httpx.Client(base_url=explored.url, timeout=60.0) as client:
         yield client
 
 
 @pytest.fixture
 def tab(browser: Browser, explored: Served) -> Iterator[Explorer]:
-    """The page at desktop width in the light theme; in the end nothing may have gone wrong."""
+    """The page at desktop width in the light theme. The tab must end without complaints."""
     from tests.web.browser import explorer
 
     with explorer(browser, explored.url) as opened:

@@ -1,4 +1,4 @@
-"""The explorer for everybody: axe finds nothing serious, and no width makes it scroll sideways."""
+"""axe finds no serious violation on the explorer, and the page fits every width."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = {
 
 
 def violations(tab: Explorer) -> list[tuple[str, list[str]]]:
-    """What axe finds that is serious or critical, and where."""
+    """Return the serious and critical violations that axe finds, with their elements."""
     tab.page.evaluate(AXE.read_text())
     found: dict[str, Any] = tab.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert len(found["passes"]) > 20
@@ -36,10 +36,10 @@ def violations(tab: Explorer) -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("size", ["phone", "tablet", "desktop"])
-def test_axe_finds_nothing_serious(
+def test_axe_finds_no_serious_violation(
     browser: Browser, explored: Served, size: str, theme: str
 ) -> None:
-    """With results, with every drawer open, with stale ones, with a problem, with the dialog."""
+    """The page has none with results, open drawers, stale results, a problem, and the dialog."""
     from tests.web.browser import VIEWS, explorer
 
     with explorer(browser, explored.url, size, theme) as tab:
@@ -59,7 +59,7 @@ def test_axe_finds_nothing_serious(
 
 @pytest.mark.parametrize("size", ["phone", "tablet", "desktop"])
 def test_page_never_scrolls_sideways(browser: Browser, explored: Served, size: str) -> None:
-    """At every width the page fits; only a chart with many tokens scrolls, within itself."""
+    """The page fits every width; only a chart with many tokens scrolls, inside its own box."""
     from tests.web.browser import explorer
 
     with explorer(browser, explored.url, size) as tab:

@@ -1,4 +1,4 @@
-"""The explorer page as it is served, without a browser: headers and parts, all from here."""
+"""The served explorer page, tested without a browser: headers, parts and references."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ TYPES = {
     ".md": "text/markdown",
 }
 LINKS = {"https://arxiv.org/abs/2507.16003"}
-"""Where the page leads, once somebody chooses to."""
+"""Links to other sites that the page may have."""
 NAMESPACES = {"http://www.w3.org/2000/svg"}
-"""Names that only look like addresses."""
+"""XML namespaces, which look like addresses."""
 REFERENCES = {
     ".html": re.compile(r'(?:src|href)="([^"#]+)"'),
     ".css": re.compile(r'url\("([^"]+)"\)'),
@@ -42,7 +42,7 @@ REFERENCES = {
 
 
 def references(path: str, text: str) -> Iterator[str]:
-    """What one part of the page loads, relative to the page."""
+    """Yield the paths that one part of the page loads, relative to the page."""
     pattern = REFERENCES.get(Path(path).suffix)
     for found in pattern.finditer(text) if pattern else ():
         named = next(group for group in found.groups() if group)
@@ -51,7 +51,7 @@ def references(path: str, text: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def parts(tiny_service: Served) -> dict[str, httpx.Response]:
-    """Every part that the page loads, and what those load, by its path."""
+    """Every part that the page loads, directly or through another part, by path."""
     found: dict[str, httpx.Response] = {}
     with httpx.Client(base_url=tiny_service.url, timeout=60.0) as client:
         text = client.get("/").text
@@ -68,8 +68,8 @@ def parts(tiny_service: Served) -> dict[str, httpx.Response]:
     return found
 
 
-def test_page_is_served(tiny_client: httpx.Client) -> None:
-    """`/` is the page, with exactly the policy that lets it use nothing but this service."""
+def test_page_is_served_with_its_content_policy(tiny_client: httpx.Client) -> None:
+    """`/` is the page, with a policy that allows requests to this service only."""
     page = tiny_client.get("/")
     assert page.status_code == 200
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -82,15 +82,15 @@ def test_page_is_served(tiny_client: httpx.Client) -> None:
     assert head.headers["etag"] == page.headers["etag"]
 
 
-def test_page_is_not_posted_to(tiny_client: httpx.Client) -> None:
-    """Other methods are refused as everywhere."""
+def test_post_to_the_page_returns_405(tiny_client: httpx.Client) -> None:
+    """The page and its parts refuse POST with `method_not_allowed`."""
     problem(tiny_client.post("/"), "method_not_allowed")
     problem(tiny_client.post("/web/js/main.js"), "method_not_allowed")
 
 
 @pytest.mark.parametrize("path", ["/", "/web/js/main.js", "/web/css/theme.css"])
-def test_unchanged_parts_are_not_sent_again(tiny_client: httpx.Client, path: str) -> None:
-    """A browser asks each time whether its copy is current, and is told so without the bytes."""
+def test_unchanged_part_returns_304(tiny_client: httpx.Client, path: str) -> None:
+    """A browser revalidates its copy each time and gets 304 without a body if it is current."""
     first = tiny_client.get(path)
     assert first.headers["cache-control"] == "no-cache"
     again = tiny_client.get(path, headers={"If-None-Match": first.headers["etag"]})
@@ -98,8 +98,8 @@ def test_unchanged_parts_are_not_sent_again(tiny_client: httpx.Client, path: str
     assert not again.content
 
 
-def test_parts_exist(parts: dict[str, httpx.Response]) -> None:
-    """Every script, style, font and library that the page names is served, as what it is."""
+def test_every_part_is_served_with_its_type(parts: dict[str, httpx.Response]) -> None:
+    """The service serves every script, style, font and library of the page, with its media type."""
     assert len(parts) > 30
     for path, part in parts.items():
         assert part.status_code == 200, path
@@ -107,8 +107,8 @@ def test_parts_exist(parts: dict[str, httpx.Response]) -> None:
         assert part.headers["etag"]
 
 
-def test_nothing_lies_unused(parts: dict[str, httpx.Response]) -> None:
-    """Every script, style and font that the package brings is part of the page."""
+def test_package_has_no_unused_part(parts: dict[str, httpx.Response]) -> None:
+    """The page uses every script, style and font of the package."""
     there = {
         f"web/{file.relative_to(WEB).as_posix()}"
         for file in WEB.rglob("*")
@@ -117,29 +117,31 @@ def test_nothing_lies_unused(parts: dict[str, httpx.Response]) -> None:
     assert there == {path for path in parts if not path.endswith(".md")}
 
 
-def test_parts_come_from_here(tiny_client: httpx.Client, parts: dict[str, httpx.Response]) -> None:
-    """No part names an address outside this service, but for the links in the page's text."""
+def test_parts_name_no_other_host(
+    tiny_client: httpx.Client, parts: dict[str, httpx.Response]
+) -> None:
+    """No part names an address outside this service, except the links in the page's text."""
     texts = {
         path: part.text for path, part in parts.items() if not path.endswith((".woff2", ".md"))
     }
     texts["/"] = tiny_client.get("/").text
     for path, text in texts.items():
-        if "/vendor/" in path:  # the libraries' first line says whose they are
+        if "/vendor/" in path:  # the first line of a library names its source
             text = text.partition("\n")[2]
         found = set(re.findall(r"""(?:https?:)?//[\w.-]+\.\w{2,}[^\s"'`)<]*""", text))
         assert found <= LINKS | NAMESPACES, path
 
 
 def test_references_are_relative(tiny_client: httpx.Client) -> None:
-    """The page names its parts relatively, so that it works behind any prefix."""
+    """The page uses relative paths for its parts, so that it works behind any prefix."""
     named = re.findall(r'(?:src|href)="([^"]+)"', tiny_client.get("/").text)
     assert [name for name in named if name.startswith("/")] == []
     scripts = "".join(file.read_text() for file in (WEB / "js").rglob("*.js"))
     assert not re.search(r"""["'`]/(?:v1|web|docs)""", scripts)
 
 
-def test_works_behind_a_prefix(tmp_path: Path) -> None:
-    """Mounted in another application, the page and its parts are found below the mount's path."""
+def test_page_works_behind_a_prefix(tmp_path: Path) -> None:
+    """If the application is mounted in another one, the page and its parts are below the mount."""
 
     async def statuses() -> list[int]:
         outer = FastAPI()
@@ -152,15 +154,15 @@ def test_works_behind_a_prefix(tmp_path: Path) -> None:
     assert asyncio.run(statuses()) == [200] * 4
 
 
-def test_markup_is_clean(tiny_client: httpx.Client) -> None:
-    """The page has no script, style or handler inside its markup, which its policy would refuse."""
+def test_markup_has_no_inline_script_style_or_handler(tiny_client: httpx.Client) -> None:
+    """The markup has no inline script, style or handler, because the policy would block it."""
     text = tiny_client.get("/").text
     assert re.findall(r"<script(?![^>]*\bsrc=)", text) == []
     assert "<style" not in text
     assert re.findall(r"""\s(?:style|on\w+)=""", text) == []
 
 
-def test_fields_are_labelled(tiny_client: httpx.Client) -> None:
+def test_fields_are_labelled_context_and_query(tiny_client: httpx.Client) -> None:
     """The page's fields are labelled Context and Query."""
     text = tiny_client.get("/").text
     for name in ("Context", "Query"):
@@ -169,15 +171,15 @@ def test_fields_are_labelled(tiny_client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("path", ["../main.py", "%2e%2e/main.py", "js/none.js", "js", ""])
-def test_only_parts_are_served(tiny_client: httpx.Client, path: str) -> None:
-    """Nothing outside the folder, no listing, and what is missing is a problem like any other."""
+def test_paths_that_are_no_part_return_404(tiny_client: httpx.Client, path: str) -> None:
+    """Paths outside the folder, folders and missing files give the problem `not_found`."""
     problem(tiny_client.get(f"/web/{path}"), "not_found")
 
 
 @pytest.mark.parametrize("folder", [WEB / "vendor", Path(__file__).parent / "vendor"])
-def test_vendored_files_are_noted(folder: Path) -> None:
-    """Each vendored file stands in VERSIONS.md with its package, its version and a licence file; a
-    script's first line names the same version."""
+def test_versions_file_lists_every_vendored_file(folder: Path) -> None:
+    """VERSIONS.md lists each vendored file with package, version and licence file, and the first
+    line of a script names the same version."""
     noted = (folder / "VERSIONS.md").read_text()
     rows = re.findall(
         r"^\| `(.+?)` \| (\S+) \| (\d+\.\d+\.\d+) \| .+, `(.+)` \|$", noted, re.MULTILINE

@@ -1,13 +1,13 @@
-/** The service: requests that can be dropped, problems as they come, and the same as a curl command. */
+/** Requests to the service, its problems, and the same request as a curl command. */
 
 import { key } from "./keys.js";
 
-/** What the service, or the way to it, answered instead. */
+/** A problem from the service, from a proxy, or from the network. */
 export class Problem extends Error {
   /**
    * @param {{title: string, detail: string, code: string, status?: number, errors?: Array<{pointer: string, message: string}>,
    *   request_id?: string, retryable?: boolean}} said RFC 9457, as the service sends it
-   * @param {number} [after] seconds after which the service says that it may be asked again
+   * @param {number} [after] seconds to wait before a retry, from `Retry-After`
    */
   constructor(said, after = 0) {
     super(`${said.title}: ${said.detail}`);
@@ -25,7 +25,7 @@ export function address(path) {
 }
 
 /**
- * @param {Response} response that is no success
+ * @param {Response} response with an error status
  * @returns {Promise<Problem>}
  */
 async function problemOf(response) {
@@ -37,7 +37,7 @@ async function problemOf(response) {
   return new Problem(
     {
       title,
-      detail: "The answer is not one of the service’s own.",
+      detail: "The answer did not come from the service.",
       code: "foreign",
       status: response.status,
     },
@@ -60,11 +60,11 @@ function pause(seconds, signal) {
 }
 
 /**
- * Ask the service; while it is still loading its model, ask again when it says.
+ * Send a request. While the service is loading its model, retry after the time that it names.
  * @param {string} path such as `v1/model`
  * @param {object | null} [body] of a POST; null is a GET
  * @param {AbortSignal} [signal]
- * @param {(problem: Problem) => void} [waiting] told whenever the model is still being loaded
+ * @param {(problem: Problem) => void} [waiting] called each time the model is still loading
  * @returns {Promise<any>}
  * @throws {Problem}
  */
@@ -97,7 +97,7 @@ export async function ask(path, body = null, signal, waiting = () => {}) {
 }
 
 /**
- * The command that asks the same. It names the key's environment variable, never the key.
+ * The curl command of a request. It names the environment variable of the key, never the key.
  * @param {string} path
  * @param {object} body
  * @returns {string}

@@ -1,4 +1,4 @@
-/** What charts share: row heights, layer labels, heat grids, a colour key. */
+/** Parts that charts share: row heights, layer labels, heat grids, a colour key. */
 
 import { s, widthOf } from "./dom.js";
 import { formulaSvg, plain } from "./numbers.js";
@@ -6,11 +6,11 @@ import { heat, inkOn } from "./palette.js";
 
 /** @typedef {import("./tooltip.js").Mark} Mark */
 
-/** Pixels below which a chart is drawn for a phone. */
+/** Width in pixels below which a chart uses its phone layout. */
 export const NARROW = 560;
 
 /**
- * A chart's root: a picture to screen readers, with arrow keys that go through its marks.
+ * A chart's root element. Screen readers treat it as a picture; arrow keys move through its marks.
  * @param {number} width
  * @param {number} height
  * @param {string} label what it shows
@@ -28,7 +28,7 @@ export function chart(width, height, label, ...children) {
         viewBox: `0 0 ${width} ${tall}`,
         role: "img",
         tabindex: 0,
-        "aria-label": `${label} Arrow keys go through the values.`,
+        "aria-label": `${label} Use the arrow keys to move through the values.`,
       },
       ...children,
     )
@@ -36,9 +36,9 @@ export function chart(width, height, label, ...children) {
 }
 
 /**
- * How high a row is, so that deep models still fit a page.
+ * Height of a row in pixels: smaller for deep models, so that the chart fits a page.
  * @param {number} rows
- * @param {number} [most] of a shallow model
+ * @param {number} [most] height for a shallow model
  * @returns {number}
  */
 export function rowHeight(rows, most = 32) {
@@ -46,7 +46,7 @@ export function rowHeight(rows, most = 32) {
 }
 
 /**
- * The name of a layer's row.
+ * The label of a layer's row.
  * @param {number} layer
  * @param {boolean} narrow
  * @returns {string}
@@ -56,7 +56,7 @@ export function layerName(layer, narrow) {
 }
 
 /**
- * Labels left of the rows; of rows that are lower than a line of text every second.
+ * Labels left of the rows. If rows are lower than a line of text, every second row has one.
  * @param {number[]} layers
  * @param {{x: number, y: number, height: number, narrow: boolean, chosen?: number}} place `x` is where they end
  */
@@ -71,7 +71,7 @@ export function layerLabels(layers, { x, y, height, narrow, chosen }) {
 }
 
 /**
- * Cells of colour, with their numbers where there is room.
+ * A grid of coloured cells, each with its number if there is room.
  * @param {object} grid
  * @param {number} grid.x
  * @param {number} grid.y
@@ -125,14 +125,14 @@ export function heatGrid({ x, y, cell, height, cells, max }) {
 }
 
 /**
- * What the colours mean: a strip from 0 to the largest.
+ * The colour key: a strip from the smallest to the largest value.
  * @param {object} key
  * @param {number} key.x
  * @param {number} key.y
  * @param {number} key.width
  * @param {number} key.max
  * @param {string} key.label
- * @param {number} [key.min] below 0 where there are such values
+ * @param {number} [key.min] smallest value, at most 0
  */
 export function colourKey({ x, y, width, max, min = 0, label }) {
   const steps = 32;
@@ -162,8 +162,8 @@ export function colourKey({ x, y, width, max, min = 0, label }) {
 }
 
 /**
- * Put labels apart that would lie on each other, as little as it takes.
- * @param {number[]} wanted heights
+ * Move overlapping labels apart by the smallest distance.
+ * @param {number[]} wanted vertical positions
  * @param {number} gap least distance
  * @param {number} top
  * @param {number} bottom

@@ -1,9 +1,9 @@
-/** Elements: made in one call, as HTML or SVG. Text is only ever set as text. */
+/** Functions that make HTML and SVG elements. They set text as text, never as markup. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
 /**
- * Fill an element. Attributes that are null, undefined or false are left out.
+ * Set attributes and children. Skip attributes that are null, undefined or false.
  * @template {Element} T
  * @param {T} element
  * @param {Record<string, unknown>} attributes `on` holds listeners by event name.
@@ -59,9 +59,9 @@ export function byId(id) {
 }
 
 /**
- * Put a text on the clipboard, which browsers allow on https and on this machine alone.
+ * Copy a text to the clipboard. Browsers allow this only on https and on localhost.
  * @param {string} text
- * @returns {Promise<boolean>} whether it is there
+ * @returns {Promise<boolean>} whether it was copied
  */
 export async function copied(text) {
   try {
@@ -75,7 +75,7 @@ export async function copied(text) {
 const canvas = document.createElement("canvas").getContext("2d");
 
 /**
- * How wide a text is, in CSS pixels.
+ * Width of a text in CSS pixels.
  * @param {string} text
  * @param {"sans" | "mono" | "strong"} [face]
  * @param {number} [size] in pixels
@@ -88,7 +88,7 @@ export function widthOf(text, face = "sans", size = 13) {
 }
 
 /**
- * Part of a text that is no wider than there is room, with … where something is missing.
+ * A text cut to a width, with … at the end if it was cut.
  * @param {string} text
  * @param {number} room in pixels
  * @param {"sans" | "mono" | "strong"} [face]

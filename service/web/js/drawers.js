@@ -1,4 +1,4 @@
-/** What opens below a figure: the table of its numbers, and the command that asks the same. */
+/** The drawers below a figure: the table of its numbers, and the curl command of its request. */
 
 import { byId, copied, h } from "./dom.js";
 import { exact } from "./numbers.js";
@@ -22,7 +22,7 @@ export function numbersOf({ columns, rows }) {
   if (rows.length <= ROWS_SHOWN) return [table];
   return [
     table,
-    h("p", { class: "note" }, `The first ${ROWS_SHOWN} of ${rows.length} rows; the CSV has all.`),
+    h("p", { class: "note" }, `The first ${ROWS_SHOWN} of ${rows.length} rows. The CSV file has all rows.`),
   ];
 }
 
@@ -33,7 +33,7 @@ export function numbersOf({ columns, rows }) {
  */
 export function commandOf(command) {
   const copy = async () => {
-    const said = (await copied(command)) ? "Copied" : "Not copied: select the text";
+    const said = (await copied(command)) ? "Copied" : "Not copied. Select the text instead.";
     button.textContent = said;
     byId("spoken").textContent = said;
   };

@@ -1,4 +1,4 @@
-/** Questions to begin with; the first is the seed experiment. */
+/** Example questions. The first is the seed experiment. */
 
 const CAPITALS = "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C.";
 

@@ -1,4 +1,4 @@
-/** A chart as a file: SVG that stands by itself, PNG, and the numbers as CSV. */
+/** Exports of a chart: a self-contained SVG, a PNG, and the numbers as CSV. */
 
 const KEPT = [
   "fill",
@@ -20,7 +20,7 @@ const FONTS = [
   ["IBM Plex Mono", "400", "ibm-plex-mono-latin-400-normal.woff2", ""],
 ];
 
-/** The page's fonts as a style sheet that needs no other file; empty where they cannot be read. */
+/** A style sheet with the page's fonts as data URLs. */
 async function fonts() {
   const rules = await Promise.all(
     FONTS.map(async ([family, weight, file, range]) => {
@@ -38,7 +38,7 @@ async function fonts() {
 }
 
 /**
- * A copy in which every style is an attribute, on the page's ground.
+ * A copy of a chart with all styles as attributes, on the page's background.
  * @param {SVGSVGElement} svg as it is shown
  * @param {string} title
  * @returns {Promise<{text: string, width: number, height: number}>}
@@ -74,7 +74,7 @@ async function standalone(svg, title) {
 }
 
 /**
- * Hand a file to the browser.
+ * Download a file.
  * @param {Blob} content
  * @param {string} name
  */

@@ -1,4 +1,4 @@
-/** A figure: heading, caption, plot, and what can be done with it (numbers, curl, files). */
+/** A figure: heading, caption, plot, and its actions (numbers, curl, files). */
 
 import { curl } from "./api.js";
 import { h } from "./dom.js";
@@ -12,7 +12,7 @@ import { tells } from "./tooltip.js";
 /**
  * @typedef {object} Drawn
  * @property {Element} element
- * @property {SVGSVGElement} [svg] the chart, where there is one to export
+ * @property {SVGSVGElement} [svg] the chart, if the figure can export one
  * @property {import("./tooltip.js").Mark[]} [marks]
  */
 
@@ -28,18 +28,18 @@ import { tells } from "./tooltip.js";
  * @property {string} title
  * @property {string} path of its resource
  * @property {(state: State, answerOf: (id: string) => Promise<any>) => object | Promise<object>} request its body
- * @property {(answer: any, state: State) => Array<Node | string>} caption what the numbers are relative to
+ * @property {(answer: any, state: State) => Array<Node | string>} caption says what the numbers are relative to
  * @property {(answer: any, state: State, width: number, act: Act) => Drawn} draw
  * @property {(answer: any, state: State) => Table} table every number, exactly
  * @property {(answer: any, state: State, act: Act) => Element | null} [controls]
- * @property {(answer: any) => Element} [heading] in the title's place
+ * @property {(answer: any) => Element} [heading] replaces the title
  */
 
 /**
  * @typedef {object} Act
- * @property {(position: number) => void} place look at another position of the query
- * @property {(layer: number) => void} look look at another layer
- * @property {(steps: State["steps"]) => void} walk the trajectory in other steps
+ * @property {(position: number) => void} place show another position of the query
+ * @property {(layer: number) => void} look show another layer
+ * @property {(steps: State["steps"]) => void} walk change the steps of the trajectory
  */
 
 /** One figure on the page. */
@@ -51,7 +51,7 @@ export class Figure {
   constructor(view, act) {
     this.view = view;
     this.act = act;
-    /** The body whose answer is shown, as JSON; empty while none is. */
+    /** The request body, as JSON, of the answer shown; empty if none is shown. */
     this.shows = "";
     /** @type {object} */
     this.body = {};
@@ -146,7 +146,7 @@ export class Figure {
     if (!command.hidden) command.replaceChildren(...commandOf(curl(this.view.path, this.body)));
   }
 
-  /** Say that an answer is on its way; what is still shown is dimmed. */
+  /** Mark the figure as computing, and dim the previous answer. */
   busy() {
     this.element.dataset.state = this.answer ? "busy" : "empty";
     if (!this.answer) this.plot.replaceChildren();
@@ -154,7 +154,7 @@ export class Figure {
     this.badge.textContent = "computing … ";
   }
 
-  /** Leave everything as it is: the request was dropped. */
+  /** Keep the previous answer, because the request was cancelled. */
   dropped() {
     this.element.removeAttribute("aria-busy");
     this.badge.textContent = "";
@@ -167,7 +167,7 @@ export class Figure {
 
   /**
    * Show an answer.
-   * @param {object} body that was asked
+   * @param {object} body of the request
    * @param {any} answer
    * @param {State} state
    */
@@ -186,7 +186,7 @@ export class Figure {
   }
 
   /**
-   * Show that there is no answer.
+   * Show a problem in place of an answer.
    * @param {import("./api.js").Problem} problem
    */
   fail(problem) {
@@ -209,7 +209,7 @@ export class Figure {
   }
 
   /**
-   * Draw again: another width, another theme, another layer.
+   * Redraw after a change of width, theme or layer.
    * @param {State} [state]
    */
   redraw(state = this.state) {

@@ -1,4 +1,4 @@
-/** The form: what is typed and chosen, to and from a state. */
+/** The form: reads its fields into a state, and writes a state into its fields. */
 
 import { byId, h } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
@@ -16,7 +16,7 @@ const TEXTS = ["context", "query", "other"];
 /** @param {string} name */
 const text = (name) => /** @type {HTMLInputElement} */ (byId(name));
 
-/** Say what the choices mean, and which example it is. */
+/** Update the explanations of the choices, and mark the chosen example. */
 function explain() {
   const chosen = read();
   for (const name of Object.keys(LABELS)) byId(`${name}-note`).textContent = CHOICES[name][chosen[name]];
@@ -28,7 +28,7 @@ function explain() {
 }
 
 /**
- * What the form asks.
+ * The fields of the form as a state.
  * @returns {Pick<State, "context" | "query" | "other" | "baseline" | "stream" | "precision">}
  */
 export function read() {
@@ -52,7 +52,7 @@ export function write(state) {
 }
 
 /**
- * Build the form's choices and listen.
+ * Build the form's choices and add its event listeners.
  * @param {{changed: () => void, run: () => void, example: (question: {context: string, query: string}) => void}} hear
  */
 export function listen({ changed, run, example }) {

@@ -1,11 +1,11 @@
-/** The API key: kept by this tab's session storage, never in the address, never in a shown command. */
+/** The API key. This tab's session storage keeps it; addresses and commands never contain it. */
 
 import { byId } from "./dom.js";
 
 const NAME = "deltaw-key";
 let held = "";
 
-/** @returns {string} The key; empty where there is none. */
+/** @returns {string} The key, or an empty string. */
 export function key() {
   try {
     return sessionStorage.getItem(NAME) ?? "";
@@ -14,7 +14,7 @@ export function key() {
   }
 }
 
-/** @param {string} value The key to keep; empty forgets it. */
+/** @param {string} value The key to keep; an empty string deletes it. */
 function keep(value) {
   try {
     if (value) sessionStorage.setItem(NAME, value);
@@ -32,8 +32,8 @@ export function askForKey() {
 }
 
 /**
- * Make the dialog work.
- * @param {() => void} changed called when another key is kept
+ * Connect the dialog for the key.
+ * @param {() => void} changed called when the key changes
  */
 export function keyDialog(changed) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));

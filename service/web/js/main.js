@@ -1,4 +1,4 @@
-/** The page: form, figures and address, wired. */
+/** Connects the form, the figures and the address of the page. */
 
 import { ask } from "./api.js";
 import { byId, copied, h } from "./dom.js";
@@ -18,7 +18,7 @@ import { updates } from "./views/updates.js";
 
 /** @typedef {import("./state.js").State} State */
 
-/** The state whose results are shown or on their way. @type {State} */
+/** The state whose results are shown or being computed. @type {State} */
 let asked = fromFragment(location.hash);
 
 const act = {
@@ -35,12 +35,12 @@ const figures = [equivalence, nextTokens, tokens, updates, trajectory, attributi
 );
 const run = new Run(figures, progressed);
 
-/** Write what is asked into the address, without a step of history. */
+/** Write the state into the address without a history entry. */
 function remember() {
   history.replaceState(null, "", `#${toFragment(asked)}`);
 }
 
-/** Say whether the results still belong to what the form holds. */
+/** Mark the results as stale if they do not belong to the form's fields. */
 function compare() {
   const stale = !sameQuestion({ ...asked, ...form.read() }, asked);
   byId("stale").hidden = !stale;
@@ -48,9 +48,9 @@ function compare() {
 }
 
 /**
- * Ask a state's question.
+ * Send the requests of a state.
  * @param {State} state
- * @param {{afresh?: boolean, step?: boolean}} [how] `step` makes a step of history
+ * @param {{afresh?: boolean, step?: boolean}} [how] `step` adds a history entry
  */
 function start(state, { afresh = false, step = false } = {}) {
   asked = state;
@@ -60,7 +60,7 @@ function start(state, { afresh = false, step = false } = {}) {
   run.ask(state, { afresh });
 }
 
-/** Ask what the form holds. */
+/** Send the requests of the form's fields. */
 function startForm() {
   const typed = { ...asked, ...form.read() };
   const same = typed.query === asked.query;
@@ -71,7 +71,7 @@ function startForm() {
 const counted = (answers) => `${answers} answer${answers === 1 ? "" : "s"}`;
 
 /**
- * Tell how far a question is.
+ * Show the progress of a question.
  * @param {import("./run.js").Progress} progress
  */
 function progressed({ done, all, loading, ended, problems, seconds }) {
@@ -82,7 +82,7 @@ function progressed({ done, all, loading, ended, problems, seconds }) {
   byId("results").setAttribute("aria-busy", String(!ended));
   const failed = problems.length ? `, ${problems.length} refused,` : "";
   byId("said").textContent = loading
-    ? "The model is still being loaded …"
+    ? "The service is loading its model …"
     : ended
       ? `${counted(all - problems.length)}${failed} in ${seconds.toFixed(2)} s`
       : `${done} of ${all} answers …`;
@@ -102,7 +102,7 @@ function progressed({ done, all, loading, ended, problems, seconds }) {
   box.scrollIntoView({ block: "nearest" });
 }
 
-/** Say which model is resident. */
+/** Show which model the service has loaded. */
 async function introduce() {
   try {
     const { model, n_layers, d_model, self_check } = await ask("v1/model");
@@ -133,8 +133,8 @@ byId("cancel").addEventListener("click", () => {
 byId("share").addEventListener("click", async () => {
   const done = await copied(location.href);
   byId("said").textContent = done
-    ? "The link is copied; it shows what is asked now."
-    : "Not copied: the address bar has the link.";
+    ? "Link copied. It opens this page with the current question."
+    : "Not copied. The address bar has the link.";
 });
 byId("skip").addEventListener("click", (event) => {
   event.preventDefault();

@@ -1,4 +1,4 @@
-/** Numbers as people read them; nulls stay nulls. */
+/** Number formats. A null is shown as “none” or “null”, never as 0. */
 
 import { h, s } from "./dom.js";
 
@@ -22,7 +22,7 @@ function isFar(value) {
 }
 
 /**
- * A number near 1 with so many significant digits.
+ * A number in positional notation with a number of significant digits.
  * @param {number} value
  * @param {number} digits
  */
@@ -31,7 +31,7 @@ function near(value, digits) {
 }
 
 /**
- * A number in plain text, such as 0.312 or 3.4e-7; null is “none”.
+ * A number as plain text, such as 0.312 or 3.4e−7; null is “none”.
  * @param {number | null | undefined} value
  * @param {number} [digits]
  * @returns {string}
@@ -79,7 +79,7 @@ export function formula(text) {
 }
 
 /**
- * The same as parts of an SVG text.
+ * The same formula as parts of an SVG text.
  * @param {string} text
  * @returns {Array<Node>}
  */
@@ -91,7 +91,7 @@ export function formulaSvg(text) {
 }
 
 /**
- * Every digit that there is.
+ * A value with all its digits.
  * @param {unknown} value
  * @returns {string}
  */
@@ -100,7 +100,7 @@ export function exact(value) {
 }
 
 /**
- * A share of 1 in percent.
+ * A fraction as a percentage.
  * @param {number | null} value
  * @returns {string}
  */
@@ -120,7 +120,7 @@ const SCALES = [
 ];
 
 /**
- * How many times, in words: “1.8 million times”.
+ * A ratio in words: “1.8 million times”.
  * @param {number | null} value
  * @returns {string}
  */
@@ -133,7 +133,7 @@ export function times(value) {
 }
 
 /**
- * How many times, in little room: “1.8M×”.
+ * A ratio in short form: “1.8M×”.
  * @param {number | null} value
  * @returns {string}
  */

@@ -1,4 +1,4 @@
-/** Colours that carry numbers: sequential, equal steps in CIELAB lightness, safe without red and green. */
+/** Colour scales for numbers: sequential, with equal steps in CIELAB lightness, readable with red–green colour blindness. */
 
 import { isDark } from "./theme.js";
 
@@ -11,7 +11,7 @@ const AGAINST = {
 };
 
 /**
- * Anchors to a ramp on [0, 1] whose CIELAB lightness is linear.
+ * A colour ramp on [0, 1] through the anchors, with linear CIELAB lightness.
  * @param {string[]} anchors
  * @returns {(t: number) => string}
  */
@@ -34,7 +34,7 @@ const RAMPS = {
 };
 
 /**
- * The colour of a number: 0 is near the ground, the largest stands out most; below 0 another hue.
+ * The colour of a number. 0 is close to the background, and the largest stands out most; negative numbers have another hue.
  * @param {number} share of the largest, from −1 to 1
  * @returns {string} as #rrggbb
  */
@@ -44,7 +44,7 @@ export function heat(share) {
 }
 
 /**
- * A line's colour by its place among the layers: later ones stand out more.
+ * The colour of a layer's line; later layers stand out more.
  * @param {number} index
  * @param {number} count
  * @returns {string}
@@ -54,7 +54,7 @@ export function layerColour(index, count) {
 }
 
 /**
- * Ink that can be read on a colour: of black and white the one with more contrast (WCAG 2), which is at least 4.5.
+ * The text colour for a background: black or white, whichever has more contrast (WCAG 2; at least 4.5).
  * @param {string} colour
  * @returns {string}
  */

@@ -1,4 +1,4 @@
-/** A problem as a person reads it: title, detail, where in the request, and what to do. */
+/** A problem as text: title, detail, where in the request it is, and whether to retry. */
 
 import { h } from "./dom.js";
 

@@ -1,4 +1,4 @@
-/** A state to request bodies, field by field as the API has them. */
+/** Request bodies from a state, with the fields of the API. */
 
 /** @typedef {import("./state.js").State} State */
 
@@ -13,7 +13,7 @@ function at(state) {
 }
 
 /**
- * What every comparison of two runs has.
+ * The fields that every comparison of two runs has.
  * @param {State} state
  */
 export function pair(state) {
@@ -21,7 +21,7 @@ export function pair(state) {
 }
 
 /**
- * At the position that is looked at.
+ * The same fields, at the position shown.
  * @param {State} state
  */
 export function placed(state) {
@@ -29,7 +29,7 @@ export function placed(state) {
 }
 
 /**
- * Trajectories and attributions have the free stream, and the baselines `matched` and `anchored`.
+ * The fields of trajectories and attributions, which support only the free stream and the baselines `matched` and `anchored`.
  * @param {State} state
  */
 export function read(state) {
@@ -44,7 +44,7 @@ export function read(state) {
 }
 
 /**
- * What an answer's numbers are relative to, in words.
+ * A phrase that says what an answer's numbers are relative to.
  * @param {{baseline: unknown, stream: string, model: {dtype: string}, precision?: string, position_shift: number}} answer
  * @returns {string}
  */
@@ -55,7 +55,7 @@ export function relativeTo(answer) {
 }
 
 /**
- * Why a view has another baseline or stream than the one chosen; empty where it has not.
+ * A sentence that names the baseline or stream of a view if it is not the chosen one; else empty.
  * @param {State} state
  * @param {{baseline: unknown, stream: string}} answer
  * @returns {string}

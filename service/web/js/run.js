@@ -1,4 +1,4 @@
-/** A question to the service: all views at once, each filled as its answer comes; a newer one drops it. */
+/** Runs a question: sends the requests of all views at once and fills each when its answer arrives. A newer question cancels it. */
 
 import { ask, Problem } from "./api.js";
 
@@ -12,11 +12,11 @@ import { ask, Problem } from "./api.js";
  * @property {boolean} loading whether the service is still loading its model
  * @property {boolean} ended
  * @property {Problem[]} problems
- * @property {number} seconds since the question
+ * @property {number} seconds since the question was sent
  */
 
 /**
- * A fault of the page itself, as a problem; the console has where it happened.
+ * A problem for a fault of this page. The console shows the stack.
  * @param {Error} error
  */
 function fault(error) {
@@ -24,7 +24,7 @@ function fault(error) {
   return new Problem({ title: "Not drawn", detail: `A fault of this page: ${error.message}`, code: "page" });
 }
 
-/** Asks one question at a time. */
+/** Runs one question at a time. */
 export class Run {
   /**
    * @param {Figure[]} figures
@@ -36,7 +36,7 @@ export class Run {
     this.controller = /** @type {AbortController | null} */ (null);
   }
 
-  /** Drop the requests that are under way. */
+  /** Cancel the requests in flight. */
   cancel() {
     this.controller?.abort();
     this.controller = null;
@@ -46,10 +46,10 @@ export class Run {
   }
 
   /**
-   * Ask. A figure that shows the answer to the very same body keeps it.
+   * Run a question. A figure that already shows the answer to the same body keeps it.
    * @param {State} state
-   * @param {{afresh?: boolean}} [how] `afresh` asks for every answer again
-   * @returns {Promise<void>} when every answer is there, or a newer question has been asked
+   * @param {{afresh?: boolean}} [how] `afresh` sends every request again
+   * @returns {Promise<void>} resolves when every answer has arrived, or a newer question has started
    */
   async ask(state, { afresh = false } = {}) {
     this.controller?.abort();

@@ -1,4 +1,4 @@
-/** The question as it is asked, and as it stands in the address behind `#`. */
+/** The state of the question, and its form in the fragment of the address. */
 
 import { EXAMPLES } from "./examples.js";
 
@@ -7,34 +7,34 @@ import { EXAMPLES } from "./examples.js";
  * @property {string} context
  * @property {string} query
  * @property {"matched" | "alone" | "anchored" | "other"} baseline
- * @property {string} other the other context, where the baseline is one
+ * @property {string} other the other context, used if the baseline is `other`
  * @property {"free" | "sequential"} stream
  * @property {"model" | "float64"} precision of the equivalence check
  * @property {number | null} position index into the query; null is the last
- * @property {number | null} layer that is looked at; null is the last
+ * @property {number | null} layer that is shown; null is the last
  * @property {"tokens" | "sentences"} steps of the trajectory
  */
 
-/** What may be chosen, and what each choice means. */
+/** The choices of each field, with their explanations. */
 export const CHOICES = {
   baseline: {
-    matched: "The query at its place, no context: the difference holds content alone.",
-    alone: "The query from position 0: content, position and first-token artefact together.",
-    anchored: "<|endoftext|> first in both runs: content, without the first-token artefact.",
-    other: "Another context before the query: the one against the other.",
+    matched: "The query at the same position, without the context. The difference is the content alone.",
+    alone: "The query from position 0. The difference is content, position and first-token artefact together.",
+    anchored: "<|endoftext|> first in both runs. The difference is content, without the first-token artefact.",
+    other: "Another context before the query. The difference is one context against the other.",
   },
   stream: {
-    free: "Layers compared one by one.",
-    sequential: "Patches that compose.",
+    free: "Each layer against the unpatched run.",
+    sequential: "Each layer with all layers below patched; the patches compose.",
   },
   precision: {
-    model: "The model’s own type.",
-    float64: "Both runs in double.",
+    model: "The dtype of the loaded model.",
+    float64: "Both runs in float64.",
   },
   steps: { tokens: "each token", sentences: "each sentence" },
 };
 
-/** @returns {State} The seed's question. */
+/** @returns {State} The seed experiment's question. */
 export function initial() {
   const { context, query } = EXAMPLES[0];
   return {
@@ -51,7 +51,7 @@ export function initial() {
 }
 
 /**
- * Read a fragment; what is missing or is no choice is as in the seed's question.
+ * Read a fragment. A missing field or an invalid choice gets its value from the seed experiment's question.
  * @param {string} fragment with or without `#`
  * @returns {State}
  */
@@ -83,11 +83,11 @@ export function toFragment(state) {
   return new URLSearchParams(kept.map(([name, value]) => [name, String(value)])).toString();
 }
 
-/** The part of a state that a person types and chooses in the form. */
+/** The fields of a state that the form edits. */
 export const ASKED = ["context", "query", "baseline", "other", "stream", "precision"];
 
 /**
- * Whether two states ask the same, whatever is looked at.
+ * Whether two states ask the same question, regardless of the layer and position shown.
  * @param {State} one
  * @param {State} two
  */

@@ -1,9 +1,9 @@
-/** Light, dark, or as the system has it: the choice is this browser's and part of no link. */
+/** The theme: light, dark, or the system's. The browser stores the choice; links do not contain it. */
 
 const CHOICES = ["system", "light", "dark"];
 const NAME = "deltaw-theme";
 
-/** The stored choice; `system` where nothing can be stored. */
+/** The stored choice, or `system` if the browser stores nothing. */
 function stored() {
   try {
     return localStorage.getItem(NAME) ?? "system";
@@ -21,17 +21,17 @@ function apply(theme) {
   else document.documentElement.dataset.theme = theme;
 }
 
-/** Whether what is seen is dark. */
+/** Whether the page is dark. */
 export function isDark() {
   const forced = document.documentElement.dataset.theme;
   return forced ? forced === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 /**
- * Make the button go through the choices.
+ * Let the button cycle through the choices.
  * @param {HTMLElement} button
  * @param {HTMLElement} label where the choice is named
- * @param {() => void} changed called whenever the colours are others
+ * @param {() => void} changed called when the colours change
  */
 export function themeButton(button, label, changed) {
   let theme = stored();
@@ -43,7 +43,7 @@ export function themeButton(button, label, changed) {
     try {
       localStorage.setItem(NAME, theme);
     } catch {
-      // A browser that stores nothing forgets the choice with the page.
+      // Storage is disabled: the choice lasts until the page is closed.
     }
     changed();
   });

@@ -1,9 +1,9 @@
-/** Tokens as text: whole characters out of parts, and white space that can be seen. */
+/** Tokens as text, with whole characters and visible white space. */
 
 /** @typedef {{id: number, text: string, special?: boolean, bytes?: string}} Token */
 
 /**
- * What tokens spell together; parts of a character are put together.
+ * The text of several tokens. Characters that are split over tokens become whole.
  * @param {Token[]} tokens
  * @returns {string}
  */
@@ -17,7 +17,7 @@ export function spelled(tokens) {
 }
 
 /**
- * A token's text with its white space seen: · for a space, ↵ for a line break.
+ * A token's text with visible white space: · for a space, ↵ for a line break.
  * @param {Token | string} token
  * @returns {string}
  */
@@ -27,7 +27,7 @@ export function visible(token) {
 }
 
 /**
- * A token as it is quoted in a sentence.
+ * A token in quotation marks, for a sentence.
  * @param {Token} token
  * @returns {string}
  */

@@ -1,4 +1,4 @@
-/** What lies under the pointer, or under the arrow keys, with every digit. */
+/** The tooltip: shows the mark under the pointer or at the arrow keys, with all digits. */
 
 import { byId, h, s } from "./dom.js";
 import { exact, formula } from "./numbers.js";
@@ -10,11 +10,11 @@ import { exact, formula } from "./numbers.js";
  * @property {Array<[string, unknown]>} rows names and values
  * @property {number} row among the marks, for the arrow keys
  * @property {number} col
- * @property {() => void} [pick] what Enter or a click does
+ * @property {() => void} [pick] called on Enter or a click
  */
 
 /**
- * Say what a mark says beside a point of the window.
+ * Show the values of a mark beside a point of the window.
  * @param {Mark} mark
  * @param {number} x
  * @param {number} y
@@ -33,13 +33,13 @@ function show(mark, x, y) {
   tip.style.top = `${y + 18 + height > innerHeight ? Math.max(8, y - height - 14) : y + 18}px`;
 }
 
-/** Take it away. */
+/** Hide the tooltip. */
 function hide() {
   byId("tip").hidden = true;
 }
 
 /**
- * The mark that lies next in a direction.
+ * The next mark in the direction of a key.
  * @param {Mark[]} marks
  * @param {Mark} from
  * @param {string} key
@@ -58,7 +58,7 @@ function next(marks, from, key) {
 }
 
 /**
- * Make a chart tell its marks: to the pointer, and to arrow keys once it has the focus.
+ * Show the tooltip of a chart for the pointer, and for the arrow keys while the chart has the focus.
  * @param {SVGSVGElement} svg
  * @param {Mark[]} marks
  */

@@ -1,4 +1,4 @@
-/** What each sentence of the context contributes: coloured into the text, and layer by layer. */
+/** The contribution of each sentence of the context: as colours of the text, and layer by layer. */
 
 import { h } from "../dom.js";
 import { percent, plain } from "../numbers.js";
@@ -10,7 +10,7 @@ import { drawShares, shareRange } from "./attribution_chart.js";
 const NUMBERS = ["share", "only_this_span", "leave_one_out", "cosine_to_total"];
 
 /**
- * The entry of the layer that is looked at.
+ * The entry of the layer shown.
  * @param {any} answer
  * @param {import("../state.js").State} state
  */
@@ -19,7 +19,7 @@ function chosen({ layers }, state) {
 }
 
 /**
- * The context in the colours of one layer's shares, with the query behind it.
+ * The context in the colours of one layer's shares, followed by the query.
  * @param {any} answer
  * @param {any} entry of the layer
  */
@@ -27,7 +27,7 @@ function reading(answer, entry) {
   const { context, query } = answer.tokens;
   const [, most] = shareRange(answer);
   const pieces = entry.spans.map(({ span, share, only_this_span, leave_one_out }) => {
-    const title = `share ${share}, ‖ΔW‖ of it alone ${only_this_span}, left out ${leave_one_out}`;
+    const title = `share ${share}, ‖ΔW‖ of this sentence alone ${only_this_span}, ‖ΔW‖ that it adds to the rest ${leave_one_out}`;
     const said = h("span", { class: "share" }, percent(share));
     const piece = h("span", { class: "piece", title }, spelled(context.slice(...span)), said);
     piece.classList.toggle("anti", share < 0);
@@ -40,7 +40,7 @@ function reading(answer, entry) {
   const anchor = context.slice(0, entry.spans[0].span[0]);
   return h(
     "p",
-    { class: "reading", tabindex: 0, role: "region", "aria-label": "What was read, coloured by share" },
+    { class: "reading", tabindex: 0, role: "region", "aria-label": "Text read, coloured by share" },
     ...anchor.map(({ text }) => h("span", { class: "chip special" }, text)),
     ...pieces,
     h("span", { class: "query" }, spelled(query)),
@@ -54,7 +54,7 @@ export const attribution = {
   path: "v1/attributions",
   request: (state) => read(state),
   caption: (answer, state) => [
-    "The share of a sentence: ⟨ΔW of the sentence alone, ΔW⟩ / ‖ΔW‖², its position kept. Sentences act on each ",
+    "The share of a sentence is ⟨ΔW of the sentence alone, ΔW⟩ / ‖ΔW‖², with its position kept. Sentences act on each ",
     `other through attention, so shares need not add up to 100 %; ${relativeTo(answer)}.`,
     deviation(state, answer),
   ],

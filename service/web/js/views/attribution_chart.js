@@ -1,4 +1,4 @@
-/** The shares of sentences as a heat map of layer × sentence. */
+/** The chart of shares: a heat map of layer × sentence. */
 
 import { NARROW, chart, colourKey, heatGrid, layerLabels, rowHeight } from "../charts.js";
 import { clipped, s } from "../dom.js";
@@ -8,7 +8,7 @@ import { spelled } from "../tokens_text.js";
 const TOP = 26;
 
 /**
- * The least and the largest share, 0 and 1 among them.
+ * The range of the shares, extended to include 0 and 1.
  * @param {any} answer
  * @returns {[number, number]}
  */
@@ -45,10 +45,10 @@ export function drawShares(answer, chosen, width, act) {
       pick: () => act.look(layer),
       rows: [
         ["share", share],
-        ["‖ΔW‖ of it alone", only_this_span],
+        ["‖ΔW‖ of this sentence alone", only_this_span],
         ["‖ΔW‖ that it adds to the rest", leave_one_out],
-        ["cosine to the whole", cosine_to_total],
-        ["‖ΔW‖ of all", norm],
+        ["cosine to the whole ΔW", cosine_to_total],
+        ["‖ΔW‖ of the whole context", norm],
       ],
     })),
   );

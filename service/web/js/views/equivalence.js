@@ -1,4 +1,4 @@
-/** The verdict: each block's error with its patch, beside what must fail. */
+/** The verdict: each block's error with its patch, beside the controls, which must be far worse. */
 
 import { h } from "../dom.js";
 import { raised, times } from "../numbers.js";
@@ -17,6 +17,7 @@ const PLAIN = [
   "magnitude",
   "error",
   "max_abs_error",
+  "bias_only_relative_error",
 ];
 
 /**
@@ -29,7 +30,7 @@ function worst({ checks }) {
 }
 
 /**
- * The sentence behind the verdict's word.
+ * The sentence after the verdict's word.
  * @param {any} answer
  * @returns {Array<Node | string>}
  */
@@ -72,9 +73,9 @@ export const equivalence = {
   caption(answer) {
     const { layer, position } = worst(answer);
     return [
-      "Each block with ΔW and Δh in place against the block with the context: ‖actual − expected‖ / ‖expected‖ ",
-      `of its output, worst at layer ${layer}, after ${quoted(answer.tokens.query[position])}; `,
-      `${relativeTo(answer)}. Controls must be far worse, but for the one that is exact too.`,
+      "The output of each block with ΔW and Δh, against the block's output with the context: ‖actual − expected‖ / ‖expected‖. ",
+      `The worst is layer ${layer}, after ${quoted(answer.tokens.query[position])}; `,
+      `${relativeTo(answer)}. The errors of the controls must be far larger. Δh at attention without ΔW is no control: it is exact too.`,
     ];
   },
   draw: (answer, _state, width) => drawChecks(answer, width),

@@ -1,4 +1,4 @@
-/** Equivalence checks on one logarithmic axis: a row for each layer, from its patched to its unpatched error. */
+/** The chart of equivalence checks: one row per layer, with its errors on a logarithmic axis. */
 
 import { NARROW, chart, layerLabels, rowHeight } from "../charts.js";
 import { h, s, widthOf } from "../dom.js";
@@ -9,15 +9,14 @@ const EPSILON = { float32: 2 ** -23, float64: 2 ** -52 };
 const HIGHEST = 10;
 const TOP = 30;
 const RIGHT = 10;
-const EXACT = "bias_only_at_attention";
+const EXACT_NAME = "Δh at attention, no ΔW: exact too";
 
-/** Controls by their name: what they are, and their glyph. */
+/** The label and the glyph of each control. */
 const CONTROLS = {
   without_bias: ["ΔW without Δh", d3.symbolTriangle2],
   without_weight: ["Δh without ΔW", d3.symbolSquare2],
   random_update: ["random ΔW of equal norm", d3.symbolTimes],
   shuffled_context: ["update of the shuffled context", d3.symbolDiamond2],
-  [EXACT]: ["Δh at attention, no ΔW: exact too", d3.symbolCircle],
   free_stream_patches: ["all free-stream patches at once", d3.symbolAsterisk],
 };
 
@@ -26,25 +25,27 @@ const nameOf = (name) => CONTROLS[name]?.[0] ?? name;
 
 /** @param {string} name of a control */
 function glyph(name) {
-  const shape = CONTROLS[name]?.[1] ?? d3.symbolPlus;
-  return s("path", {
-    d: d3.symbol(shape, name === EXACT ? 62 : 42)(),
-    class: name === EXACT ? "control exact" : "control",
-  });
+  return s("path", { d: d3.symbol(CONTROLS[name]?.[1] ?? d3.symbolPlus, 42)(), class: "control" });
+}
+
+/** The glyph of the run that changes no weight and is exact. It is no control, since it cannot fail. */
+function exactGlyph() {
+  return s("path", { d: d3.symbol(d3.symbolCircle, 62)(), class: "exact" });
 }
 
 /**
- * Every number of a check that the chart shows.
+ * All numbers of a check that the chart shows.
  * @param {any} check
  * @returns {number[]}
  */
-function shown({ relative_error, tolerance, unpatched_relative_error, controls }) {
-  const all = [relative_error, tolerance, unpatched_relative_error, ...Object.values(controls ?? {})];
-  return all.filter((value) => value !== null);
+function shown(check) {
+  const { relative_error, tolerance, unpatched_relative_error, bias_only_relative_error, controls } = check;
+  const plainly = [relative_error, tolerance, unpatched_relative_error, bias_only_relative_error];
+  return [...plainly, ...Object.values(controls ?? {})].filter((value) => value !== null && value !== undefined);
 }
 
 /**
- * Whole decades around everything that is shown.
+ * The whole decades that contain all values.
  * @param {number[]} values
  * @returns {[number, number]} the lowest and the highest power of ten, as exponents
  */
@@ -54,7 +55,7 @@ function decadesAround(values) {
 }
 
 /**
- * What the pointer finds beside the marks: the whole row.
+ * All numbers of a row, for the pointer and the arrow keys.
  * @param {any} check
  * @returns {Array<[string, unknown]>}
  */
@@ -67,11 +68,12 @@ function facts(check) {
     ["unpatched / patched", check.improvement],
     ["‖expected‖", check.magnitude],
     ...Object.entries(check.controls ?? {}).map(([name, value]) => [nameOf(name), value ?? reason(name)]),
+    [EXACT_NAME, check.bias_only_relative_error],
   ];
 }
 
 /**
- * Glyphs and their names, in as many lines as they need.
+ * The legend: glyphs and their labels, wrapped to the width.
  * @param {string[]} names of controls
  * @param {number} width
  * @param {number} y
@@ -83,6 +85,7 @@ function legend(names, width, y) {
     ["tolerance", s("path", { d: "M0-7V7", class: "tolerance" })],
     ["unpatched", s("circle", { r: 5, class: "unpatched" })],
     ...names.map((name) => [nameOf(name), glyph(name)]),
+    [EXACT_NAME, exactGlyph()],
   ];
   let [x, line] = [0, 0];
   for (const [label, mark] of items) {
@@ -97,7 +100,7 @@ function legend(names, width, y) {
 }
 
 /**
- * Which controls could not be formed, and why.
+ * A note for each control that could not be formed, with its reason.
  * @param {any[]} checks
  * @returns {string[]}
  */
@@ -114,7 +117,7 @@ function unformed(checks) {
 }
 
 /**
- * The decades, and the axis below them.
+ * Grid lines at the decades, and the axis below them.
  * @param {{at: (value: number) => number, range: [number, number], left: number, right: number, bottom: number, narrow: boolean}} frame
  */
 function axis({ at, range: [lowest, highest], left, right, bottom, narrow }) {
@@ -162,7 +165,7 @@ function span(check, at, y, short) {
 }
 
 /**
- * One layer: its line, its errors on the line, its controls below it.
+ * One layer's row: the errors on a line, the controls and the exact run below it.
  * @param {any} check
  * @param {{at: (value: number) => number, left: number, right: number, top: number, height: number, narrow: boolean, row: number}} place
  */
@@ -191,6 +194,7 @@ function layerRow(check, { at, left, right, top, height, narrow, row }) {
     ...Object.entries(check.controls ?? {}).flatMap(([name, value]) =>
       put(glyph(name), nameOf(name), value, { down: lane }),
     ),
+    ...put(exactGlyph(), EXACT_NAME, check.bias_only_relative_error, { down: lane }),
     ...put(
       s("circle", { r: low ? 4 : 5.5, class: "unpatched" }),
       "unpatched",
@@ -207,7 +211,7 @@ function layerRow(check, { at, left, right, top, height, narrow, row }) {
 }
 
 /**
- * Names above the first row's marks, and what the dashed line is.
+ * The labels above the first row's marks and above the dashed line at ε.
  * @param {any} answer
  * @param {(value: number) => number} at
  * @param {boolean} narrow

@@ -1,4 +1,4 @@
-/** What comes next: with the context, with every block patched and no context, with neither. */
+/** The next token in three runs: with the context, with every block patched and no context, and with neither. */
 
 import { NARROW, chart } from "../charts.js";
 import { clipped, s } from "../dom.js";
@@ -11,7 +11,7 @@ const RUNS = [
   ["patched", "patched, no context", "bar accent"],
   ["without_context", "without context", "bar"],
 ];
-/** The same where it is read aloud: only the form's fields are called as they are. */
+/** The runs' names for screen readers. They avoid “context” and “query”, which name the form's fields. */
 const SPOKEN = ["after reading", "patched instead", "with neither"];
 
 /** @type {import("../figure.js").View} */
@@ -29,7 +29,7 @@ export const nextTokens = {
   caption(answer) {
     const [logits] = answer.logits;
     return [
-      `Probability of the next token after ${quoted(answer.tokens.query[logits.position])}, every block patched at once. KL from the run with context: patched `,
+      `Probability of the next token after ${quoted(answer.tokens.query[logits.position])}, with every block patched at once. KL from the run with context: patched `,
       ...raised(logits.kl_divergence),
       " nats, without context ",
       ...raised(logits.unpatched_kl_divergence),

@@ -1,4 +1,4 @@
-/** Context and query as tokens; the query's are where one may look. */
+/** The tokens of context and query. A click on a token of the query chooses its position. */
 
 import { h } from "../dom.js";
 import { exact } from "../numbers.js";
@@ -28,9 +28,9 @@ export const tokens = {
   request: ({ context, query }) => ({ context, query }),
   caption: ({ border_merges, together }) => [
     border_merges
-      ? `Context and query are tokenised apart. As one text they would be other tokens: ${together.tokens.length} in all.`
-      : "Context and query are tokenised apart; as one text they would be the same tokens.",
-    " Choose a token of the query to see everything at its position.",
+      ? `Context and query are tokenised separately. As one text they would give other tokens, ${together.tokens.length} in all.`
+      : "Context and query are tokenised separately. As one text they would give the same tokens.",
+    " Choose a token of the query to show every figure at its position.",
   ],
   draw(answer, state, _width, act) {
     const { context, query } = answer;
@@ -74,7 +74,7 @@ export const tokens = {
           "div",
           {},
           h("h3", {}, "Context ", h("span", {}, count(read.length))),
-          h("ol", { tabindex: 0, "aria-label": "Tokens read before" }, ...read),
+          h("ol", { tabindex: 0, "aria-label": "Tokens read first" }, ...read),
         ),
         h(
           "div",

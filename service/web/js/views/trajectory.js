@@ -1,4 +1,4 @@
-/** The way of the weights as the context is read: a line a layer, step norms under the tokens. */
+/** The trajectory of ΔW as the context is read: one line per layer, step norms under the tokens. */
 
 import { h } from "../dom.js";
 import { formula, plain } from "../numbers.js";
@@ -17,7 +17,7 @@ export const trajectory = {
   request(state, answerOf) {
     if (state.steps === "tokens") return read(state);
     const bySentence = async () => {
-      await null; // by then every view has asked
+      await null; // wait until every view has sent its request
       const { layers } = await answerOf("attribution");
       return { ...read(state), spans: layers[0].spans.map(({ span }) => span) };
     };
@@ -26,8 +26,8 @@ export const trajectory = {
   caption(answer, state) {
     const worst = Math.max(...answer.layers.map(({ telescoping_error }) => telescoping_error ?? 0));
     return formula(
-      "Lines: ‖ΔW‖_F after each step, from nothing read to all of it. Colour: the step’s own norm " +
-        `‖ΔW after − ΔW before‖_F. The steps sum to the whole update to ${plain(worst, 2)} of its norm; ` +
+      "Lines: ‖ΔW‖_F after each step, as the context is read from its start to its end. Colour: the norm of the step, " +
+        `‖ΔW after − ΔW before‖_F. The sum of the steps differs from the whole update by ${plain(worst, 2)} of its norm; ` +
         `${relativeTo(answer)}.${deviation(state, answer)}`,
     );
   },

@@ -1,4 +1,4 @@
-/** A trajectory as lines over the steps, with the steps' own norms as colours below, and what was read. */
+/** The chart of a trajectory: lines over the steps, and below them the norms of the steps as colours and the text read. */
 
 import { NARROW, apart, chart, colourKey, heatGrid, layerLabels, layerName, rowHeight } from "../charts.js";
 import { clipped, s, widthOf } from "../dom.js";
@@ -21,7 +21,7 @@ const SLANT = -52;
  */
 
 /**
- * A line a layer, named at its end.
+ * One line per layer, with its label at the end.
  * @param {any[]} layers
  * @param {Frame} frame
  * @param {import("../figure.js").Act} act
@@ -65,7 +65,7 @@ function lines(layers, { left, cell, tall, narrow, chosen }, act) {
 }
 
 /**
- * What was read at each step, below its column; slanted where there is little room.
+ * The text of each step below its column, slanted if there is little room.
  * @param {string[]} texts
  * @param {Frame} frame
  * @param {number} y
@@ -118,7 +118,7 @@ export function drawTrajectory(answer, state, width, act) {
       ["‖step‖", step.step_norm],
       ["‖ΔW‖ after it", step.norm],
       ["‖gradient‖", step.gradient_norm],
-      ["cosine to the whole", step.cosine_to_final],
+      ["cosine to the whole ΔW", step.cosine_to_final],
       ["loss before", step.loss_before],
       ["loss after", step.loss_after],
     ],

@@ -1,10 +1,10 @@
-/** The update of every layer at every query position, and what it is made from at the chosen one. */
+/** The update of every layer at every query position, and its inputs at the chosen position. */
 
 import { formula } from "../numbers.js";
 import { pair, relativeTo } from "../questions.js";
 import { drawUpdates } from "./updates_chart.js";
 
-/** The table's columns, and where each is in an update. */
+/** The table's columns, and the field of an update that each shows. */
 const COLUMNS = {
   layer: ({ layer }) => layer,
   position: ({ position }) => position,
@@ -29,9 +29,9 @@ export const updates = {
   request: (state) => ({ ...pair(state), positions: "all", include: ["next_tokens"] }),
   caption: (answer) =>
     formula(
-      "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weight, a rank-1 update for each token of the query. Beside " +
-        "it, at the chosen token: the cosine of mlp_in with the context and in the baseline, and ‖Δh‖ / ‖h‖ of " +
-        `the stream before it; ${relativeTo(answer)}.`,
+      "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weight, for each token of the query. Bars, at the chosen " +
+        "token: the cosine between mlp_in with the context and in the baseline, and ‖Δh‖ / ‖h‖ of the residual " +
+        `stream before ln_2; ${relativeTo(answer)}.`,
     ),
   draw: (answer, state, width, act) => drawUpdates(answer, state, width, act),
   table: ({ updates: list }) => ({

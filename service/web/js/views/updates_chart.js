@@ -1,4 +1,4 @@
-/** Updates as a heat map of layer × query token, with the cosine and Δh of the chosen token beside it. */
+/** The chart of updates: a heat map of layer × query token, and bars with the cosine and Δh of the chosen token. */
 
 import { NARROW, chart, colourKey, heatGrid, layerLabels, rowHeight } from "../charts.js";
 import { clipped, s, widthOf } from "../dom.js";
@@ -17,7 +17,7 @@ const SIDE = 150;
  */
 
 /**
- * A column of bars beside the rows, one a layer.
+ * A column of bars beside the rows, one per layer.
  * @param {Bars} column
  * @param {{x: number, y: number, width: number, height: number, col: number}} place `col` is among the marks
  */
@@ -51,7 +51,7 @@ function bars({ title, kind, domain, entries }, { x, y, width, height, col }) {
 }
 
 /**
- * How alike mlp_in is in both runs.
+ * Bars with the cosine between mlp_in of the two runs.
  * @param {any[]} updates of one position, a layer each
  * @returns {Bars}
  */
@@ -71,7 +71,7 @@ function cosines(updates) {
 }
 
 /**
- * How far the stream is shifted.
+ * Bars with ‖Δh‖ / ‖h‖, the shift of the residual stream.
  * @param {any[]} updates of one position, a layer each
  * @returns {Bars}
  */
@@ -125,7 +125,7 @@ function cellOf(
 }
 
 /**
- * The query's tokens above their columns, slanted where there is little room.
+ * The query's tokens above their columns, slanted if there is little room.
  * @param {any[]} tokens
  * @param {{left: number, top: number, cell: number, slanted: boolean, chosen: number}} place
  */
@@ -141,7 +141,7 @@ function heads(tokens, { left, top, cell, slanted, chosen }) {
 }
 
 /**
- * What comes next after each token of the query, and how far it is from the baseline's.
+ * The likeliest next token after each token of the query, and its KL divergence from the baseline.
  * @param {any[]} nextTokens
  * @param {{left: number, y: number, cell: number}} place
  */

@@ -1,0 +1,174 @@
+"""Questions, and the plans that say what a question will take before any of it is computed.
+
+A question is a generator: it yields runs, receives their activations, and returns its answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+
+from service.engine.checkpoint import Model
+from service.engine.run import Activations, Follow, Run
+from service.engine.walk import forward
+from service.errors import ServiceError
+
+Answer = TypeVar("Answer")
+Answer_co = TypeVar("Answer_co", covariant=True)
+Question: TypeAlias = Generator[Sequence[Run], Sequence[Activations], Answer]
+
+SMALL_PACK = 32
+"""Rows whose matrix products take about as long as reading the weights once."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of a question.
+
+    Args:
+        rows: Rows (tokens at positions) that its runs compute. Shared beginnings count once.
+        layers: Number of blocks that the rows pass through.
+        number_bytes: Bytes of a number in the dtype of the runs.
+    """
+
+    rows: int = 0
+    layers: int = 1
+    number_bytes: int = 4
+
+    @property
+    def size(self) -> int:
+        """Rows × layers × bytes: the number that a limit applies to."""
+        return self.rows * self.layers * self.number_bytes
+
+    @property
+    def cost(self) -> int:
+        """Estimate proportional to the compute time: the size with the reading of the weights."""
+        return (self.rows + SMALL_PACK) * self.layers * self.number_bytes
+
+
+@dataclass(frozen=True)
+class AnswerSize:
+    """The size of an answer, known before it is computed.
+
+    Args:
+        entries: Number of entries.
+        tokens: Number of echoed tokens.
+        numbers: float32 numbers in its tensors; a float64 number counts twice.
+        entry_bytes: Upper estimate of an entry's bytes in JSON, without its tensors.
+    """
+
+    entries: int = 1
+    tokens: int = 0
+    numbers: int = 0
+    entry_bytes: int = 2048
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Generic[Answer_co]):
+    """A question with its work and the size of its answer.
+
+    Args:
+        question: The generator.
+        runs: The runs that it has yielded already; empty if it has not been started.
+        work: The work of all its runs.
+        size: The size of its answer.
+    """
+
+    question: Question[Answer_co]
+    runs: Sequence[Run] = ()
+    work: Work = field(default_factory=Work)
+    size: AnswerSize = field(default_factory=AnswerSize)
+
+
+def plan(
+    model: Model, question: Question[Answer], size: AnswerSize, later_rows: int = 0
+) -> Plan[Answer]:
+    """Start a question, which computes nothing yet, and measure the work of the runs it yields.
+
+    Args:
+        model: The resident model.
+        question: A generator that has not been started.
+        size: The size of its answer.
+        later_rows: Rows of the runs that it yields after its first ones.
+    """
+    runs = next(question)
+    dtype = runs[0].dtype or model.dtype
+    layers = 1 + max(run.depth for run in runs)
+    work = Work(distinct_rows(runs) + later_rows, layers, dtype.itemsize)
+    return Plan(question, runs, work, size)
+
+
+def distinct_rows(runs: Sequence[Run]) -> int:
+    """Number of rows that runs compute together: equal beginnings count once.
+
+    A patched run shares its rows with no other run.
+    """
+    patched = [run for run in runs if run.patch is not None]
+    sources = [run.patch.source for run in patched if isinstance(run.patch, Follow)]
+    plain = [run for run in runs if run.patch is None]
+    # In sorted order each path has its longest common beginning with its neighbour.
+    paths = sorted({_path(run) for run in (*plain, *sources)})
+    shared = sum(_shared(*pair) for pair in pairwise(paths))
+    return sum(len(run.tokens) for run in patched) + sum(map(len, paths)) // ROW_BYTES - shared
+
+
+ROW_BYTES = 8
+
+
+def _path(run: Run) -> bytes:
+    """The run's rows as bytes whose order is that of the rows: (id, position), big-endian."""
+    return np.array((run.tokens, run.positions), ">i4").T.tobytes()
+
+
+def _shared(one: bytes, other: bytes) -> int:
+    """Number of rows that two paths begin with in common."""
+    count = min(len(one), len(other)) // ROW_BYTES
+    differ = np.frombuffer(one, "i8", count) != np.frombuffer(other, "i8", count)
+    return int(differ.argmax()) if differ.any() else count
+
+
+def together(*questions: Question[Any]) -> Question[tuple[Any, ...]]:
+    """Ask several questions as one: their runs share packs, and shared rows are computed once.
+
+    Returns:
+        The answers, in the order of the questions.
+    """
+    answers: list[Any] = [None] * len(questions)
+    received: dict[int, Sequence[Activations] | None] = dict.fromkeys(range(len(questions)))
+    while received:
+        asked: dict[int, Sequence[Run]] = {}
+        for i, activations in received.items():
+            question = questions[i]
+            try:
+                asked[i] = next(question) if activations is None else question.send(activations)
+            except StopIteration as stop:
+                answers[i] = stop.value
+        received = {}
+        if asked:
+            read = iter((yield [run for runs in asked.values() for run in runs]))
+            received = {i: [next(read) for _ in runs] for i, runs in asked.items()}
+    return tuple(answers)
+
+
+def drive(model: Model, question: Question[Answer] | Plan[Answer]) -> Answer:
+    """Compute the answer to one question on this thread.
+
+    The question receives the error of a forward and may handle it.
+    """
+    generator = question.question if isinstance(question, Plan) else question
+    try:
+        runs = (question.runs if isinstance(question, Plan) else ()) or next(generator)
+        while True:
+            try:
+                received = forward(model, runs) if runs else ()
+            except ServiceError as error:
+                runs = generator.throw(error)
+            else:
+                runs = generator.send(received)
+    except StopIteration as stop:
+        answer: Answer = stop.value
+        return answer
