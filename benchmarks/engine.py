@@ -11,14 +11,16 @@ from torch import Tensor
 
 import service.checkpoints
 from benchmarks.agreement import Disagreement, Update
+from schemas.equivalence_checks import Apply
+from schemas.pairs import BaselineName
+from schemas.weight_updates import Factors
+from schemas.weight_updates import Update as UpdateAnswer
 from service.analysis.block_checks import Procedure, block_checks
-from service.analysis.pairs import Baseline, resolve_pair
-from service.analysis.together import together
+from service.analysis.pairs import resolve_pair
 from service.analysis.trajectories import trajectories
-from service.analysis.weight_updates import Update as Answer
 from service.analysis.weight_updates import weight_updates
 from service.api.tensors import JSON, SAFETENSORS, serialize
-from service.engine import Activations, Apply, Model, Question, Run, Site, drive, load
+from service.engine import Activations, Model, Question, Run, Site, drive, load, together
 from service.engine.families import Affine, affine
 from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
@@ -45,7 +47,7 @@ def update(
     layer: int,
     context: str | Sequence[int],
     query: str | Sequence[int],
-    baseline: Baseline = "matched",
+    baseline: BaselineName = "matched",
     cache: Prefixes | None = None,
 ) -> Update:
     """One layer's update at the query's last token, from ids to factors."""
@@ -56,7 +58,7 @@ def update(
 
 
 def norms(
-    model: Model, context: Sequence[int], query: int, baseline: Baseline = "matched"
+    model: Model, context: Sequence[int], query: int, baseline: BaselineName = "matched"
 ) -> list[float]:
     """‖ΔW‖ of every layer."""
     pair = resolve_pair(model, context, [query], baseline, "last")
@@ -156,16 +158,15 @@ def serializers(
     pair = resolve_pair(model, context, [query], "matched", "last")
     layers = [i % model.n_layers for i in range(12)]
     answer = drive(model, weight_updates(model, pair, layers, {"factors"}))
-    content = {"updates": answer.updates}
     return {
-        "JSON": lambda: serialize(content, JSON, "json"),
-        "base64": lambda: serialize(content, JSON, "base64"),
-        "safetensors": lambda: serialize(content, SAFETENSORS, "json"),
+        "JSON": lambda: serialize(answer, JSON, "json"),
+        "base64": lambda: serialize(answer, JSON, "base64"),
+        "safetensors": lambda: serialize(answer, SAFETENSORS, "json"),
     }
 
 
-def _update(answer: Answer) -> Update:
-    if answer.factors is None:
+def _update(answer: UpdateAnswer[Tensor]) -> Update:
+    if not isinstance(answer.factors, Factors):
         raise Disagreement("the answer has no factors")
     n = answer.mlp_in
     cancellation = (n.norm_with_context + n.norm_baseline) / n.norm_difference
