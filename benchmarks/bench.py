@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from transformers import GPT2LMHeadModel
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import engine
 from tests.checkpoints import save_tiny
@@ -51,6 +52,7 @@ class Bench:
             return self.chosen
         folder = self.cache / "gpt2-small-shaped"
         if not (folder / "tokenizer.json").exists():
+            disable_progress_bar()
             save_tiny(folder, seed=20251216, n_positions=1024, **SMALL)
         return str(folder)
 
