@@ -107,9 +107,10 @@ def _cached_context(bench: Bench, tokens: int) -> Iterator[Row]:
         "cold": lambda: update([next(turn)]),
         "known": lambda: update([next(turn)], cache=cache),
         "needed products": engine.needed_products(model, last, 2, 2),
+        "needed products, packed": engine.needed_products(model, last, 2, 2, packed=True),
     }
     case = f"layer {last}, {tokens} tokens + a query of one"
-    ratios = [("known", "needed products"), ("cold", "known")]
+    ratios = [("known", side) for side in list(sides)[2:]] + [("cold", "known")]
     yield from compare(bench, "W3", case, tokens, sides, ratios)
 
 
