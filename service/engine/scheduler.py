@@ -18,7 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import torch
 
-from service.engine.checkpoint import Model
+from service.engine.model import Model
 from service.engine.pack import fill
 from service.engine.prefixes import Prefixes, nothing_known
 from service.engine.run import Activations, Run

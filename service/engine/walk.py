@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.checkpoint import Model
 from service.engine.families import Block
+from service.engine.model import Model
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
 from service.engine.prefixes import Known, Prefixes, nothing_known, stacked
