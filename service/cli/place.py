@@ -198,7 +198,8 @@ async def resident(
             if isinstance(engine.fatal, ServiceError):
                 raise NoModel(engine.fatal.detail) from engine.fatal
             if engine.fatal is not None:
-                raise engine.fatal
+                # An exit code of 1 would say that a check does not hold.
+                raise NoModel(f"{type(engine.fatal).__name__}: {engine.fatal}") from engine.fatal
             yield httpx.ASGITransport(app), told(app.state.deltaw.self_check)
     finally:
         structlog.configure(**before)
