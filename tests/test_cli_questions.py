@@ -21,8 +21,7 @@ from schemas.model import ModelAnswer
 from schemas.trajectories import TrajectoriesAnswer
 from schemas.weight_updates import WeightUpdatesAnswer
 from service.cli import app
-from service.cli.chart import BLOCKS, sparkline
-from service.cli.options import baseline, listed, spans
+from service.cli.options import parsed
 from tests.client.conftest import problem, scripted
 from tests.service_process import Served, free_port
 

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 import pytest
 
 from deltaw_client import AsyncDeltawClient, DeltawClient, problems
-from deltaw_client.asking import Patience, some_of_it
+from deltaw_client.retries import RetryPolicy, random_jitter
 from deltaw_client.calls import retry_after
 from deltaw_client.errors import ConnectionFailed
 from tests.client.conftest import problem, scripted
@@ -111,8 +111,8 @@ def test_retry_after() -> None:
 
 def test_jitter() -> None:
     """By itself the wait doubles up to a bound; the jitter adds half of it at most."""
-    patience = Patience(60.0, 4, lambda _: 0.0)
+    policy = RetryPolicy(60.0, 4, lambda _: 0.0)
     unsaid = ConnectionFailed("nobody", False)
-    assert [patience.wait(unsaid, i) for i in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 8]
-    added = [some_of_it(2.0) for _ in range(100)]
+    assert [policy.wait(unsaid, i) for i in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 8]
+    added = [random_jitter(2.0) for _ in range(100)]
     assert 0 <= min(added) < max(added) <= 1.0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deltaw_client.in_order import AHEAD, async_in_order, in_order
+from deltaw_client.pool import AHEAD, run_in_order, run_in_order_async
 
 ITEMS, CONCURRENCY = 60, 5
 
@@ -49,7 +49,7 @@ def test_threads(fails_at: int | None) -> None:
             raise LookupError(item)
         taken.append(item)
 
-    _ends(lambda: in_order(work, range(ITEMS), CONCURRENCY, take), gauge, taken, fails_at)
+    _ends(lambda: run_in_order(work, range(ITEMS), CONCURRENCY, take), gauge, taken, fails_at)
 
 
 @pytest.mark.parametrize("fails_at", [None, 7])
@@ -68,16 +68,16 @@ def test_event_loop(fails_at: int | None) -> None:
             raise LookupError(item)
         taken.append(item)
 
-    running = async_in_order(work, range(ITEMS), CONCURRENCY, take)
+    running = run_in_order_async(work, range(ITEMS), CONCURRENCY, take)
     _ends(lambda: asyncio.run(running), gauge, taken, fails_at)
 
 
 def test_none_at_once() -> None:
     """Less than one at a time is refused."""
     with pytest.raises(ValueError, match="0"):
-        in_order(str, "a", 0, print)
+        run_in_order(str, "a", 0, print)
     with pytest.raises(ValueError, match="1"):
-        asyncio.run(async_in_order(asyncio.sleep, [0.0], 0, print))
+        asyncio.run(run_in_order_async(asyncio.sleep, [0.0], 0, print))
 
 
 def _ends(run: Callable[[], None], gauge: Gauge, taken: list[int], fails_at: int | None) -> None:
