@@ -16,7 +16,6 @@ H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 SCHEMES = ("http", "https")
 PROXY_SCHEMES = (*SCHEMES, "socks5", "socks5h")
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
-TLS_FILES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 
 def http_client(make: Callable[..., H], url: str, api_key: str | None, transport: Any) -> H:
@@ -45,8 +44,9 @@ def http_client(make: Callable[..., H], url: str, api_key: str | None, transport
         detail = f"{' or '.join(socks)} names a SOCKS proxy; run `pip install httpx[socks]`"
         raise InvalidConfiguration(detail) from error
     except OSError as error:
-        detail = f"{_names(*TLS_FILES)} cannot be used: {error}"
-        raise InvalidConfiguration(detail) from error
+        # Only opening the key log gives the error a file name.
+        name = "SSLKEYLOGFILE" if error.filename else "SSL_CERT_FILE"
+        raise InvalidConfiguration(f"{name} cannot be used: {error}") from error
     except (httpx.InvalidURL, ValueError) as error:
         detail = (
             f"{_names('NO_PROXY')} cannot be used: {error}; list host names and IP addresses "
@@ -66,10 +66,10 @@ def _require_address(name: str, address: str, schemes: tuple[str, ...]) -> None:
     try:
         url = httpx.URL(address)
         # The name resolver refuses empty and overlong labels with a UnicodeError.
-        host = url.raw_host.decode("ascii").encode("idna")
+        host = url.host and url.raw_host.decode("ascii").encode("idna")
         port = 1 if url.port is None else url.port
     except (httpx.InvalidURL, UnicodeError):
-        host, port = b"", 0
+        host, port = "", 0
     if not host or url.scheme not in schemes or not 0 < port < 65536:
         raise InvalidConfiguration(f"{name} is not an address such as http://127.0.0.1:8000")
 

@@ -21,7 +21,6 @@ from schemas.model import ModelAnswer
 from schemas.trajectories import TrajectoriesAnswer
 from schemas.weight_updates import WeightUpdatesAnswer
 from service.cli import app
-from service.cli.options import parsed
 from tests.client.conftest import problem, scripted
 from tests.service_process import Served, free_port
 
