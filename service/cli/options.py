@@ -64,7 +64,7 @@ def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..
                 asked = {option.name: values.pop(option.name) for option in members}
                 values[group] = build(
                     **{
-                        name: parsed(name, value)
+                        name: parse_option(name, value)
                         for name, value in asked.items()
                         if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
                     }
@@ -84,7 +84,7 @@ def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..
     return decorate
 
 
-def parsed(name: str, value: Any) -> Any:
+def parse_option(name: str, value: Any) -> Any:
     """Parse an option's text into the field of a request.
 
     Raises:
