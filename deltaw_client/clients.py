@@ -62,7 +62,7 @@ def _async_method(
 
 
 class _Client(Generic[H, T]):
-    """What both clients share: arguments, and their defaults."""
+    """Arguments of both clients, and their defaults."""
 
     _make_http: Callable[..., H]
 

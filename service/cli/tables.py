@@ -72,7 +72,11 @@ def relation(answer: PairAnswer) -> str:
 
 def of_self_check(found: Mapping[str, Any]) -> RenderableType:
     """Lay out a self-check."""
-    facts = {name.replace("_", " "): value for name, value in found.items() if value is not None}
+    facts: dict[str, Cell] = {
+        name.replace("_", " "): value
+        for name, value in found.items()
+        if value is not None and name != "verdict"
+    }
     facts["verdict"] = verdict(found["verdict"])
     caption = "every layer's block on a fixed prompt; baseline matched, stream free, float32"
     return captioned(table("self-check", (), facts.items()), caption)
