@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, get_args
 
 from deltaw_client import answers, problems, resources
 from deltaw_client.answers import LoadedModel, Received
@@ -27,10 +27,7 @@ Pair = tuple[Text, Text] | Mapping[str, Any]
 Resource = Literal["weight_updates", "equivalence_checks", "trajectories", "attributions"]
 
 CALLS: Mapping[Resource, Callable[..., Call[Any]]] = {
-    "weight_updates": resources.weight_updates,
-    "equivalence_checks": resources.equivalence_checks,
-    "trajectories": resources.trajectories,
-    "attributions": resources.attributions,
+    name: getattr(resources, name) for name in get_args(Resource)
 }
 KINDS: Mapping[str, type[Received]] = {
     kind.__name__: kind
@@ -53,15 +50,8 @@ FATAL = (
 """Problems that every other pair would have too; they end the sweep."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A line to write.
-
-    Args:
-        index: Index of its pair.
-        text: Bytes of the line, with the newline.
-        answered: Whether the line holds an answer.
-    """
+class Entry(NamedTuple):
+    """A line to write, with its newline, and the index of its pair."""
 
     index: int
     text: bytes
@@ -180,13 +170,14 @@ def plan_sweep(pairs: Iterable[Pair], resource: Resource, parameters: Mapping[st
     Raises:
         TypeError: The resource does not have such a field.
     """
+    call = CALLS[resource]
     own = [
         dict(pair)
         if isinstance(pair, Mapping)
         else dict(zip(("context", "query"), pair, strict=True))
         for pair in pairs
     ]
-    return [(fields, CALLS[resource](**{**parameters, **fields})) for fields in own]
+    return [(fields, call(**{**parameters, **fields})) for fields in own]
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_check_that_fails_exits_with_1(tiny_service: Served, shown: tuple[str, .
 
 
 def test_model_scope_shows_the_logits(tiny_service: Served) -> None:
-    """In scope `model` the logits have tables of their own."""
+    """Scope `model` adds tables for the logits."""
     ended = deltaw("check", *PAIR, "--scope", "model", "--layers", "0", "--url", tiny_service.url)
     assert ended.exit_code == 0
     for said in ("logits", "stream sequential", "free stream patches", "divergence"):
