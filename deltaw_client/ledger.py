@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 from deltaw_client.errors import OtherSweep
 
 Origin = Mapping[str, Any]
-"""What decides a sweep's numbers besides the call: the fields of the model and of the versions."""
+"""The fields of the model and of the versions, which decide a sweep's numbers besides the call."""
 
 
 class Record(NamedTuple):
-    """Where a pair's line is in the file, in bytes, and whether it holds an answer."""
+    """The place of a pair's line in the file, in bytes, and whether the line holds an answer."""
 
     offset: int
     length: int

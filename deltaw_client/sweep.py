@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deltaw_client import answers, problems, resources
 from deltaw_client.answers import LoadedModel, Received
@@ -28,10 +28,7 @@ Pair = tuple[Text, Text] | Mapping[str, Any]
 Resource = Literal["weight_updates", "equivalence_checks", "trajectories", "attributions"]
 
 CALLS: Mapping[Resource, Callable[..., Call[Any]]] = {
-    "weight_updates": resources.weight_updates,
-    "equivalence_checks": resources.equivalence_checks,
-    "trajectories": resources.trajectories,
-    "attributions": resources.attributions,
+    name: getattr(resources, name) for name in get_args(Resource)
 }
 KINDS: Mapping[str, type[Received]] = {
     kind.__name__: kind
@@ -56,13 +53,7 @@ FATAL = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A line to write.
-
-    Args:
-        index: Index of its pair.
-        text: Bytes of the line, with the newline.
-        answered: Whether the line holds an answer.
-    """
+    """A line to write, with its newline, and the index of its pair."""
 
     index: int
     text: bytes
@@ -181,13 +172,14 @@ def plan_sweep(pairs: Iterable[Pair], resource: Resource, parameters: Mapping[st
     Raises:
         TypeError: The resource does not have such a field.
     """
+    call = CALLS[resource]
     own = [
         dict(pair)
         if isinstance(pair, Mapping)
         else dict(zip(("context", "query"), pair, strict=True))
         for pair in pairs
     ]
-    return [(fields, CALLS[resource](**{**parameters, **fields})) for fields in own]
+    return [(fields, call(**{**parameters, **fields})) for fields in own]
 
 
 @dataclass(frozen=True)
@@ -220,7 +212,8 @@ def open_sweep(
     Raises:
         OtherSweep: The file has other pairs, parameters, or another origin.
     """
-    origin = {**vars(loaded.model), **vars(loaded.versions)}
+    tokenizer = {"tokenizer_digest": loaded.tokenizer_digest}
+    origin = {**vars(loaded.model), **tokenizer, **vars(loaded.versions)}
     tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
     path = Path(out)
     with closing(Ledger(path, [task.digest for task in tasks], origin)) as ledger:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
 from deltaw_client import DeltawClient
+from schemas.common import read_answer
 from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.trajectories import TrajectoriesAnswer
@@ -49,7 +50,7 @@ def test_json_prints_the_answer(
     """`--json` prints the service's answer, and nothing else."""
     ended = deltaw(*arguments, "--url", tiny_service.url, "--json")
     assert ended.exit_code == 0, ended.stderr
-    answer.model_validate_json(ended.stdout)
+    read_answer(answer, ended.stdout)
 
 
 def test_model_in_process_equals_service(tiny_folder: Path, tiny_service: Served) -> None:
@@ -87,7 +88,7 @@ def test_check_that_fails_exits_with_1(tiny_service: Served, shown: tuple[str, .
 
 
 def test_model_scope_shows_the_logits(tiny_service: Served) -> None:
-    """In scope `model` the logits have tables of their own."""
+    """Scope `model` adds tables for the logits."""
     ended = deltaw("check", *PAIR, "--scope", "model", "--layers", "0", "--url", tiny_service.url)
     assert ended.exit_code == 0
     for said in ("logits", "stream sequential", "free stream patches", "divergence"):

@@ -20,11 +20,11 @@ from rich.markup import escape
 from service.settings import Settings, read_settings
 
 Group = tuple[Callable[..., Any], Sequence[inspect.Parameter]]
-"""What is called with the options that were given, and the options as typer reads them."""
+"""The function that receives the given options, and the options in the form that typer reads."""
 
 
 def options(model: type[BaseModel], without: Sequence[str] = (), **defaults: Any) -> Group:
-    """Make an option of each field of a model; they arrive as a dict of those that were given.
+    """Make an option of each field of a model. The command receives those given as a dict.
 
     Args:
         model: `Settings`, or the model of a request body.
@@ -71,11 +71,11 @@ def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..
                 )
             command(**values)
 
-        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        flat = [context]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        flat = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
         for name, parameter in own.items():
             flat += groups[name][1] if name in groups else [parameter]
-        flat = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in flat]
+        flat = [option.replace(kind=keyword) for option in flat]
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
         run.__annotations__ = {option.name: option.annotation for option in flat}
@@ -142,4 +142,4 @@ PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "positions": (_indices, "a word, or integers with commas: 0,3,-1"),
     "spans": (_spans, "spans with commas: 0:8,8:18"),
 }
-"""Parsers of the request fields that are not plain text, a number or a choice, and their forms."""
+"""Parsers of request fields that are not text, a number or a choice, with the form they read."""

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltaw_client import Activations, EquivalenceChecks, LoadedModel, Trajectories, WeightUpdates
-from schemas.common import ModelSummary
+from schemas.common import UNSET, ModelSummary
 from schemas.equivalence_checks import Check, LogitsCheck
 from schemas.pairs import PairAnswer
 from schemas.weight_updates import NextTokens
@@ -19,7 +19,6 @@ from schemas.weight_updates import NextTokens
 Cell = float | str | Text | None
 
 STYLES = {"holds": "bold green", "fails": "bold red", "vacuous": "bold yellow"}
-UNSET = object()
 LIKELIEST = 5
 """Number of next tokens shown; the answer has ten."""
 
@@ -104,8 +103,9 @@ def _labels(check: Check | LogitsCheck) -> dict[str, Cell]:
 
 def _bias_only(check: Check | LogitsCheck) -> dict[str, Cell]:
     """Return the error with Δh at the attention output and no ΔW, if it was asked for."""
-    error = check.bias_only_relative_error if isinstance(check, Check) else UNSET
-    return {} if error is UNSET else {"bias only": error}
+    if not isinstance(check, Check) or check.bias_only_relative_error is UNSET:
+        return {}
+    return {"bias only": check.bias_only_relative_error}
 
 
 def _of_errors(title: str, checks: Sequence[Check | LogitsCheck]) -> Table:

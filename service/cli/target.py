@@ -1,4 +1,4 @@
-"""Where a command asks: a running service, or the same application in this process.
+"""The service that a command asks: a running one, or the same application in this process.
 
 Both are asked with the client; only the transport differs. torch reads `OMP_WAIT_POLICY` when it is
 imported, so it is imported only when a model is loaded.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,8 @@ class Tokenizer:
         self._specials = frozenset(tokenizer.all_special_ids)
         self._byte_level = "ByteLevel" in str(self._fast.decoder)
         self._added = frozenset(self._fast.get_added_tokens_decoder())
+        state = f"{self._fast.to_str()} {self._fast.encode_special_tokens}"
+        self.digest = f"sha256:{hashlib.sha256(state.encode()).hexdigest()}"
         self.size: int = self._fast.get_vocab_size(with_added_tokens=True)
         self.anchor: int | None = self._fast.token_to_id(ANCHOR)
 
