@@ -1,4 +1,4 @@
-"""Every question is asked of the random GPT-2 and of the bundled one."""
+"""Fixtures of the analysis tests: each subject is the random GPT-2, then the bundled one."""
 
 from __future__ import annotations
 

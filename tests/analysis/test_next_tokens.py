@@ -1,4 +1,4 @@
-"""What the context does to the prediction, against the oracle's distributions."""
+"""Next tokens in both runs, compared with the oracle's distributions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from tests.engine.made import with_nan
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
-    """Ids, texts and probabilities of the ten likeliest in both runs, and KL, at each position."""
+def test_next_tokens_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Texts and probabilities of the ten likeliest tokens in both runs, and KL, equal the oracle's
+    at each position."""
     model, question = subject.model, subject.question(baseline)
     answer = drive(model, weight_updates(model, subject.pair(baseline), [0], ["next_tokens"]))
-    assert answer.next_tokens is not None
+    assert answer.next_tokens
     assert [one.position for one in answer.next_tokens] == list(range(len(QUERY)))
     for one in answer.next_tokens:
         runs = question.full.logits[one.position], question.base.logits[one.position]
@@ -40,11 +41,12 @@ def test_next_tokens_are_the_oracles(subject: Subject, baseline: str) -> None:
         assert one.kl_divergence == pytest.approx(theirs, rel=bound)
 
 
-def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subject) -> None:
-    """KL(baseline ‖ with context), and KL of a neighbouring position, are far from the figure."""
+def test_kl_differs_from_the_reverse_and_from_other_positions(subject: Subject) -> None:
+    """KL(baseline ‖ with context), and KL at another position, are far from the figure, so the test
+    above would see a mistake."""
     model, question = subject.model, subject.question("matched")
     answer = drive(model, weight_updates(model, subject.pair("matched"), [0], ["next_tokens"]))
-    assert answer.next_tokens is not None
+    assert answer.next_tokens
     full, base = question.full.logits, question.base.logits
     for one in answer.next_tokens:
         j, other = one.position, (one.position + 1) % len(QUERY)
@@ -56,11 +58,9 @@ def test_the_other_direction_and_the_other_position_would_be_seen(subject: Subje
         assert min(abs(np.array(wrong) - one.kl_divergence)) > 1e-3 * one.kl_divergence
 
 
-def test_logits_that_are_not_finite_are_refused(
-    tmp_path: Path, tiny: Model, tiny_folder: Path
-) -> None:
-    """NaN behind the last block is an error, not a null among probabilities; without the next
-    tokens it does not matter."""
+def test_logits_with_nan_raise_an_error(tmp_path: Path, tiny: Model, tiny_folder: Path) -> None:
+    """NaN in the logits raises an error instead of null probabilities. Updates without next tokens
+    are still computed."""
     spoilt = with_nan(tiny_folder, tmp_path / "nan", "transformer.ln_f.weight")
     model = load(str(spoilt), revision=None, device="cpu", dtype="float32")
     pair = resolve_pair(model, [3, 4, 5], [6], "matched", "last")

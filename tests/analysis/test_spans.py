@@ -1,4 +1,4 @@
-"""Spans: given ones and their refusals, tokens, and sentences that are found."""
+"""Spans of a context: given ones and their refusals, tokens, and sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from service.analysis.pairs import Pair, Span, resolve_pair
+from schemas.pairs import Span
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.spans import given_spans, sentence_spans, token_spans
 from service.engine import Model
 from service.errors import BadSpan
@@ -15,12 +16,12 @@ from tests.checkpoints import ENDOFTEXT
 
 
 def pair_of(model: Model, context: str | list[int], anchored: bool = False) -> Pair:
-    """A context before some query."""
+    """A pair of this context and a query of one token."""
     return resolve_pair(model, context, [9], "anchored" if anchored else "matched", "last")
 
 
 def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
-    """The text of every sentence that is found."""
+    """The text of every sentence."""
     pair = pair_of(model, text, anchored)
     spans = sentence_spans(model, pair)
     assert spans[0][0] == int(pair.anchored)
@@ -48,15 +49,17 @@ def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
         ("a\n\nb", ["a\n\n", "b"]),
     ],
 )
-def test_sentences(tiny: Model, text: str, expected: list[str], anchored: bool) -> None:
-    """A sentence ends where white space follows its mark, so the points of D.C. and 3.14 do not
-    end one; together they cover the context, without the anchor."""
+def test_sentences_end_after_marks_before_white_space(
+    tiny: Model, text: str, expected: list[str], anchored: bool
+) -> None:
+    """A sentence ends after a mark that white space follows, or after a line break, so the inner
+    points of D.C. and 3.14 end none. The sentences cover the context without the anchor."""
     assert sentences(tiny, text, anchored) == expected
 
 
 @pytest.mark.parametrize("anchored", [False, True])
-def test_the_seeds_sentences(bundled: Model, anchored: bool) -> None:
-    """On the bundled tokenizer the seed's context is three sentences."""
+def test_seed_context_has_three_sentences(bundled: Model, anchored: bool) -> None:
+    """The bundled tokenizer splits the seed's context into three sentences."""
     text = (
         "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. "
         "The capital of Germany is"
@@ -68,16 +71,16 @@ def test_the_seeds_sentences(bundled: Model, anchored: bool) -> None:
     ]
 
 
-def test_ids_have_sentences_too(tiny: Model) -> None:
-    """A context of ids is read as what it spells."""
+def test_context_of_ids_has_the_sentences_of_its_text(tiny: Model) -> None:
+    """A context of ids has the same sentences as the text that it spells."""
     ids = list(tiny.tokenizer.encode("ab. cd"))
     pair = pair_of(tiny, ids)
     assert sentence_spans(tiny, pair) == sentence_spans(tiny, pair_of(tiny, "ab. cd"))
     assert len(sentence_spans(tiny, pair)) == 2
 
 
-def test_tokens(tiny: Model) -> None:
-    """Every token is a span, the anchor none, whether it was put there or written."""
+def test_token_spans_exclude_the_anchor(tiny: Model) -> None:
+    """Every token has a span. The anchor has none, whether the service or the text put it there."""
     assert token_spans(pair_of(tiny, [4, 5, 6])) == ((0, 1), (1, 2), (2, 3))
     assert token_spans(pair_of(tiny, [4, 5, 6], anchored=True)) == ((1, 2), (2, 3), (3, 4))
     assert token_spans(pair_of(tiny, f"{ENDOFTEXT}x", anchored=True)) == ((1, 2),)
@@ -95,10 +98,10 @@ def test_tokens(tiny: Model) -> None:
         ([(1, 2), (2, 7)], True),
     ],
 )
-def test_spans_that_cover_are_taken(
+def test_spans_that_cover_are_accepted(
     tiny: Model, spans: list[Span], anchored: bool, cover: bool
 ) -> None:
-    """They come back as they were given, with gaps allowed or not."""
+    """Spans that cover the context return unchanged, whether gaps are allowed or not."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     assert given_spans(pair, spans, cover=cover) == tuple(spans)
 
@@ -115,11 +118,11 @@ def test_spans_that_cover_are_taken(
         ([(1, 6)], True, 0, 7, 6),
     ],
 )
-def test_gaps_are_refused_where_spans_must_cover(
+def test_gaps_are_refused_if_spans_must_cover(
     tiny: Model, spans: list[Span], anchored: bool, index: int, limit: int, actual: int
 ) -> None:
-    """With the span at fault, where it must begin or end, and where it does; elsewhere gaps are
-    good."""
+    """The refusal names the span, where it must begin or end, and where it does. Without `cover`
+    the same spans are accepted."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=True)
@@ -146,7 +149,7 @@ def test_gaps_are_refused_where_spans_must_cover(
         ([(1, 8)], True, ("spans", 0), 7, 8),
     ],
 )
-def test_bad_spans_are_refused(
+def test_bad_spans_are_refused_with_path_limit_and_value(
     tiny: Model,
     spans: Sequence[Span],
     anchored: bool,
@@ -155,8 +158,8 @@ def test_bad_spans_are_refused(
     limit: int | None,
     actual: int | None,
 ) -> None:
-    """Empty, out of range, out of order, overlapping, or holding the anchor: each with its place,
-    the bound and the value held against it."""
+    """A span that is empty, out of range, out of order, overlapping, or holds the anchor is refused
+    with its path, the limit and the value."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=cover)
