@@ -1,10 +1,10 @@
-"""A typed client of deltaw, sync and async, with tensors as NumPy arrays. Needs no torch.
+"""A typed client of deltaw, sync and async, with tensors as NumPy arrays. It does not need torch.
 
     with DeltawClient("http://127.0.0.1:8000") as client:
         answer = client.weight_updates(context="The capital of Germany is", query=" Berlin")
         answer.updates[0].factors.input      # an array, [d_model]
 
-Whatever goes wrong is a `DeltawError`; the service's problems are in `deltaw_client.problems`.
+Every error is a `DeltawError`; `deltaw_client.problems` has a class for each problem code.
 """
 
 from deltaw_client.answers import (
@@ -21,6 +21,7 @@ from deltaw_client.clients import AsyncDeltawClient, DeltawClient
 from deltaw_client.errors import (
     ConnectionFailed,
     DeltawError,
+    InvalidConfiguration,
     OtherSweep,
     Timeout,
     UnexpectedAnswer,
@@ -36,6 +37,7 @@ __all__ = [
     "DeltawClient",
     "DeltawError",
     "EquivalenceChecks",
+    "InvalidConfiguration",
     "JointUpdates",
     "Line",
     "LoadedModel",

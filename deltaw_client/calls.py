@@ -1,4 +1,4 @@
-"""A call: the request that goes out, and how its answer is read. Nothing here sends anything."""
+"""A call: its request, and how its answer is read. Nothing here sends anything."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(frozen=True)
 class Call(Generic[A]):
-    """One request and the kind of its answer.
+    """A request and the class of its answer.
 
     Args:
-        answer: The model that the answer is read as.
-        path: Of the resource.
-        fields: Of the body; None is a GET.
-        accept: The media type to answer in.
-        request_id: Under which the service logs it; None makes one.
-        deadline_seconds: Of the whole call; None is the client's.
+        answer: Class of the answer.
+        path: Path of the resource.
+        fields: Fields of the body; None makes a GET.
+        accept: Media type of the answer.
+        request_id: Id of the request in the service's log; None generates one.
+        deadline_seconds: Seconds for the whole call; None takes the client's deadline.
     """
 
     answer: type[A]
@@ -51,11 +51,11 @@ class Call(Generic[A]):
 
     def __post_init__(self) -> None:
         if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
-            raise ValueError("a request id is 1 to 128 of A-Z, a-z, 0-9, `.`, `_` and `-`")
+            raise ValueError("a request id has 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_`, `-`")
 
     @property
     def method(self) -> str:
-        """GET without fields, else POST."""
+        """GET without fields, otherwise POST."""
         return "GET" if self.fields is None else "POST"
 
     def body(self) -> bytes | None:
@@ -63,16 +63,16 @@ class Call(Generic[A]):
         return None if self.fields is None else json.dumps(self.fields, default=plain).encode()
 
     def headers(self) -> dict[str, str]:
-        """Those of the request; each call of this makes a new id where none is given."""
+        """Headers of the request, with a new request id if the call has none."""
         typed = {} if self.fields is None else {"Content-Type": JSON}
         return typed | {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
 
     def read(self, reply: Reply) -> A:
-        """The answer that a reply holds.
+        """Read a reply.
 
         Raises:
-            ProblemError: It is a problem.
-            UnexpectedAnswer: It is nothing that deltaw says.
+            ProblemError: The reply is a problem.
+            UnexpectedAnswer: The reply is not deltaw's.
         """
         if reply.status != 200:
             raise failure(reply)
@@ -89,23 +89,24 @@ class Call(Generic[A]):
 
 
 def plain(value: Any) -> Any:
-    """Arrays of ids, NumPy's integers and models of `schemas`, as JSON has them.
+    """Convert an array, a NumPy number or a model of `schemas` to what JSON can hold.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: The value is none of these.
     """
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
-    raise TypeError(f"a field holds {type(value).__name__}, which JSON does not have")
+    raise TypeError(f"a field holds a value of type {type(value).__name__}, which JSON cannot hold")
 
 
 def failure(reply: Reply) -> DeltawError:
-    """The error that a reply which is no answer stands for."""
+    """Return the error of a reply whose status is not 200."""
     wait = retry_after(reply.headers.get("retry-after"))
     if reply.media != PROBLEM:
-        return UnexpectedAnswer(f"{reply.media or 'nothing'} came", reply.status, wait)
+        media = reply.media or "no media type"
+        return UnexpectedAnswer(f"the answer has {media}, not {PROBLEM}", reply.status, wait)
     try:
         problem: Problem = adapter(Problem).validate_json(reply.content, extra="ignore")
     except ValidationError as error:
@@ -114,7 +115,7 @@ def failure(reply: Reply) -> DeltawError:
 
 
 def retry_after(header: str | None) -> float | None:
-    """Seconds of a `Retry-After`, which gives them or a date; None where it gives neither."""
+    """Parse `Retry-After`, which holds seconds or a date, into seconds; None if it is invalid."""
     if header is None:
         return None
     if header.strip().isdecimal():
@@ -127,7 +128,7 @@ def retry_after(header: str | None) -> float | None:
 
 
 def _said(sentence: str, error: ValueError) -> str:
-    """The sentence with the first mistake, and none of the values."""
+    """Append the first mistake to a sentence, without the value."""
     if not isinstance(error, ValidationError):
         return f"{sentence}: {error}"
     first = error.errors(include_input=False, include_context=False)[0]

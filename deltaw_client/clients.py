@@ -1,4 +1,4 @@
-"""The two clients: the same calls, made with threads or on an event loop."""
+"""The sync and the async client: the same calls, made with threads or on an event loop."""
 
 from __future__ import annotations
 
@@ -7,20 +7,32 @@ import time
 from collections.abc import Callable, Coroutine, Iterable
 from functools import wraps
 from os import PathLike
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
 from deltaw_client import resources
 from deltaw_client.answers import Received, Reply
-from deltaw_client.asking import LATE, Outcome, Patience, Send, failed, some_of_it, steps
 from deltaw_client.calls import Call
+from deltaw_client.connection import http_client
 from deltaw_client.errors import DeltawError, Timeout
-from deltaw_client.in_order import async_in_order, in_order
-from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, sweeping
+from deltaw_client.pool import run_in_order, run_in_order_async
+from deltaw_client.retries import (
+    LATE,
+    Outcome,
+    RetryPolicy,
+    Send,
+    Steps,
+    connection_error,
+    random_jitter,
+    steps,
+)
+from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, open_sweep, plan_sweep
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Received)
+H = TypeVar("H", httpx.Client, httpx.AsyncClient)
+T = TypeVar("T")
 
 URL = "http://127.0.0.1:8000"
 DEADLINE_SECONDS = 120.0
@@ -28,7 +40,7 @@ RETRIES = 4
 
 
 def _method(call: Callable[P, Call[A]]) -> Callable[Concatenate[DeltawClient, P], A]:
-    """The method that makes a resource's call and waits."""
+    """Turn a resource into a method that makes its call and waits for the answer."""
 
     @wraps(call)
     def made(client: DeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> A:
@@ -40,7 +52,7 @@ def _method(call: Callable[P, Call[A]]) -> Callable[Concatenate[DeltawClient, P]
 def _async_method(
     call: Callable[P, Call[A]],
 ) -> Callable[Concatenate[AsyncDeltawClient, P], Coroutine[Any, Any, A]]:
-    """The method that makes a resource's call when awaited."""
+    """Turn a resource into a coroutine method that makes its call."""
 
     @wraps(call)
     async def made(client: AsyncDeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> A:
@@ -49,17 +61,10 @@ def _async_method(
     return made
 
 
-class DeltawClient:
-    """A client that waits; several threads may share one.
+class _Client(Generic[H, T]):
+    """Arguments of both clients, and their defaults."""
 
-    Args:
-        url: The service's address.
-        api_key: Sent as `Authorization: Bearer`.
-        deadline_seconds: Of a call with all its attempts and waits.
-        retries: Attempts after the first, where a problem may pass.
-        jitter: What is added to a wait of so many seconds; by default up to half of it.
-        transport: httpx's, for proxies, certificates or an application in this process.
-    """
+    _make_http: Callable[..., H]
 
     def __init__(
         self,
@@ -68,11 +73,40 @@ class DeltawClient:
         api_key: str | None = None,
         deadline_seconds: float = DEADLINE_SECONDS,
         retries: int = RETRIES,
-        jitter: Callable[[float], float] = some_of_it,
-        transport: httpx.BaseTransport | None = None,
+        jitter: Callable[[float], float] = random_jitter,
+        transport: T | None = None,
     ) -> None:
-        self._patience = Patience(deadline_seconds, retries, jitter)
-        self._http = httpx.Client(base_url=url, headers=_key(api_key), transport=transport)
+        self._policy = RetryPolicy(deadline_seconds, retries, jitter)
+        self._http: H = http_client(self._make_http, url, api_key, transport)
+
+    def _steps(self, call: Call[A]) -> Steps[A]:
+        return steps(
+            call,
+            self._http.build_request(
+                call.method, call.path, content=call.body(), headers=call.headers()
+            ),
+            self._policy,
+        )
+
+
+class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
+    """A synchronous client. Threads may share one.
+
+    Args:
+        url: Address of the service.
+        api_key: Key of the service, sent as `Authorization: Bearer`.
+        deadline_seconds: Seconds for a call with all its attempts and waits.
+        retries: Maximum number of attempts after the first, made after retryable errors.
+        jitter: Function from a wait in seconds to the seconds to add to it; by default random, up
+            to half the wait.
+        transport: httpx transport, for example to an application in this process. By default HTTP,
+            with the proxies and certificates that the environment names.
+
+    Raises:
+        InvalidConfiguration: The URL, the key or an environment variable cannot be used.
+    """
+
+    _make_http = httpx.Client
 
     activations = _method(resources.activations)
     weight_updates = _method(resources.weight_updates)
@@ -86,9 +120,9 @@ class DeltawClient:
         """Make a call.
 
         Raises:
-            DeltawError: What its last attempt ended in.
+            DeltawError: The last attempt failed.
         """
-        making = steps(call, _request(self._http, call), self._patience)
+        making = self._steps(call)
         outcome: Outcome = None
         try:
             while True:
@@ -97,13 +131,13 @@ class DeltawClient:
                 if isinstance(step, Send):
                     outcome = self._send(step)
                 else:
-                    time.sleep(step.seconds)
+                    time.sleep(step)
         except StopIteration as answered:
             answer: A = answered.value
             return answer
 
     def _send(self, step: Send) -> Reply | DeltawError:
-        """httpx's own limit is for each read, so the deadline is looked at between them."""
+        """Check the deadline after each read, since httpx limits only each read by itself."""
         end = time.monotonic() + step.seconds
         step.request.extensions["timeout"] = httpx.Timeout(step.seconds).as_dict()
         try:
@@ -117,7 +151,7 @@ class DeltawClient:
             finally:
                 response.close()
         except httpx.RequestError as error:
-            return failed(error)
+            return connection_error(error)
         return Reply(response.status_code, response.headers, b"".join(pieces))
 
     def sweep(
@@ -130,27 +164,28 @@ class DeltawClient:
         progress: bool | None = None,
         **parameters: Any,
     ) -> Sweep:
-        """Ask the same of many pairs, a JSON line each in the order of the pairs; see `Sweep`.
+        """Ask the same about many pairs and write a JSON line for each, in the order of the pairs.
 
-        A file that is there already is gone on with: pairs that have an answer in it are left out,
-        those that failed are asked again.
+        The sweep resumes a file that exists: it keeps the answers and asks failed pairs again.
 
         Args:
-            pairs: (context, query), or mappings of fields, which come before `parameters`.
-            out: The file.
-            resource: What is asked of each pair.
-            concurrency: Calls at once.
-            progress: Whether to show a bar; None does on a terminal, where rich is installed.
-            parameters: Of the resource, the same for all pairs.
+            pairs: (context, query), or mappings of fields, which replace those of `parameters`.
+            out: Path of the file.
+            resource: Resource to ask about each pair.
+            concurrency: Maximum number of concurrent calls.
+            progress: Whether to show a bar; None shows it on a terminal if rich is installed.
+            parameters: Fields of every request.
 
         Raises:
-            OtherSweep: The file is of other pairs or parameters.
-            DeltawError: There is no service, or no way into it; what was done is in the file.
-            TypeError: A field is unknown.
+            OtherSweep: The file has other pairs or parameters, or another model's answers.
+            DeltawError: The service cannot be reached or refuses every pair; the file keeps the
+                answers so far.
+            TypeError: The resource does not have such a field.
         """
-        with sweeping(pairs, out, resource, parameters, progress) as under_way:
-            in_order(self._entry, under_way.tasks, concurrency, under_way.take)
-            return under_way.result
+        plan = plan_sweep(pairs, resource, parameters)
+        with open_sweep(plan, self.model(), out, progress) as running:
+            run_in_order(self._entry, running.tasks, concurrency, running.take)
+            return running.result()
 
     def _entry(self, task: Task) -> Entry | DeltawError:
         try:
@@ -169,30 +204,10 @@ class DeltawClient:
         self.close()
 
 
-class AsyncDeltawClient:
-    """A client for asyncio.
+class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
+    """A client for asyncio. Takes the arguments of `DeltawClient`."""
 
-    Args:
-        url: The service's address.
-        api_key: Sent as `Authorization: Bearer`.
-        deadline_seconds: Of a call with all its attempts and waits.
-        retries: Attempts after the first, where a problem may pass.
-        jitter: What is added to a wait of so many seconds; by default up to half of it.
-        transport: httpx's, for proxies, certificates or an application in this process.
-    """
-
-    def __init__(
-        self,
-        url: str = URL,
-        *,
-        api_key: str | None = None,
-        deadline_seconds: float = DEADLINE_SECONDS,
-        retries: int = RETRIES,
-        jitter: Callable[[float], float] = some_of_it,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
-        self._patience = Patience(deadline_seconds, retries, jitter)
-        self._http = httpx.AsyncClient(base_url=url, headers=_key(api_key), transport=transport)
+    _make_http = httpx.AsyncClient
 
     activations = _async_method(resources.activations)
     weight_updates = _async_method(resources.weight_updates)
@@ -206,9 +221,9 @@ class AsyncDeltawClient:
         """Make a call.
 
         Raises:
-            DeltawError: What its last attempt ended in.
+            DeltawError: The last attempt failed.
         """
-        making = steps(call, _request(self._http, call), self._patience)
+        making = self._steps(call)
         outcome: Outcome = None
         try:
             while True:
@@ -217,7 +232,7 @@ class AsyncDeltawClient:
                 if isinstance(step, Send):
                     outcome = await self._send(step)
                 else:
-                    await asyncio.sleep(step.seconds)
+                    await asyncio.sleep(step)
         except StopIteration as answered:
             answer: A = answered.value
             return answer
@@ -230,7 +245,7 @@ class AsyncDeltawClient:
         except TimeoutError:
             return Timeout(LATE)
         except httpx.RequestError as error:
-            return failed(error)
+            return connection_error(error)
         return Reply(response.status_code, response.headers, response.content)
 
     async def sweep(
@@ -243,10 +258,11 @@ class AsyncDeltawClient:
         progress: bool | None = None,
         **parameters: Any,
     ) -> Sweep:
-        """The same as `DeltawClient.sweep`."""
-        with sweeping(pairs, out, resource, parameters, progress) as under_way:
-            await async_in_order(self._entry, under_way.tasks, concurrency, under_way.take)
-            return under_way.result
+        """Ask the same about many pairs, like `DeltawClient.sweep`."""
+        plan = plan_sweep(pairs, resource, parameters)
+        with open_sweep(plan, await self.model(), out, progress) as running:
+            await run_in_order_async(self._entry, running.tasks, concurrency, running.take)
+            return running.result()
 
     async def _entry(self, task: Task) -> Entry | DeltawError:
         try:
@@ -263,11 +279,3 @@ class AsyncDeltawClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _key(api_key: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
-
-
-def _request(http: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
-    return http.build_request(call.method, call.path, content=call.body(), headers=call.headers())

@@ -1,12 +1,13 @@
-"""What a call can end in but an answer, as one tree.
+"""Every error that a call can raise, as one tree.
 
 DeltawError
-├── ConnectionFailed        no connection, or one that broke
+├── InvalidConfiguration    the URL, the key or an environment variable cannot be used
+├── ConnectionFailed        the connection could not be made, or it broke
 ├── Timeout                 the call's deadline passed
-├── UnexpectedAnswer        what came is neither an answer nor a problem of deltaw
-├── OtherSweep              the file to resume is of other pairs or parameters
-└── ProblemError            the service said what is wrong: `deltaw_client.problems`
-    └── Validation, LayerOutOfRange, QueueFull, …, a class for each code
+├── UnexpectedAnswer        the answer is neither deltaw's nor a problem of deltaw's
+├── OtherSweep              the sweep's file has other pairs or parameters, or another model
+└── ProblemError            the service reported a problem: `deltaw_client.problems`
+    └── Validation, LayerOutOfRange, QueueFull, …: one class for each code
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ class DeltawError(Exception):
     """The root of the tree."""
 
     retryable = False
-    """Whether the same call may succeed later; such a one is made again by itself."""
+    """Whether the same call may succeed later; the client then retries it by itself."""
     retry_after: float | None = None
-    """Seconds that the service asks to wait before that, where it says so."""
+    """Seconds that the service asks to wait before a retry; None if it does not say."""
+
+
+class InvalidConfiguration(DeltawError):
+    """The URL, the key or an environment variable cannot be used; the message names it."""
 
 
 class ConnectionFailed(DeltawError):
-    """There is no connection, or it broke.
+    """The connection could not be made, or it broke.
 
     Args:
-        detail: What happened.
-        sent: Whether something may have been sent; then the call is not made again.
+        detail: The cause.
+        sent: Whether the service may have received the request; the client then does not retry.
     """
 
     def __init__(self, detail: str, sent: bool) -> None:
@@ -39,16 +44,16 @@ class ConnectionFailed(DeltawError):
 
 
 class Timeout(DeltawError):
-    """The call's deadline passed before an answer was there."""
+    """The call's deadline passed before the answer arrived."""
 
 
 class UnexpectedAnswer(DeltawError):
-    """What came is neither an answer nor a problem of deltaw: another service, or a proxy's page.
+    """The answer is not deltaw's: it comes from another service or from a proxy.
 
     Args:
         detail: What is wrong with it.
-        status: Of the HTTP answer.
-        retry_after: Seconds, where the answer says so.
+        status: HTTP status.
+        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     def __init__(self, detail: str, status: int, retry_after: float | None = None) -> None:
@@ -62,4 +67,4 @@ class UnexpectedAnswer(DeltawError):
 
 
 class OtherSweep(DeltawError):
-    """A line of the file belongs to another pair or to other parameters than the sweep's."""
+    """The sweep's file has other pairs or parameters, or the answers of another model."""

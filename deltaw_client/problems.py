@@ -1,23 +1,32 @@
-"""The service's problems as exceptions: a class for each code of `schemas.problems`.
+"""The service's problems as exceptions: one class for each code in `schemas.problems.PROBLEMS`.
 
-A code that this client does not know, of a later service, is a plain `ProblemError`.
+    try:
+        client.weight_updates(context, query)
+    except problems.QueueFull as error:
+        print(error.retry_after)
+
+A code that this client does not know, from a later service, raises a plain `ProblemError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from deltaw_client.errors import DeltawError
 from schemas.common import UNSET
-from schemas.problems import FieldError, Problem
+from schemas.problems import PROBLEMS, FieldError, Problem
 
 
 class ProblemError(DeltawError):
     """The service answered with a problem (RFC 9457).
 
+    The fields of the problem are attributes: `code`, `status`, `title`, `detail` (one sentence
+    about this occurrence), `errors` (each mistake in the body, with `pointer` and `message`),
+    `request_id`, and `limit` and `actual` if the request exceeds a limit.
+
     Args:
-        problem: As the service said it.
-        retry_after: Seconds of its `Retry-After`, where there is one.
+        problem: The service's answer.
+        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     code: str
@@ -25,44 +34,13 @@ class ProblemError(DeltawError):
     def __init__(self, problem: Problem, retry_after: float | None = None) -> None:
         super().__init__(problem, retry_after)
         self.problem = problem
-        self.code = problem.code
+        self.code, self.status, self.title = problem.code, problem.status, problem.title
+        self.detail, self.request_id = problem.detail, problem.request_id
+        self.errors: Sequence[FieldError] = problem.errors or ()
+        self.limit = None if problem.limit is UNSET else problem.limit
+        self.actual = None if problem.actual is UNSET else problem.actual
         self.retryable = problem.retryable
         self.retry_after = retry_after
-
-    @property
-    def status(self) -> int:
-        """Of the HTTP answer."""
-        return self.problem.status
-
-    @property
-    def title(self) -> str:
-        """The code in words."""
-        return self.problem.title
-
-    @property
-    def detail(self) -> str:
-        """One sentence on this occurrence."""
-        return self.problem.detail
-
-    @property
-    def errors(self) -> Sequence[FieldError]:
-        """Each mistake in the body: `pointer` (RFC 6901) and `message`."""
-        return self.problem.errors or ()
-
-    @property
-    def request_id(self) -> str:
-        """Under which the service's log has it."""
-        return self.problem.request_id
-
-    @property
-    def limit(self) -> float | None:
-        """The bound that was passed, where there is one."""
-        return None if self.problem.limit is UNSET else self.problem.limit
-
-    @property
-    def actual(self) -> float | None:
-        """The value held against the bound."""
-        return None if self.problem.actual is UNSET else self.problem.actual
 
     def __str__(self) -> str:
         bound = "" if self.limit is None else f"; the limit is {self.limit}, given {self.actual}"
@@ -73,203 +51,52 @@ class ProblemError(DeltawError):
         return f"{self.code}: {self.detail}{bound}{where} [{self.request_id}]"
 
 
-class MalformedRequest(ProblemError):
-    """This is not HTTP/1.1; the connection is closed."""
-
-    code = "malformed_request"
-
-
-class MalformedJSON(ProblemError):
-    """The body is not JSON in UTF-8, or nests too deep."""
-
-    code = "malformed_json"
-
-
-class MissingKey(ProblemError):
-    """Send `Authorization: Bearer KEY`."""
-
-    code = "missing_key"
-
-
-class WrongKey(ProblemError):
-    """The key is not one of those configured."""
-
-    code = "wrong_key"
-
-
-class NotFound(ProblemError):
-    """There is nothing at this path."""
-
-    code = "not_found"
-
-
-class MethodNotAllowed(ProblemError):
-    """`Allow` names the methods of this path."""
-
-    code = "method_not_allowed"
-
-
-class NotAcceptable(ProblemError):
-    """Answers are `application/json`, and with tensors `application/vnd.safetensors`."""
-
-    code = "not_acceptable"
-
-
-class RequestTimeout(ProblemError):
-    """The request did not arrive in time; the connection is closed."""
-
-    code = "request_timeout"
-
-
-class BodyTooLarge(ProblemError):
-    """The body has more bytes than `limit`."""
-
-    code = "body_too_large"
-
-
-class TooManyItems(ProblemError):
-    """The request brings more prompts than `limit`."""
-
-    code = "too_many_items"
-
-
-class UnsupportedMediaType(ProblemError):
-    """Send the body as `application/json`, not compressed."""
-
-    code = "unsupported_media_type"
-
-
-class UnknownHost(ProblemError):
-    """`Host` is none of the service's names: `DELTAW_ALLOWED_HOSTS` adds one."""
-
-    code = "unknown_host"
-
-
-class Validation(ProblemError):
-    """`errors` points at each mistake in the body."""
-
-    code = "validation"
-
-
-class NotSupported(ProblemError):
-    """This combination has no answer."""
-
-    code = "not_supported"
-
-
-class NoAnchorToken(ProblemError):
-    """The tokenizer has no <|endoftext|>: take another baseline."""
-
-    code = "no_anchor_token"
-
-
-class BadSpan(ProblemError):
-    """Spans are half-open, not empty, in order, do not overlap, and leave something over."""
-
-    code = "bad_span"
-
-
-class EmptyContext(ProblemError):
-    """The context has no tokens."""
-
-    code = "empty_context"
-
-
-class EmptyQuery(ProblemError):
-    """The query, or a prompt, has no tokens."""
-
-    code = "empty_query"
-
-
-class PromptTooLong(ProblemError):
-    """It needs more positions than the model has; nothing is truncated."""
-
-    code = "prompt_too_long"
-
-
-class LayerOutOfRange(ProblemError):
-    """The model has no such layer."""
-
-    code = "layer_out_of_range"
-
-
-class PositionOutOfRange(ProblemError):
-    """The query, or the prompt, has no such token."""
-
-    code = "position_out_of_range"
-
-
-class TokenOutOfRange(ProblemError):
-    """The id is not in the vocabulary."""
-
-    code = "token_out_of_range"
-
-
-class UnknownHookPoint(ProblemError):
-    """`/v1/model` names those that there are."""
-
-    code = "unknown_hook_point"
-
-
-class NeverFits(ProblemError):
-    """The work, or the answer, is larger than any request is granted: ask for less at a time."""
-
-    code = "never_fits"
-
-
-class QueueFull(ProblemError):
-    """As many requests wait as may, or for longer than one may: see `Retry-After`."""
-
-    code = "queue_full"
-
-
-class HeadersTooLarge(ProblemError):
-    """The request's head is too long; the connection is closed."""
-
-    code = "headers_too_large"
-
-
-class InternalError(ProblemError):
-    """A fault of the service; its log has the request id."""
-
-    code = "internal"
-
-
-class NonFinite(ProblemError):
-    """The model computed NaN or infinity, or a norm of 0 to divide by."""
-
-    code = "non_finite"
-
-
-class Loading(ProblemError):
-    """The model is still being loaded."""
-
-    code = "loading"
-
-
-class Draining(ProblemError):
-    """The service is shutting down and takes no new work."""
-
-    code = "draining"
-
-
-class OutOfMemory(ProblemError):
-    """There was not enough memory for this request."""
-
-    code = "out_of_memory"
-
-
-class SelfCheckFailed(ProblemError):
-    """The equivalence check at start did not hold: no number is given."""
-
-    code = "self_check_failed"
-
-
-class DeadlineExceeded(ProblemError):
-    """Waiting and computing took longer than a request is granted."""
-
-    code = "deadline_exceeded"
-
-
-PROBLEM_ERRORS = {kind.code: kind for kind in ProblemError.__subclasses__()}
-"""The class of each code."""
+IRREGULAR = {"malformed_json": "MalformedJSON", "internal": "InternalError"}
+"""Class names that differ from their code in CamelCase."""
+
+
+def _error_class(code: str) -> type[ProblemError]:
+    name = IRREGULAR.get(code, code.title().replace("_", ""))
+    described = {"code": code, "__doc__": PROBLEMS[code].meaning, "__module__": __name__}
+    return type(name, (ProblemError,), described)
+
+
+PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {code: _error_class(code) for code in PROBLEMS}
+"""The exception class of each code."""
+
+globals().update({error.__name__: error for error in PROBLEM_ERRORS.values()})
+
+# These declarations let type checkers and editors find the classes; a test compares both.
+MalformedRequest: type[ProblemError]
+MalformedJSON: type[ProblemError]
+MissingKey: type[ProblemError]
+WrongKey: type[ProblemError]
+NotFound: type[ProblemError]
+MethodNotAllowed: type[ProblemError]
+NotAcceptable: type[ProblemError]
+RequestTimeout: type[ProblemError]
+BodyTooLarge: type[ProblemError]
+TooManyItems: type[ProblemError]
+UnsupportedMediaType: type[ProblemError]
+UnknownHost: type[ProblemError]
+Validation: type[ProblemError]
+NotSupported: type[ProblemError]
+NoAnchorToken: type[ProblemError]
+BadSpan: type[ProblemError]
+EmptyContext: type[ProblemError]
+EmptyQuery: type[ProblemError]
+PromptTooLong: type[ProblemError]
+LayerOutOfRange: type[ProblemError]
+PositionOutOfRange: type[ProblemError]
+TokenOutOfRange: type[ProblemError]
+UnknownHookPoint: type[ProblemError]
+NeverFits: type[ProblemError]
+QueueFull: type[ProblemError]
+HeadersTooLarge: type[ProblemError]
+InternalError: type[ProblemError]
+NonFinite: type[ProblemError]
+Loading: type[ProblemError]
+Draining: type[ProblemError]
+OutOfMemory: type[ProblemError]
+SelfCheckFailed: type[ProblemError]
+DeadlineExceeded: type[ProblemError]

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, where rich is installed (the extra `progress`)."""
+"""A progress bar on a terminal, if rich is installed (extra `progress`)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from importlib.util import find_spec
 
 @contextmanager
 def progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error; what it gives takes the number that is done.
+    """Show a bar on standard error; yield a function that sets the number of finished items.
 
     Args:
-        total: When it is full.
-        done: Where it begins.
-        shown: Whether there is one; None is on a terminal, where rich is installed.
+        total: Number of items.
+        done: Number of items finished before the start.
+        shown: Whether to show the bar; None shows it on a terminal if rich is installed.
 
     Raises:
-        ModuleNotFoundError: It must be shown, and rich is not there.
+        ModuleNotFoundError: `shown` is True and rich is not installed.
     """
     if shown is None:
         shown = sys.stderr.isatty() and find_spec("rich") is not None

@@ -1,13 +1,13 @@
-"""The resources as functions: arguments in, a call out. Both clients' methods are made from these.
+"""The resources as functions from arguments to a call. Both clients make their methods of these.
 
-Arguments are the fields of the request models in `schemas`, under their names and with their
-defaults; a test holds both equal. They are not validated here: the service does it, and says what
-is wrong as a problem with a pointer.
+Arguments are the fields of the request models in `schemas`, with the same names and defaults; a
+test compares them. The service validates them, and reports a mistake as a problem with a pointer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -21,6 +21,7 @@ from schemas.pairs import AnotherContext, BaselineName, WithoutSpans
 from schemas.weight_updates import Include
 
 A = TypeVar("A", bound=Received)
+F = TypeVar("F", bound=Callable[..., Any])
 
 Text = str | Sequence[int] | NDArray[np.integer[Any]]
 """A prompt as text, or as token ids."""
@@ -30,11 +31,34 @@ Baseline = BaselineName | WithoutSpans | AnotherContext | Mapping[str, Any]
 Stream = Literal["free", "sequential"]
 Spans = Sequence[tuple[int, int]]
 Encoding = Literal["safetensors", "json", "base64"]
-"""How tensors travel; what arrives in a program is the same array each time."""
+"""How tensors travel. The arrays of the answer are the same with each."""
+
+SHARED = {
+    "context": "Text before the query.",
+    "query": "Text after the context, tokenised by itself; it often begins with a space.",
+    "baseline": "Run that the run with context is compared with: `matched`, `alone`, `anchored`, "
+    '`{"without": spans}` or `{"context": text}`.',
+    "stream": "Run that gives the baseline of a layer: `free` or `sequential`.",
+    "layers": "`all`, or layers from 0; negative ones count from the end.",
+    "positions": "`last`, `all`, or token indices into the query (or the prompt).",
+    "encoding": "How tensors travel; the arrays are the same with each.",
+    "request_id": "Id of the request in the service's log; None generates one.",
+    "deadline_seconds": "Seconds for the whole call; None takes the client's deadline.",
+}
+"""Descriptions of the arguments that several resources have."""
+
+
+def _documented(call: F) -> F:
+    """Append the descriptions of shared arguments to a resource's docstring."""
+    shared = [name for name in inspect.signature(call).parameters if name in SHARED]
+    own = inspect.getdoc(call) or ""
+    head = own if "\nArgs:" in own else f"{own}\n\nArgs:"
+    call.__doc__ = "\n".join([head, *(f"    {name}: {SHARED[name]}" for name in shared)])
+    return call
 
 
 def _post(answer: type[A], path: str, arguments: Mapping[str, Any]) -> Call[A]:
-    """The call with a body of all arguments that are given and not the call's own."""
+    """Make a POST whose body has the arguments that are not None and not the call's own."""
     own = {name: arguments[name] for name in ("request_id", "deadline_seconds")}
     fields = {k: v for k, v in arguments.items() if k not in own and v is not None}
     accept = JSON
@@ -44,6 +68,7 @@ def _post(answer: type[A], path: str, arguments: Mapping[str, Any]) -> Call[A]:
     return Call(answer, path, fields, accept, **own)
 
 
+@_documented
 def activations(
     prompts: Sequence[Text],
     *,
@@ -58,15 +83,10 @@ def activations(
     """Capture activations: `answer.prompts[i].activations[j].values` is an array.
 
     Args:
-        prompts: Each is run by itself.
-        layers: `all`, or layers from 0; negative ones count from the end.
-        hook_points: Which vectors; `model()` says what each is.
-        positions: `last`, `all`, or indices into each prompt.
-        reduce: `none` [positions, width]; `norm` of each row [positions]; `mean` over the
-            positions [width].
-        encoding: How tensors travel.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        prompts: Texts; each is run by itself.
+        hook_points: Names of the vectors to capture; `model()` describes them.
+        reduce: `none` returns [positions, width]; `norm` the norm of each row, [positions]; `mean`
+            the mean over the positions, [width].
     """
     return _post(answers.Activations, "/v1/activations", locals())
 
@@ -107,6 +127,7 @@ def weight_updates(
 ) -> Call[answers.JointUpdates]: ...
 
 
+@_documented
 def weight_updates(
     context: Text,
     query: Text,
@@ -125,25 +146,17 @@ def weight_updates(
     """Summarise the implicit weight updates: `answer.updates[i].factors.input` is an array.
 
     Args:
-        context: What is read before the query.
-        query: Tokenised by itself; often begins with a space.
-        baseline: What the run with context is compared with: `matched`, `alone`, `anchored`,
-            `{"without": spans}` or `{"context": text}`.
-        stream: Where a layer's baseline is read: `free` or `sequential`.
-        layers: `all`, or layers from 0; negative ones count from the end.
-        positions: `last`, `all`, or indices into the query.
-        include: Any of `factors`, `bias`, `next_tokens`, `split`; () gives the norms alone.
-        joint: One patch of both MLP weights for all positions; the answer is a `JointUpdates`.
-        probe_queries: Further queries on which each update is tried.
-        encoding: How tensors travel.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        include: Any of `factors`, `bias`, `next_tokens`, `split`; () returns only the norms.
+        joint: Whether to compute one patch of both MLP weights for all positions; the answer is
+            then a `JointUpdates`.
+        probe_queries: Further queries on which each update is evaluated.
     """
     return _post(
         answers.JointUpdates if joint else answers.WeightUpdates, "/v1/weight-updates", locals()
     )
 
 
+@_documented
 def equivalence_checks(
     context: Text,
     query: Text,
@@ -163,25 +176,20 @@ def equivalence_checks(
 ) -> Call[answers.EquivalenceChecks]:
     """Run the equivalence check: `answer.holds`, and `answer.checks` with their controls.
 
+    `stream=None` is `sequential` in scope `model`, and `free` in the others.
+
     Args:
-        context: What is read before the query.
-        query: Tokenised by itself; often begins with a space.
-        baseline: What the run with context is compared with, as in `weight_updates`.
-        stream: `free` or `sequential`; None is `sequential` in scope `model`, else `free`.
-        layers: `all`, or layers from 0; negative ones count from the end.
-        positions: `last`, `all`, or indices into the query.
         scope: What is compared: `projection`, `block`, or `model`.
-        precision: What both passes are computed in; `model` is the resident dtype.
-        tolerance: Relative error up to which a check holds; None derives it.
+        precision: Dtype of both passes; `model` is the dtype of the resident weights.
+        tolerance: Maximum relative error of a check that holds; None derives it.
         apply: `materialized` multiplies by W + ΔW; `factored` adds (n·a) b.
-        joint: Check one patch of both MLP weights for all positions.
-        controls: Whether to run the controls, which must be far worse.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        joint: Whether to check one patch of both MLP weights for all positions.
+        controls: Whether to run the controls, whose errors must be far larger.
     """
     return _post(answers.EquivalenceChecks, "/v1/equivalence-checks", locals())
 
 
+@_documented
 def trajectories(
     context: Text,
     query: Text,
@@ -196,20 +204,15 @@ def trajectories(
 ) -> Call[answers.Trajectories]:
     """Follow ΔW as the context is read: `answer.layers[i].steps`.
 
+    The baseline is `matched` or `anchored`, the stream `free`.
+
     Args:
-        context: What is read before the query.
-        query: Tokenised by itself; often begins with a space.
-        baseline: `matched` or `anchored`.
-        stream: `free`.
-        layers: `all`, or layers from 0; negative ones count from the end.
-        positions: `last`, `all`, or indices into the query.
-        spans: Half-open spans of context tokens that cover it; None is every token.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        spans: Half-open spans of context tokens that cover the context; None makes one a token.
     """
     return _post(answers.Trajectories, "/v1/trajectories", locals())
 
 
+@_documented
 def attributions(
     context: Text,
     query: Text,
@@ -222,22 +225,17 @@ def attributions(
     request_id: str | None = None,
     deadline_seconds: float | None = None,
 ) -> Call[answers.Attributions]:
-    """Say what each span of the context contributes: `answer.layers[i].spans`.
+    """Measure what each span of the context contributes to ΔW: `answer.layers[i].spans`.
+
+    The baseline is `matched` or `anchored`, the stream `free`.
 
     Args:
-        context: What is read before the query.
-        query: Tokenised by itself; often begins with a space.
-        baseline: `matched` or `anchored`.
-        stream: `free`.
-        layers: `all`, or layers from 0; negative ones count from the end.
-        positions: `last`, `all`, or indices into the query.
-        spans: Half-open spans of context tokens; None is sentences.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        spans: Half-open spans of context tokens; None takes the sentences.
     """
     return _post(answers.Attributions, "/v1/attributions", locals())
 
 
+@_documented
 def tokenize(
     prompts: Sequence[Text] | None = None,
     *,
@@ -246,25 +244,17 @@ def tokenize(
     request_id: str | None = None,
     deadline_seconds: float | None = None,
 ) -> Call[answers.Tokenized]:
-    """Tokenise prompts, or a context and a query, and say whether their border merges.
+    """Tokenise prompts, or a context and a query, and report whether tokens merge at their border.
 
     Args:
-        prompts: Each is tokenised by itself.
-        context: What is read before the query.
-        query: Tokenised apart from the context.
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
+        prompts: Texts; each is tokenised by itself.
     """
     return _post(answers.Tokenized, "/v1/tokenize", locals())
 
 
+@_documented
 def model(
     *, request_id: str | None = None, deadline_seconds: float | None = None
 ) -> Call[answers.LoadedModel]:
-    """Say what is loaded: shape, hook points, limits, versions, self-check.
-
-    Args:
-        request_id: Under which the service logs it; by default a new one.
-        deadline_seconds: Of this call; by default the client's.
-    """
+    """Describe the resident model: shape, hook points, limits, versions, self-check."""
     return Call(answers.LoadedModel, "/v1/model", None, JSON, request_id, deadline_seconds)

@@ -1,4 +1,4 @@
-"""A sweep: the same question about many pairs, a JSON line each."""
+"""A sweep: the same question about many pairs, answered as one JSON line for each pair."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deltaw_client import answers, problems, resources
-from deltaw_client.answers import Received
+from deltaw_client.answers import LoadedModel, Received
 from deltaw_client.calls import Call, plain
-from deltaw_client.errors import DeltawError, Timeout
-from deltaw_client.ledger import Ledger
+from deltaw_client.errors import DeltawError, OtherSweep, Timeout
+from deltaw_client.ledger import Ledger, Origin, differences
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.progress import progress_bar
 from deltaw_client.resources import Text
@@ -28,10 +28,7 @@ Pair = tuple[Text, Text] | Mapping[str, Any]
 Resource = Literal["weight_updates", "equivalence_checks", "trajectories", "attributions"]
 
 CALLS: Mapping[Resource, Callable[..., Call[Any]]] = {
-    "weight_updates": resources.weight_updates,
-    "equivalence_checks": resources.equivalence_checks,
-    "trajectories": resources.trajectories,
-    "attributions": resources.attributions,
+    name: getattr(resources, name) for name in get_args(Resource)
 }
 KINDS: Mapping[str, type[Received]] = {
     kind.__name__: kind
@@ -43,26 +40,20 @@ KINDS: Mapping[str, type[Received]] = {
         answers.Attributions,
     )
 }
-"""What a line's `kind` names."""
-OF_ALL_PAIRS = (
+"""Answer classes by a line's `kind`."""
+FATAL = (
     problems.MissingKey,
     problems.WrongKey,
     problems.UnknownHost,
     problems.NotFound,
     problems.MethodNotAllowed,
 )
-"""What no other pair would fare better with."""
+"""Problems that every other pair would have too; they end the sweep."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line to write.
-
-    Args:
-        index: Of its pair.
-        text: Its bytes, with the newline.
-        answered: Whether it holds an answer.
-    """
+    """A line to write, with its newline, and the index of its pair."""
 
     index: int
     text: bytes
@@ -74,31 +65,40 @@ class Task:
     """One pair of a sweep.
 
     Args:
-        index: Among the pairs.
-        pair: The fields that are its own.
-        call: With all its fields.
+        index: Index among the pairs.
+        pair: The pair's own fields.
+        call: The call with all its fields.
+        origin: Origin of the sweep's numbers.
     """
 
     index: int
     pair: Mapping[str, Any]
     call: Call[Any]
+    origin: Origin
 
     @cached_property
     def digest(self) -> str:
-        """Of the whole call: another pair or another parameter has another one."""
+        """SHA-256 of the whole call, which identifies the pair and its parameters."""
         asked = [self.call.path, self.call.fields]
         text = json.dumps(asked, default=plain, sort_keys=True)
         return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
-    def answered(self, answer: Received) -> Entry:
-        """The line of an answer; its tensors are in base64, every bit kept."""
+    def answered(self, answer: Any) -> Entry:
+        """Return an answer's line, with tensors in base64, bit by bit.
+
+        Raises:
+            OtherSweep: The service exchanged its model since the sweep began.
+        """
+        changed = differences(self.origin, {**self.origin, **vars(answer.model)})
+        if changed:
+            raise OtherSweep(f"the model changed during the sweep: {changed}; choose another file")
         beside = {"request_id": answer.request_id, "server_timing": answer.server_timing}
         said = write_answer(answer).decode()
         return self._entry(f'{json.dumps(beside)[1:-1]}, "answer": {said}', True)
 
     def failed(self, error: DeltawError) -> Entry | DeltawError:
-        """The line of a failure; the error itself where no pair would fare better."""
-        if isinstance(error, ProblemError) and not isinstance(error, OF_ALL_PAIRS):
+        """Return an error's line, or the error itself if it ends the sweep."""
+        if isinstance(error, ProblemError) and not isinstance(error, FATAL):
             return self._entry(f'"problem": {write_answer(error.problem).decode()}')
         if isinstance(error, Timeout):
             return self._entry(f'"timeout": {json.dumps(str(error))}')
@@ -109,6 +109,7 @@ class Task:
             {
                 "index": self.index,
                 "digest": self.digest,
+                "origin": self.origin,
                 "kind": self.call.answer.__name__,
                 "pair": self.pair,
             },
@@ -122,10 +123,10 @@ class Line:
     """One line of a sweep's file.
 
     Args:
-        index: Of the pair.
-        pair: Its own fields.
-        answer: As the client's method gives it, less what came beside it; None where it failed.
-        error: What it failed with.
+        index: Index of the pair.
+        pair: The pair's own fields.
+        answer: The answer, without its request id, timing and bytes; None if the pair failed.
+        error: The error, if the pair failed.
     """
 
     index: int
@@ -136,14 +137,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep that has ended; iterating it reads its lines.
+    """A finished sweep; iterate over it to read its lines.
 
     Args:
-        path: Of its file.
-        pairs: How many there are.
-        answered: How many of them have an answer.
-        failed: How many have a problem instead.
-        kept: How many answers were in the file already.
+        path: Path of its file.
+        pairs: Number of pairs.
+        answered: Number of pairs with an answer.
+        failed: Number of pairs with an error.
+        kept: Number of answers that the file held before this sweep.
     """
 
     path: Path
@@ -156,85 +157,84 @@ class Sweep:
         return read_sweep(self.path)
 
 
-@dataclass(frozen=True)
-class Sweeping:
-    """A sweep that is under way.
+Plan = list[tuple[Mapping[str, Any], Call[Any]]]
+"""Each pair's own fields and its call."""
+
+
+def plan_sweep(pairs: Iterable[Pair], resource: Resource, parameters: Mapping[str, Any]) -> Plan:
+    """Make the calls of a sweep.
 
     Args:
-        pairs: How many there are.
-        tasks: Those that have no answer yet.
-        ledger: The file.
-        kept: How many answers were in it.
-        path: Of the file.
-        show: Takes how many pairs have a line.
-    """
-
-    pairs: int
-    tasks: list[Task]
-    ledger: Ledger
-    kept: int
-    path: Path
-    show: Callable[[int], None]
-
-    def take(self, outcome: Entry | DeltawError) -> None:
-        """Write the next line.
-
-        Raises:
-            DeltawError: No pair would have an answer.
-        """
-        if isinstance(outcome, DeltawError):
-            raise outcome
-        self.ledger.write(outcome.index, outcome.text, outcome.answered)
-        self.show(self.kept + self.ledger.written)
-
-    @property
-    def result(self) -> Sweep:
-        """What there is so far."""
-        ledger = self.ledger
-        return Sweep(self.path, self.pairs, ledger.answered, ledger.failed, self.kept)
-
-
-@contextmanager
-def sweeping(
-    pairs: Iterable[Pair],
-    out: str | PathLike[str],
-    resource: Resource,
-    parameters: Mapping[str, Any],
-    progress: bool | None,
-) -> Iterator[Sweeping]:
-    """A sweep, from the opening of its file until that is in order.
-
-    Args:
-        pairs: Of any number; all are read before the first is asked.
-        out: The file.
-        resource: What is asked of each.
-        parameters: Of every call.
-        progress: Whether to show a bar; None is on a terminal, where rich is installed.
+        pairs: The pairs; all are read before the first call.
+        resource: Resource to ask about each pair.
+        parameters: Fields of every call; a pair's own fields replace them.
 
     Raises:
-        OtherSweep: The file is of another sweep.
-        TypeError: A field is unknown.
+        TypeError: The resource does not have such a field.
     """
-    tasks = [_task(index, pair, resource, parameters) for index, pair in enumerate(pairs)]
-    path = Path(out)
-    with closing(Ledger(path, [task.digest for task in tasks])) as ledger:
-        kept = ledger.answered
-        left = [task for task in tasks if not ledger.is_answered(task.index)]
-        with progress_bar(len(tasks), kept, progress) as show:
-            yield Sweeping(len(tasks), left, ledger, kept, path, show)
-
-
-def _task(index: int, pair: Pair, resource: Resource, parameters: Mapping[str, Any]) -> Task:
-    own = (
+    call = CALLS[resource]
+    own = [
         dict(pair)
         if isinstance(pair, Mapping)
         else dict(zip(("context", "query"), pair, strict=True))
-    )
-    return Task(index, own, CALLS[resource](**{**parameters, **own}))
+        for pair in pairs
+    ]
+    return [(fields, call(**{**parameters, **fields})) for fields in own]
+
+
+@dataclass(frozen=True)
+class RunningSweep:
+    """A sweep whose file is open.
+
+    Args:
+        tasks: Tasks without an answer.
+        take: Writes the outcome of the next task; raises an error that ends the sweep.
+        result: Returns the sweep so far.
+    """
+
+    tasks: list[Task]
+    take: Callable[[Entry | DeltawError], None]
+    result: Callable[[], Sweep]
+
+
+@contextmanager
+def open_sweep(
+    plan: Plan, loaded: LoadedModel, out: str | PathLike[str], progress: bool | None
+) -> Iterator[RunningSweep]:
+    """Open a sweep's file, and sort it at the end.
+
+    Args:
+        plan: The calls.
+        loaded: The service's model; the answers of another one are not mixed with its own.
+        out: Path of the file.
+        progress: Whether to show a bar; None shows it on a terminal if rich is installed.
+
+    Raises:
+        OtherSweep: The file has other pairs, parameters, or another origin.
+    """
+    tokenizer = {"tokenizer_digest": loaded.tokenizer_digest}
+    origin = {**vars(loaded.model), **tokenizer, **vars(loaded.versions)}
+    tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
+    path = Path(out)
+    with closing(Ledger(path, [task.digest for task in tasks], origin)) as ledger:
+        kept = ledger.answered
+        left = [task for task in tasks if not ledger.is_answered(task.index)]
+
+        def take(outcome: Entry | DeltawError) -> None:
+            if isinstance(outcome, DeltawError):
+                raise outcome
+            ledger.write(outcome.index, outcome.text, outcome.answered)
+            show(kept + ledger.written)
+
+        def result() -> Sweep:
+            return Sweep(path, len(tasks), ledger.answered, ledger.failed, kept)
+
+        with progress_bar(len(tasks), kept, progress) as show:
+            yield RunningSweep(left, take, result)
 
 
 def read_sweep(path: str | PathLike[str]) -> Iterator[Line]:
-    """The lines of a sweep's file, one at a time."""
+    """Read the lines of a sweep's file, one at a time."""
     with Path(path).open("rb") as file:
         for text in file:
             told = json.loads(text)

@@ -1,4 +1,4 @@
-"""The safetensors format, read without copying: 8 bytes of length, a JSON header, one buffer."""
+"""A reader of safetensors that does not copy: 8 bytes of length, a JSON header, one buffer."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 DTYPES: Mapping[str, str] = {"F32": "<f4", "F64": "<f8"}
-"""What the service writes; half precision comes as float32, which holds it exactly."""
+"""NumPy dtypes by name in the file. The service writes half precision as float32, exactly."""
 
 
 def unpack(content: bytes) -> tuple[str, dict[str, NDArray[Any]]]:
-    """The answer's JSON and its tensors by path, as read-only views of the content.
+    """Return an answer's JSON, and its tensors by path as read-only views of the content.
 
     Args:
         content: A safetensors answer.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The content is not a safetensors answer.
     """
     try:
         start = 8 + int.from_bytes(content[:8], "little")
@@ -34,10 +34,10 @@ def unpack(content: bytes) -> tuple[str, dict[str, NDArray[Any]]]:
 
 
 def _array(entry: Mapping[str, Any], content: bytes, start: int) -> NDArray[Any]:
-    """One tensor; its two offsets count from the buffer's start."""
+    """Return one tensor. Its offsets are relative to the buffer, which begins at `start`."""
     begin, end = entry["data_offsets"]
     shape = entry["shape"]
     kind = np.dtype(DTYPES[entry["dtype"]])
     if begin < 0 or end - begin != kind.itemsize * prod(shape):
-        raise ValueError(f"a tensor of shape {shape} does not take {end - begin} bytes")
+        raise ValueError(f"a tensor of shape {shape} cannot have {end - begin} bytes")
     return np.frombuffer(content, kind, prod(shape), start + begin).reshape(shape)

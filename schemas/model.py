@@ -85,6 +85,9 @@ class ModelAnswer(Answer):
     d_mlp: int
     n_positions: int
     vocab_size: int
+    tokenizer_digest: Annotated[
+        str, Field(description="SHA-256 of the tokenizer, as it turns texts into ids.")
+    ]
     fan_in_fan_out: Annotated[
         bool, Field(description="Whether weights are stored as (d_in, d_out), as ΔW is given.")
     ]

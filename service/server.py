@@ -12,12 +12,9 @@ import sys
 import time
 from functools import partial
 from types import FrameType
-from typing import Any
 
 import structlog
 import uvicorn
-from huggingface_hub import get_session
-from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 from schemas.problems import PROBLEMS
@@ -90,7 +87,6 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until a signal comes; the process's exit code."""
-    get_session().event_hooks["request"].append(_bound)
     app = create_app(settings)
     state: State = app.state.deltaw
     config = uvicorn.Config(
@@ -139,15 +135,6 @@ def _patience(state: State) -> Patience:
         max_connections=settings.max_connections,
         refused=refused,
     )
-
-
-def _bound(request: Any) -> None:
-    """Let no request to the hub wait for ever, as the first of a download would for a hub that
-    says nothing."""
-    request.extensions["timeout"] = {
-        phase: HF_HUB_DOWNLOAD_TIMEOUT if seconds is None else seconds
-        for phase, seconds in request.extensions["timeout"].items()
-    }
 
 
 def _listen(settings: Settings) -> socket.socket:

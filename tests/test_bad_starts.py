@@ -1,7 +1,7 @@
-"""Faults while it starts, by real means: stopped, a damaged checkpoint, no hub, no memory.
+"""Faults at start, by real means: a signal, a damaged checkpoint, a hub that fails, no memory.
 
-What a checkpoint may be refused for is in `engine/test_checkpoint.py`, a port that is taken in
-`test_server.py`.
+`engine/test_checkpoint_refusals.py` has the reasons for which a checkpoint is refused,
+`engine/test_hub.py` the ways in which a download fails, and `test_server.py` a port that is taken.
 """
 
 from __future__ import annotations
@@ -11,45 +11,47 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.api.wire import log_of
-from tests.service_process import free_port, served
+from tests.hub import COMMIT, REPOSITORY, Address, Cut, Failing, Hub, hub, nobody, silent
+from tests.service_process import served
 
 MiB = 1 << 20
 
 
 def ended(
-    *arguments: str, preexec: Callable[[], None] | None = None, **environment: str
+    *arguments: str,
+    preexec: Callable[[], None] | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """`deltaw serve` that is expected to end by itself."""
+    """Run `deltaw` with these arguments until it ends by itself."""
+    root = str(Path(__file__).parent.parent)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("DELTAW_")}
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", "serve", "--port", "0", *arguments],
+        [sys.executable, "-m", "service.cli", *arguments],
         capture_output=True,
         text=True,
         timeout=120.0,
         check=False,
-        env=clean | environment,
+        cwd=folder,
+        env={**clean, "PYTHONPATH": root, **(environment or {})},
         preexec_fn=preexec,
     )
 
 
-def one_sentence(process: subprocess.CompletedProcess[str]) -> str:
-    """The sentence that it ended with, where it ended with 1 and said nothing else of its own."""
-    assert process.returncode == 1, process.stderr
+def one_sentence(process: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """The one sentence of a process that ended with this exit code and without a traceback."""
+    assert process.returncode == code, process.stderr
     assert "Traceback" not in process.stderr
     (sentence,) = [line for line in process.stderr.splitlines() if line.startswith("deltaw: ")]
     return sentence
@@ -57,7 +59,7 @@ def one_sentence(process: subprocess.CompletedProcess[str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.3, 1.0, 2.0, 3.0])
-def test_stopped_while_it_starts(tiny_folder: Path, seconds: float) -> None:
+def test_sigterm_at_start_ends_the_process(tiny_folder: Path, seconds: float) -> None:
     """SIGTERM at any moment of the start ends the process, soon and without a traceback."""
     with served(ready=False, model=tiny_folder) as running:
         time.sleep(seconds)
@@ -67,7 +69,7 @@ def test_stopped_while_it_starts(tiny_folder: Path, seconds: float) -> None:
 
 
 def truncated(folder: Path) -> None:
-    """A copy that was broken off."""
+    """A weights file that is cut in its middle."""
     file = folder / "model.safetensors"
     os.truncate(file, file.stat().st_size // 2)
 
@@ -78,7 +80,7 @@ def endless_header(folder: Path) -> None:
 
 
 def unreadable(folder: Path) -> None:
-    """A weights file that cannot be opened, by whomever."""
+    """A weights file that no user can open."""
     file = folder / "model.safetensors"
     file.unlink()
     file.symlink_to(file)
@@ -93,7 +95,7 @@ def a_folder_instead(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", [truncated, endless_header, unreadable, a_folder_instead])
-def test_damaged_checkpoint(
+def test_a_damaged_checkpoint_is_one_sentence(
     tiny_folder: Path, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     """A checkpoint that is damaged or cannot be read ends the process with one sentence that names
@@ -101,92 +103,87 @@ def test_damaged_checkpoint(
     folder = tmp_path / "damaged"
     shutil.copytree(tiny_folder, folder)
     damage(folder)
-    sentence = one_sentence(ended("--model", str(folder)))
+    sentence = one_sentence(ended("serve", "--port", "0", "--model", str(folder)))
     assert "damaged" in sentence
     assert "DELTAW_MODEL" in sentence
 
 
-class Hub(BaseHTTPRequestHandler):
-    """A hub that answers everything wrong."""
-
-    status, said = 200, b"<html>maintenance</html>"
-
-    def do_GET(self) -> None:
-        """Answer with what it says."""
-        self.send_response(self.status)
-        self.send_header("Content-Length", str(len(self.said)))
-        self.end_headers()
-        self.wfile.write(self.said)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class Failing(Hub):
-    """A hub that fails."""
-
-    status, said = 500, b"{}"
-
-
-@contextmanager
-def nobody() -> Iterator[str]:
-    """An address at which nobody listens."""
-    yield f"http://127.0.0.1:{free_port()}"
-
-
-@contextmanager
-def silent() -> Iterator[str]:
-    """An address that takes connections and never answers."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@contextmanager
-def hub(handler: type[Hub]) -> Iterator[str]:
-    """A hub that answers so."""
-    with HTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+def online(url: str, cache: Path) -> dict[str, str]:
+    """The environment of a process that downloads from this hub, with timeouts of 1 s."""
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_ETAG_TIMEOUT": "1",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("where", "instead"),
+    ("arguments", "code", "address"),
     [
-        (nobody, "DELTAW_MODEL"),
-        (silent, "DELTAW_MODEL"),
-        (lambda: hub(Failing), "DELTAW_MODEL"),
-        (lambda: hub(Hub), ""),
+        (["serve", "--port", "0"], 1, silent),
+        (["serve", "--port", "0"], 1, partial(hub, Cut)),
+        (["check"], 3, nobody),
+        (["check"], 3, partial(hub, Cut)),
+        (["model"], 3, partial(hub, Failing)),
     ],
-    ids=["nobody", "silent", "failing", "nonsense"],
+    ids=["serve-silent", "serve-cut", "check-nobody", "check-cut", "model-failing"],
 )
-def test_hub_is_away(where: Callable[[], Any], instead: str, tmp_path: Path) -> None:
-    """A hub that cannot be reached, is silent, fails or talks nonsense ends the process with one
-    sentence, which says what to set instead unless it was nonsense; no other model is served."""
-    with where() as url:
-        process = ended(
-            "--model",
-            "gpt2",
-            HF_ENDPOINT=url,
-            HF_HOME=str(tmp_path),
-            HF_HUB_OFFLINE="0",
-            HF_HUB_ETAG_TIMEOUT="1",
-            HF_HUB_DOWNLOAD_TIMEOUT="1",
-        )
-    sentence = one_sentence(process)
-    assert instead in sentence
+def test_a_hub_that_fails_ends_the_command(
+    arguments: list[str], code: int, address: Address, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """One sentence says what to set instead; a check ends with 3, as 1 says that it does not hold.
+
+    No other model is served.
+    """
+    with address(tiny_folder) as (url, _):
+        process = ended(*arguments, "--model", REPOSITORY, environment=online(url, tmp_path))
+    assert "DELTAW_MODEL" in one_sentence(process, code)
     assert "deltaw serves" not in process.stderr
+    assert not process.stdout
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_checked(tiny_folder: Path, tmp_path: Path) -> None:
+    """From a hub that works the model is downloaded, and the check holds."""
+    with hub(Hub, tiny_folder) as (url, _):
+        process = ended("check", "--model", REPOSITORY, environment=online(url, tmp_path))
+    assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("ALL_PROXY", "socks5://127.0.0.1:9"), ("HTTPS_PROXY", "http://127.0.0.1:port")],
+)
+def test_a_wrong_proxy_is_named(
+    variable: str, value: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """A command ends with 3 and names the variable; a folder needs no proxy."""
+    environment = {variable: value}
+    with hub(Hub, tiny_folder) as (url, _):
+        process = ended(
+            "model", "--model", REPOSITORY, environment=online(url, tmp_path) | environment
+        )
+    assert variable in one_sentence(process, code=3)
+    assert ended("model", "--model", str(tiny_folder), environment=environment).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_revision_beside_a_folder_is_no_answer(tiny_folder: Path, tmp_path: Path) -> None:
+    """A pin that a folder of the same name hides ends a command with 3 and `serve` with 1."""
+    shutil.copytree(tiny_folder, tmp_path / "gpt2")
+    for command, code in (("model", 3), ("serve", 1)):
+        process = ended(
+            command, "--model", "gpt2", folder=tmp_path, environment={"DELTAW_REVISION": COMMIT}
+        )
+        assert "unset DELTAW_REVISION" in one_sentence(process, code)
 
 
 def sparse(folder: Path, tokens: int) -> None:
-    """Give a checkpoint a token embedding of so many rows of 32, as a hole that takes no disk."""
+    """Give a checkpoint a token embedding of `tokens` rows of 32, as a hole in the file."""
     config = folder / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": tokens}))
     file = folder / "model.safetensors"
@@ -205,7 +202,9 @@ def sparse(folder: Path, tokens: int) -> None:
 
 
 @pytest.mark.slow
-def test_too_large_for_memory(tiny_folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_memory_cannot_hold_is_one_sentence(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
     """A checkpoint that does not fit into memory ends the process with one sentence."""
     folder = tmp_path / "large"
     shutil.copytree(tiny_folder, folder)
@@ -215,4 +214,6 @@ def test_too_large_for_memory(tiny_folder: Path, tmp_path: Path) -> None:
     def bounded() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
-    assert "large" in one_sentence(ended("--model", str(folder), preexec=bounded))
+    assert "large" in one_sentence(
+        ended("serve", "--port", "0", "--model", str(folder), preexec=bounded)
+    )

@@ -1,7 +1,7 @@
-"""The command `deltaw`. Nothing here imports torch before a model is to be loaded.
+"""The command `deltaw`. Nothing here imports torch before a model is loaded.
 
-Exit codes: 0, done, and what was checked holds; 1, it does not hold, or the service is not ready;
-2, the command was not understood; 3, there is no answer: a problem, no service, or no model.
+Exit codes: 0, success, and the check holds; 1, the check does not hold, or the service is not
+ready; 2, the command line or a setting is wrong; 3, there is no answer.
 """
 
 try:

@@ -1,29 +1,27 @@
-"""The commands, by their names."""
+"""The command `deltaw` with its subcommands."""
 
 from __future__ import annotations
 
 import typer
 
-from service.cli import questions, serving
-from service.cli.options import expanded, with_settings
-from service.cli.place import asks
+from service.cli import commands, serving
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="What a context does to a language model, as an update of its weights.",
-    epilog="Exit codes: 0 done, and what was checked holds; 1 it does not hold, or the service is "
-    "not ready; 2 the command was not understood; 3 there is no answer.",
+    help="Compute a context's effect on a language model as an update of its weights.",
+    epilog="Exit codes: 0 success, and the check holds; 1 the check does not hold, or the service "
+    "is not ready; 2 the command line or a setting is wrong; 3 there is no answer.",
 )
 
-app.command()(with_settings(serving.serve))
-for question in (
-    questions.check,
-    questions.updates,
-    questions.trajectory,
-    questions.capture,
-    questions.model,
+for command in (
+    serving.serve,
+    commands.check,
+    commands.updates,
+    commands.trajectory,
+    commands.capture,
+    commands.model,
+    serving.healthcheck,
 ):
-    app.command()(expanded(asks(question)))
-app.command()(serving.healthcheck)
+    app.command()(command)

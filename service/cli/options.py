@@ -1,80 +1,113 @@
-"""Options: a flag for each setting, a dataclass for options that several commands share, and the
-reading of lists."""
+"""Command-line options made from the fields of settings and of request bodies.
+
+Types, defaults and descriptions come from the fields, so that each is written once.
+"""
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from service.settings import Settings, read_settings
 
-
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with a flag for each setting, called with the settings that they make."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    flags = [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[str | None, typer.Option(help=field.description)],
-        )
-        for name, field in Settings.model_fields.items()
-    ]
-
-    def with_flags(**values: Any) -> None:
-        given = {name: values.pop(name) for name in Settings.model_fields}
-        command(settings(given), **values)
-
-    return _shaped(with_flags, command, [*own, *flags])
+Group = tuple[Callable[..., Any], Sequence[inspect.Parameter]]
+"""The function that receives the given options, and the options in the form that typer reads."""
 
 
-def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the fields of each argument that is a dataclass as options of its own."""
-    arguments = inspect.signature(command, eval_str=True).parameters
-    groups = {
-        name: list(inspect.signature(argument.annotation, eval_str=True).parameters.values())
-        for name, argument in arguments.items()
-        if isinstance(argument.annotation, type) and is_dataclass(argument.annotation)
-    }
+def options(model: type[BaseModel], without: Sequence[str] = (), **defaults: Any) -> Group:
+    """Make an option of each field of a model. The command receives those given as a dict.
 
-    def with_groups(**values: Any) -> None:
-        made = {
-            name: arguments[name].annotation(**{o.name: values.pop(o.name) for o in options})
-            for name, options in groups.items()
-        }
-        command(**made, **values)
+    Args:
+        model: `Settings`, or the model of a request body.
+        without: Fields without an option.
+        defaults: Defaults that replace the fields' own.
+    """
+    named = {name: field for name, field in model.model_fields.items() if name not in without}
+    return dict, [_option(name, field, defaults) for name, field in named.items()]
 
-    flat = [o for name, a in arguments.items() for o in groups.get(name, [a])]
-    return _shaped(
-        with_groups, command, [o.replace(kind=inspect.Parameter.KEYWORD_ONLY) for o in flat]
+
+def _option(name: str, field: FieldInfo, defaults: dict[str, Any]) -> inspect.Parameter:
+    kinds = [kind for kind in get_args(field.annotation) or () if kind is not NoneType]
+    kind: Any = field.annotation if get_origin(field.annotation) is Literal else str
+    for simple in (bool, int, float, Path):
+        if simple is field.annotation or kinds == [simple]:
+            kind = simple
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    default = defaults.get(name, default)
+    if isinstance(default, list | tuple):
+        default = ",".join(default) or None
+    form = f" Give {PARSERS[name][1]}." if name in PARSERS else ""
+    # Square brackets would be taken for markup.
+    option = typer.Option(help=escape(f"{field.description}{form}"))
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
 
 
-def _shaped(
-    function: Callable[..., None], command: Callable[..., None], options: list[inspect.Parameter]
-) -> Callable[..., None]:
-    """The function under the command's name, with these options for typer to see."""
-    function.__name__, function.__doc__ = command.__name__, command.__doc__
-    function.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    function.__annotations__ = {option.name: option.annotation for option in options}
-    return function
+def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of each group, in place of its parameter of the group's name."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters
+
+        def run(ctx: typer.Context, **values: Any) -> None:
+            for group, (build, members) in groups.items():
+                asked = {option.name: values.pop(option.name) for option in members}
+                values[group] = build(
+                    **{
+                        name: parse_option(name, value)
+                        for name, value in asked.items()
+                        if getattr(ctx.get_parameter_source(name), "name", "") != "DEFAULT"
+                    }
+                )
+            command(**values)
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        flat = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
+        for name, parameter in own.items():
+            flat += groups[name][1] if name in groups else [parameter]
+        flat = [option.replace(kind=keyword) for option in flat]
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__signature__ = inspect.Signature(flat)  # type: ignore[attr-defined]
+        run.__annotations__ = {option.name: option.annotation for option in flat}
+        return run
+
+    return decorate
 
 
-def settings(flags: Mapping[str, str | None]) -> Settings:
-    """The settings with the flags that are given, or one sentence for each mistake in them.
+def parse_option(name: str, value: Any) -> Any:
+    """Parse an option's text into the field of a request.
 
     Raises:
-        typer.Exit: With 2.
+        typer.BadParameter: The text has another form.
+    """
+    if name not in PARSERS:
+        return value
+    parse, form = PARSERS[name]
+    try:
+        return parse(value)
+    except ValueError as error:
+        flag = f"--{name.replace('_', '-')}"
+        raise typer.BadParameter(f"give {form}", param_hint=flag) from error
+
+
+def settings(**flags: Any) -> Settings:
+    """Read the settings, with these flags before the environment.
+
+    Raises:
+        typer.Exit: A setting is wrong (code 2); each mistake is printed as one sentence.
     """
     try:
-        return read_settings(**{name: flag for name, flag in flags.items() if flag is not None})
+        return read_settings(**flags)
     except ValidationError as error:
         for mistake in error.errors():
             name = "".join(str(step) for step in mistake["loc"][:1])
@@ -85,85 +118,28 @@ def settings(flags: Mapping[str, str | None]) -> Settings:
     raise typer.Exit(2)
 
 
-def listed(text: str) -> str | list[int]:
-    """`0,3,-1` as integers; a word as itself.
-
-    Raises:
-        typer.BadParameter: It is neither.
-    """
-    if text.isalpha():
-        return text
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter("give a word, or whole numbers with commas: 0,3,-1") from None
+def _indices(text: str) -> str | list[int]:
+    return text if text.isalpha() else [int(part) for part in text.split(",")]
 
 
-def spans(text: str) -> list[tuple[int, int]]:
-    """`0:8,8:18` as half-open spans.
-
-    Raises:
-        typer.BadParameter: It is something else.
-    """
-    try:
-        pieces = (piece.split(":") for piece in text.split(","))
-        return [(int(start), int(end)) for start, end in pieces]
-    except ValueError:
-        raise typer.BadParameter("give spans with commas: 0:8,8:18") from None
+def _spans(text: str) -> list[tuple[int, int]]:
+    return [(int(start), int(end)) for start, end in (span.split(":") for span in text.split(","))]
 
 
-def words(text: str) -> list[str]:
-    """`factors,bias` as words; nothing as none."""
+def _words(text: str) -> list[str]:
     return [word for word in (piece.strip() for piece in text.split(",")) if word]
 
 
-def baseline(text: str) -> Any:
-    """A baseline's name, or the JSON of one that has parts.
-
-    Raises:
-        typer.BadParameter: It begins like JSON and is none.
-    """
-    if not text.startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise typer.BadParameter('give a name, or JSON: {"without": [[0, 7]]}') from None
+def _baseline(text: str) -> Any:
+    return json.loads(text) if text.startswith("{") else text
 
 
-@dataclass(frozen=True)
-class Relation:
-    """What the numbers of a pair are relative to, and which of them are asked for.
-
-    Args:
-        baseline: What the run with context is compared with.
-        stream: Where a layer's baseline is read.
-        layers: Which.
-        positions: Of the query.
-    """
-
-    baseline: Annotated[
-        str | None,
-        typer.Option(
-            help="`matched` (default), `alone`, `anchored`, '{\"without\": [[0, 7]]}' or "
-            '\'{"context": "another"}\''
-        ),
-    ] = None
-    stream: Annotated[str | None, typer.Option(help="`free` (default) or `sequential`")] = None
-    layers: Annotated[
-        str | None, typer.Option(help="`all` (default), or 0,3,-1: negative ones from the end")
-    ] = None
-    positions: Annotated[
-        str | None, typer.Option(help="of the query: `last` (default), `all`, or 0,1")
-    ] = None
-
-    @property
-    def fields(self) -> dict[str, Any]:
-        """Those of a request that were given."""
-        given = {
-            "baseline": self.baseline and baseline(self.baseline),
-            "stream": self.stream,
-            "layers": self.layers and listed(self.layers),
-            "positions": self.positions and listed(self.positions),
-        }
-        return {name: value for name, value in given.items() if value is not None}
+PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "baseline": (_baseline, 'a name, or JSON: {"without": [[0, 7]]}'),
+    "hook_points": (_words, "names with commas: mlp_in,mlp_pre"),
+    "include": (_words, "names with commas: factors,bias"),
+    "layers": (_indices, "a word, or integers with commas: 0,3,-1"),
+    "positions": (_indices, "a word, or integers with commas: 0,3,-1"),
+    "spans": (_spans, "spans with commas: 0:8,8:18"),
+}
+"""Parsers of request fields that are not text, a number or a choice, with the form they read."""

@@ -9,22 +9,28 @@ from typing import Annotated
 import httpx
 import typer
 
-from service.cli.options import settings as resolved
-from service.cli.place import NO_ANSWER, NoModel, prepare
+from service.cli.options import options, with_options
+from service.cli.options import settings as read
+from service.cli.target import NO_ANSWER, NoModel, prepare
 from service.settings import Settings
 
 
+@with_options(settings=(read, options(Settings)[1]))
 def serve(
     settings: Settings,
     check_config: Annotated[
-        bool, typer.Option("--check-config", help="print the resolved settings and stop")
+        bool, typer.Option("--check-config", help="Print the resolved settings and stop.")
     ] = False,
 ) -> None:
-    """Keep the model resident and serve it."""
+    """Load the model and serve it.
+
+    An option comes before its environment variable (DELTAW_PORT for --port), that before the file
+    .env, that before the default.
+    """
     if check_config:
         typer.echo(settings.model_dump_json(indent=2))
         return
-    # The first process of a container has no default action for it, and torch takes seconds.
+    # The first process of a container ignores SIGTERM by default, and importing torch is slow.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     prepare()
     try:
@@ -40,17 +46,18 @@ def serve(
 
 def healthcheck(
     url: Annotated[
-        str | None, typer.Option(help="of the service; by default the configured host and port")
+        str | None,
+        typer.Option(help="Address of the service; by default the configured host and port."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print the service's answer")] = False,
 ) -> None:
-    """Ask a running service whether it is ready; exit code 1 where it is not."""
+    """Ask a running service whether it is ready. The exit code is 1 if it is not."""
     if url is None:
-        url = resolved({}).url
+        url = read().url
     try:
         answer = httpx.get(f"{url.rstrip('/')}/readyz", timeout=5.0, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        typer.echo(f"deltaw: {type(error).__name__}", err=True)
+    # httpx and the name resolver refuse an address with any of these.
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        typer.echo(f"deltaw: {type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from error
     typer.echo(answer.text)
     raise typer.Exit(int(not answer.is_success))

@@ -1,9 +1,8 @@
-"""Answers as tables. The line below each says what its numbers are relative to."""
+"""Answers as tables. A caption below each says what its numbers are relative to."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,52 +10,59 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deltaw_client import Activations, EquivalenceChecks, LoadedModel, WeightUpdates
-from schemas.common import ModelSummary
+from deltaw_client import Activations, EquivalenceChecks, LoadedModel, Trajectories, WeightUpdates
+from schemas.common import UNSET, ModelSummary
 from schemas.equivalence_checks import Check, LogitsCheck
 from schemas.pairs import PairAnswer
-from schemas.weight_updates import LikelyToken, NextTokens
+from schemas.weight_updates import NextTokens
+
+Cell = float | str | Text | None
 
 STYLES = {"holds": "bold green", "fails": "bold red", "vacuous": "bold yellow"}
-EXACT = "bias_only_at_attention"
-"""The control that is no worse: Δh at attention's output, with no ΔW at all."""
 LIKELIEST = 5
-"""Next tokens that are shown of the ten that there are."""
+"""Number of next tokens shown; the answer has ten."""
 
 
-def number(value: float | None, form: str = ".3g") -> str:
-    """A number for a person; a dash where there is none."""
-    return "–" if value is None else f"{value:{form}}"
+def shown(cell: Cell) -> Text:
+    """Format a number to three digits, an integer in full; None is a dash."""
+    if isinstance(cell, float):
+        return Text(f"{cell:.3g}")
+    if isinstance(cell, int):
+        return Text(f"{cell:,}")
+    # A `Text` shows a user's text as it is, where a `str` could be taken for markup.
+    return Text("–") if cell is None else cell if isinstance(cell, Text) else Text(cell)
 
 
-def verdict(word: str) -> Text:
-    """A verdict in its colour."""
-    return Text(word, STYLES[word])
-
-
-def table(title: str, columns: Iterable[str] = (), words: Collection[str] = ()) -> Table:
-    """An empty table: numbers to the right, the columns of `words` to the left; no columns, no
-    head."""
-    # A `Text` is not searched for markup, which what a user wrote may look like.
-    made = Table(title=Text(title, "table.title"), title_justify="left", show_header=bool(columns))
-    for column in columns:
-        made.add_column(column, justify="left" if column in words else "right", overflow="fold")
+def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+    """Lay out rows, with numbers right-aligned. A table without a head has two columns."""
+    made = Table(title=Text(title, "table.title"), title_justify="left", show_header=bool(head))
+    cells = list(rows)
+    for name, column in zip(head or ("name", "value"), zip(*cells, strict=True), strict=True):
+        words = any(isinstance(cell, str | Text) for cell in column)
+        made.add_column(name, justify="left" if words else "right", overflow="fold")
+    for row in cells:
+        made.add_row(*map(shown, row))
     return made
 
 
 def captioned(made: Table, caption: str) -> RenderableType:
-    """A table with what its numbers are relative to below it, as wide as the terminal."""
+    """Put a caption below a table, as wide as the terminal."""
     return Group(made, Text(caption, "table.caption"))
 
 
+def verdict(word: str) -> Text:
+    """Colour a verdict."""
+    return Text(word, STYLES[word])
+
+
 def of_model_summary(model: ModelSummary) -> str:
-    """Which weights, in what, where."""
+    """Name the model, its dtype and its device."""
     revision = f"@{model.revision[:8]}" if model.revision else ""
     return f"{model.id}{revision}, {model.dtype} on {model.device}"
 
 
 def relation(answer: PairAnswer) -> str:
-    """What the numbers of a pair's answer are relative to."""
+    """Say what the numbers of a pair's answer are relative to."""
     baseline = answer.baseline
     named = baseline if isinstance(baseline, str) else baseline.model_dump_json()
     shift = f", positions shifted by {answer.position_shift}" if answer.position_shift else ""
@@ -64,21 +70,21 @@ def relation(answer: PairAnswer) -> str:
 
 
 def of_self_check(found: Mapping[str, Any]) -> RenderableType:
-    """What the self-check found."""
+    """Lay out a self-check."""
+    facts: dict[str, Cell] = {
+        name.replace("_", " "): value
+        for name, value in found.items()
+        if value is not None and name != "verdict"
+    }
+    facts["verdict"] = verdict(found["verdict"])
     caption = "every layer's block on a fixed prompt; baseline matched, stream free, float32"
-    made = table("self-check")
-    for name, value in found.items():
-        if name != "verdict" and value is not None:
-            told = number(value) if isinstance(value, float) else str(value)
-            made.add_row(name.replace("_", " "), told)
-    made.add_row("verdict", verdict(found["verdict"]))
-    return captioned(made, caption)
+    return captioned(table("self-check", (), facts.items()), caption)
 
 
 def of_checks(answer: EquivalenceChecks) -> RenderableType:
-    """Each layer and position, the logits where they were checked, and the verdict of all."""
+    """Lay out checks: errors and controls, those of the logits if checked, and the verdict."""
     caption = (
-        f"relative errors, of the run with context; {answer.apply} in {answer.precision}; "
+        f"errors relative to the run with context; {answer.apply} in {answer.precision}; "
         f"{relation(answer)}"
     )
     errors = _of_errors(f"equivalence, scope {answer.scope}", answer.checks)
@@ -89,133 +95,154 @@ def of_checks(answer: EquivalenceChecks) -> RenderableType:
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
 
 
-def _place(check: Check | LogitsCheck) -> dict[str, str]:
-    """Where a check was made, by columns."""
-    layer = {"layer": str(check.layer)} if isinstance(check, Check) else {}
-    return layer | {"position": str(check.position)}
+def _labels(check: Check | LogitsCheck) -> dict[str, Cell]:
+    """Label a check with its layer and position, by column."""
+    layer: dict[str, Cell] = {"layer": check.layer} if isinstance(check, Check) else {}
+    return layer | {"position": check.position}
+
+
+def _bias_only(check: Check | LogitsCheck) -> dict[str, Cell]:
+    """Return the error with Δh at the attention output and no ΔW, if it was asked for."""
+    if not isinstance(check, Check) or check.bias_only_relative_error is UNSET:
+        return {}
+    return {"bias only": check.bias_only_relative_error}
 
 
 def _of_errors(title: str, checks: Sequence[Check | LogitsCheck]) -> Table:
-    """Errors with the patch and without it, and what was made of them."""
-    head = [*_place(checks[0]), "patched", "tolerance", "unpatched", "verdict"]
-    made = table(title, head, ["verdict"])
-    for check in checks:
-        made.add_row(
-            *_place(check).values(),
-            number(check.relative_error, ".1e"),
-            number(check.tolerance, ".1e"),
-            number(check.unpatched_relative_error),
-            verdict(check.verdict),
-        )
-    return made
+    """Lay out the errors with the patch and without it, and the verdicts."""
+    rows: list[dict[str, Cell]] = [
+        {
+            **_labels(check),
+            "patched": check.relative_error,
+            "tolerance": check.tolerance,
+            "unpatched": check.unpatched_relative_error,
+            **_bias_only(check),
+            "verdict": verdict(check.verdict),
+        }
+        for check in checks
+    ]
+    return table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 
 def _of_controls(checks: Sequence[Check | LogitsCheck]) -> Iterator[RenderableType]:
-    """A table of the controls, where there are any."""
+    """Lay out the controls, if there are any."""
     names = list(checks[0].controls or ())
-    if not names:
-        return
-    head = [*_place(checks[0]), *(name.replace("_", " ") for name in names)]
-    made = table("controls", head)
-    for check in checks:
-        found = check.controls or {}
-        made.add_row(*_place(check).values(), *(number(found.get(name)) for name in names))
-    exact = "; bias only at attention is exact too" if EXACT in names else ""
-    yield captioned(made, f"relative errors with other patches, which must be far worse{exact}")
+    if names:
+        head = [*_labels(checks[0]), *(name.replace("_", " ") for name in names)]
+        rows = [
+            [*_labels(check).values(), *map((check.controls or {}).get, names)] for check in checks
+        ]
+        caption = "relative errors with other patches, which must be far larger"
+        yield captioned(table("controls", head, rows), caption)
 
 
 def _of_divergences(logits: Sequence[LogitsCheck]) -> RenderableType:
-    """What the logits come to as probabilities."""
+    """Lay out the divergences of the next-token probabilities."""
     head = ["position", "patched", "tolerance", "unpatched", "likeliest next token"]
-    made = table("divergence", head, ["likeliest next token"])
-    for check in logits:
-        made.add_row(
-            str(check.position),
-            number(check.kl_divergence, ".1e"),
-            number(check.kl_tolerance, ".1e"),
-            number(check.unpatched_kl_divergence),
-            Text(repr(check.top_tokens.with_context[0].text)),
+    rows = [
+        (
+            check.position,
+            check.kl_divergence,
+            check.kl_tolerance,
+            check.unpatched_kl_divergence,
+            repr(check.top_tokens.with_context[0].text),
         )
-    return captioned(made, "KL of the run with context from the other, in nats")
+        for check in logits
+    ]
+    caption = "KL divergence of the other run from the run with context, in nats"
+    return captioned(table("divergence", head, rows), caption)
 
 
 def of_updates(answer: WeightUpdates) -> RenderableType:
-    """Each layer and position, and what may come next."""
+    """Lay out the updates of each layer and position, and the likeliest next tokens."""
     head = ["layer", "position", "‖ΔW‖", "‖ΔW‖/‖W‖", "‖ΔW‖₂/‖W‖₂", "cos(n, n_C)", "‖Δh‖", "note"]
-    caption = f"W is the MLP's first weight, n what it multiplies; {relation(answer)}"
-    made = table("implicit weight updates", head, ["note"])
-    for update in answer.updates:
-        made.add_row(
-            str(update.layer),
-            str(update.position),
-            number(update.norm),
-            number(update.relative_norm),
-            number(update.spectral_share),
-            number(update.mlp_in.cosine),
-            number(update.resid_mid.norm_difference),
+    rows = [
+        (
+            update.layer,
+            update.position,
+            update.norm,
+            update.relative_norm,
+            update.spectral_share,
+            update.mlp_in.cosine,
+            update.resid_mid.norm_difference,
             "below noise" if update.below_noise else "",
         )
+        for update in answer.updates
+    ]
+    caption = f"W is the MLP's first weight, n its input; {relation(answer)}"
+    made = table("implicit weight updates", head, rows)
     return Group(captioned(made, caption), *map(_of_next_tokens, answer.next_tokens or ()))
 
 
 def _of_next_tokens(told: NextTokens) -> RenderableType:
-    title = f"what comes after position {told.position} of the query"
-    caption = f"KL {number(told.kl_divergence)} nats, over the whole vocabulary"
-    head = ["with context", "p", "baseline", "p "]
-    made = table(title, head, ["with context", "baseline"])
+    title = f"next tokens after position {told.position} of the query"
+    caption = f"KL divergence {shown(told.kl_divergence)} nats, over the whole vocabulary"
     pairs = zip(told.with_context[:LIKELIEST], told.baseline[:LIKELIEST], strict=True)
-    for with_context, baseline in pairs:
-        made.add_row(*_likely(with_context), *_likely(baseline))
-    return captioned(made, caption)
+    rows = [(repr(a.text), a.probability, repr(b.text), b.probability) for a, b in pairs]
+    return captioned(table(title, ["with context", "p", "baseline", "p"], rows), caption)
 
 
-def _likely(token: LikelyToken) -> tuple[Text, str]:
-    return Text(repr(token.text)), number(token.probability)
+def of_trajectories(answer: Trajectories) -> RenderableType:
+    """Lay out ‖ΔW‖ after each step of the reading, for each layer and position."""
+    head = ["layer", "position", "read", "‖ΔW‖", "step", "cos to the end", "note"]
+    read = [token.text for token in answer.tokens.context]
+    rows = [
+        (
+            layer.layer,
+            layer.position,
+            repr("".join(read[slice(*step.span)])),
+            step.norm,
+            step.step_norm,
+            step.cosine_to_final,
+            "below noise" if layer.below_noise else "",
+        )
+        for layer in answer.layers
+        for step in layer.steps
+    ]
+    return captioned(table("‖ΔW‖ as the context is read", head, rows), relation(answer))
 
 
 def of_activations(answer: Activations, file: Path) -> RenderableType:
-    """What a file of activations holds."""
+    """Lay out the contents of a file of activations."""
     head = ["tensor", "layer", "hook point", "positions", "shape", "dtype"]
-    words = ["tensor", "hook point", "dtype"]
-    made = table(f"activations in {file}", head, words)
-    for i, prompt in enumerate(answer.prompts):
-        for j, activation in enumerate(prompt.activations):
-            made.add_row(
-                f"prompts.{i}.activations.{j}.values",
-                str(activation.layer),
-                activation.hook_point,
-                _positions(activation.positions),
-                " × ".join(map(str, activation.values.shape)) or "1",
-                activation.values.dtype.name,
-            )
-    return captioned(made, of_model_summary(answer.model))
+    rows = [
+        (
+            f"prompts.{i}.activations.{j}.values",
+            activation.layer,
+            activation.hook_point,
+            _positions(activation.positions),
+            " × ".join(map(str, activation.values.shape)) or "1",
+            activation.values.dtype.name,
+        )
+        for i, prompt in enumerate(answer.prompts)
+        for j, activation in enumerate(prompt.activations)
+    ]
+    return captioned(table(f"activations in {file}", head, rows), of_model_summary(answer.model))
 
 
 def _positions(positions: Sequence[int]) -> str:
-    """Several in a row by their ends."""
+    """List positions; abbreviate three or more consecutive ones."""
     first, last = positions[0], positions[-1]
-    if len(positions) > 2 and positions == list(range(first, last + 1)):
+    if len(positions) > 2 and list(positions) == list(range(first, last + 1)):
         return f"{first}…{last}"
     return ", ".join(map(str, positions))
 
 
 def of_model(answer: LoadedModel) -> RenderableType:
-    """What is loaded, its hook points, its limits."""
-    about = table(of_model_summary(answer.model))
-    for name in ("architecture", "n_layers", "d_model", "d_mlp", "n_positions", "vocab_size"):
-        about.add_row(name, str(getattr(answer, name)))
-    about.add_row("weights", Text(answer.model.weights_digest, overflow="fold"))
-    about.add_row("versions", ", ".join(f"{n} {v}" for n, v in asdict(answer.versions).items()))
+    """Lay out the model, its hook points, and its limits."""
+    shape = ("architecture", "n_layers", "d_model", "d_mlp", "n_positions", "vocab_size")
     found = answer.self_check
-    worst = f", worst relative error {number(found.worst_relative_error, '.1e')}"
-    about.add_row("self-check", Text.assemble(verdict(found.verdict), worst))
-    names = ["hook point", "module", "side", "width", "TransformerLens"]
-    points = table("hook points", names, [name for name in names if name != "width"])
-    for point in answer.hook_points:
-        points.add_row(
-            point.name, point.module, point.side, str(point.width), point.transformer_lens or "–"
-        )
-    limits = table("what one request may bring")
-    for name, value in asdict(answer.limits).items():
-        limits.add_row(name, f"{value:,}")
-    return Group(about, points, limits)
+    worst = f", worst relative error {shown(found.worst_relative_error)}"
+    facts: dict[str, Cell] = {
+        **{name: getattr(answer, name) for name in shape},
+        "weights": answer.model.weights_digest,
+        "versions": ", ".join(f"{name} {said}" for name, said in vars(answer.versions).items()),
+        "self-check": Text.assemble(verdict(found.verdict), worst),
+    }
+    head = ["hook point", "module", "side", "width", "TransformerLens"]
+    points = [(p.name, p.module, p.side, p.width, p.transformer_lens) for p in answer.hook_points]
+    return Group(
+        table(of_model_summary(answer.model), (), facts.items()),
+        table("hook points", head, points),
+        table("limits of one request", (), vars(answer.limits).items()),
+    )

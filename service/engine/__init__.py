@@ -1,8 +1,9 @@
 """The resident model: the only code that touches modules, tokenizers, caches and threads."""
 
-from service.engine.checkpoint import DTYPES, Model, load
+from service.engine.checkpoint import load
 from service.engine.engine import Engine
 from service.engine.families import Block
+from service.engine.model import Model
 from service.engine.patch import patched_block, patched_mlp_pre
 from service.engine.question import (
     AnswerSize,
@@ -18,7 +19,6 @@ from service.engine.run import Activations, Fixed, Follow, Run, Site
 from service.engine.scheduler import Timings
 
 __all__ = [
-    "DTYPES",
     "Activations",
     "AnswerSize",
     "Block",

@@ -1,172 +1,58 @@
-"""Checkpoints: find one, refuse what cannot be served, and keep it resident.
+"""Find a checkpoint, refuse what cannot be served as transformers would, and load it.
 
-safetensors only, no code from a checkpoint, no pickles. A name is `bundled`, a folder, or a hub id;
-a hub id goes through the hub's cache and becomes a folder too, so everything is loaded in one way.
+A name is `bundled`, a folder, or a hub id, which is downloaded into the hub's cache and is then a
+folder too. Only safetensors files are loaded: no pickles, and no code from a checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import service.checkpoints
-from schemas.activations import HookPoint
-from schemas.common import DType, ModelSummary
-from service.engine.families import FAMILIES, Block, Family, Norm
+from schemas.common import DType
+from service.engine.families import FAMILIES, Family, Norm
+from service.engine.hub import INSTEAD, fetch
+from service.engine.model import DTYPES, Model
 from service.engine.text import Tokenizer
 from service.errors import CannotLoad
 
 BUNDLED = "bundled"
-INSTEAD = "set DELTAW_MODEL to a folder that holds a GPT-2 checkpoint, or to `bundled`"
-FILES = [
+ADAPTER = "adapter_config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FILES = (
     "config.json",
-    "generation_config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
+    "config.*.json",
+    ADAPTER,
+    INDEX,
     "tokenizer.json",
+    "tokenizer.*.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-]
+)
+"""Files of a hub id that are downloaded before its weights; `config.*.json` and `tokenizer.*.json`
+are variants for other versions of transformers."""
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
+"""Shards that transformers would load in place of `model.safetensors`."""
 BLOCK_WEIGHT = re.compile(r"(^|\.)h\.\d+\.(?!attn\.(bias|masked_bias)$)")
-"""A weight of a block; the masks that old checkpoints bring along are none."""
-DTYPES: Mapping[DType, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-DTYPE_NAMES: Mapping[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
-UNEMBEDDING_SLICE = 8192
-"""Rows of the unembedding that are cast at a time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A resident model: its tensors, its tokenizer and what is known of it. Never written.
-
-    Args:
-        id: As it was asked for; of a folder its name alone.
-        revision: The commit of a hub checkpoint; None for a folder.
-        weights_digest: sha256 over the bytes of the safetensors files in the order of their names.
-        architecture: The class that the checkpoint names, such as `GPT2LMHeadModel`.
-        family: How this architecture is laid out.
-        tokenizer: Text to ids and back.
-        blocks: The transformer blocks.
-        token_embedding: (vocab, d_model).
-        position_embedding: (n_positions, d_model).
-        final_norm: Before the unembedding.
-        unembedding: (vocab, d_model).
-    """
-
-    id: str
-    revision: str | None
-    weights_digest: str
-    architecture: str
-    family: Family
-    tokenizer: Tokenizer
-    blocks: tuple[Block, ...]
-    token_embedding: Tensor
-    position_embedding: Tensor
-    final_norm: Norm
-    unembedding: Tensor
-
-    @property
-    def n_layers(self) -> int:
-        """Transformer blocks."""
-        return len(self.blocks)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.token_embedding.shape[1]
-
-    @property
-    def d_mlp(self) -> int:
-        """Width of the MLP's hidden layer."""
-        return self.blocks[0].w_in.weight.shape[1]
-
-    @property
-    def vocab_size(self) -> int:
-        """Rows of the token embedding."""
-        return self.token_embedding.shape[0]
-
-    @property
-    def n_positions(self) -> int:
-        """Positions that the model has embeddings for."""
-        return self.position_embedding.shape[0]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the resident weights."""
-        return self.token_embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.token_embedding.device
-
-    @property
-    def summary(self) -> ModelSummary:
-        """The weights that numbers come from, as every answer says."""
-        return ModelSummary(
-            id=self.id,
-            revision=self.revision,
-            weights_digest=self.weights_digest,
-            dtype=DTYPE_NAMES[self.dtype],
-            device=str(self.device),
-            attention="sdpa",
-        )
-
-    def width(self, point: HookPoint) -> int:
-        """Length of a hook point's vectors."""
-        return self.d_mlp if point in ("mlp_pre", "mlp_act") else self.d_model
-
-    def logits(self, x: Tensor) -> Tensor:
-        """Final norm and unembedding of rows (rows, d_model), in their dtype: (rows, vocab)."""
-        normed = self.final_norm.to(x.dtype)(x)
-        if x.dtype == self.dtype:
-            return normed @ self.unembedding.T
-        slices = torch.split(self.unembedding, UNEMBEDDING_SLICE)
-        return torch.cat([normed @ rows.to(x.dtype).T for rows in slices], -1)
-
-    @cached_property
-    def weight_norms(self) -> WeightNorms:
-        """Norms of the first MLP weights, computed when a layer is first asked for."""
-        return WeightNorms(self.blocks)
-
-
-class WeightNorms:
-    """‖W‖ of each layer's first MLP weight in float64, at its first use, kept."""
-
-    def __init__(self, blocks: tuple[Block, ...]) -> None:
-        self._blocks = blocks
-        self._known: dict[int, tuple[float, float]] = {}
-
-    def __getitem__(self, layer: int) -> tuple[float, float]:
-        """Frobenius and spectral norm. The latter from W·Wᵀ's largest eigenvalue: a fifth of an
-        SVD."""
-        if layer not in self._known:
-            w = self._blocks[layer].w_in.weight.double()
-            largest = torch.linalg.eigvalsh(w @ w.T)[-1]
-            self._known[layer] = float(torch.linalg.vector_norm(w)), float(largest.sqrt())
-        return self._known[layer]
+"""The name of a block's weight; the masks that old checkpoints store are buffers."""
+ACTIVATION_WEIGHT = re.compile(r"\.act\.")
+"""The name of a weight of an activation function, such as PReLU's."""
+OWN_CODE = "its {} names code of its own (`auto_map`), which is not run"
 
 
 def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model:
@@ -174,29 +60,27 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
 
     Args:
         name: `bundled`, a folder, or a hub id such as `gpt2`.
-        revision: Branch, tag or commit of a hub id.
+        revision: Branch, tag or commit of a hub id. A folder has none.
         device: `auto` (the first GPU, else the CPU), or a torch device.
         dtype: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        CannotLoad: It cannot be found or read, or is of a kind that cannot be served.
+        CannotLoad: The checkpoint cannot be found or read, or deltaw would compute something else
+            than transformers.
     """
     disable_progress_bar()
     where = _device(device)
     folder, commit = _locate(name, revision)
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise CannotLoad(f"{name!r} has no safetensors file, and pickles are not loaded: {INSTEAD}")
-    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES):
-        raise CannotLoad(f"{name!r} has no tokenizer: {INSTEAD}")
+    _refuse_folder(name, folder)
     with _reading(f"the config.json of {name!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = FAMILIES.get(config.model_type)
     if family is None:
         served = ", ".join(FAMILIES)
         raise CannotLoad(f"{name!r} is a {config.model_type!r} model; served are: {served}")
-    if reason := family.refuse(config):
+    if reason := _refusal(config) or family.refuse(config):
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
+    files = _weights(name, folder, commit)
     with _reading(repr(name)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -207,27 +91,35 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = Tokenizer(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = Tokenizer(theirs)
+        digest = _digest(files)
+    if theirs.init_kwargs.get("auto_map"):
+        raise CannotLoad(f"{name!r} cannot be served: {OWN_CODE.format('tokenizer_config.json')}")
     if missing := sorted(loading["missing_keys"]):
         raise CannotLoad(f"{name!r} lacks {len(missing)} weights, {missing[0]} among them")
     if left := sorted(key for key in loading["unexpected_keys"] if BLOCK_WEIGHT.search(key)):
         raise CannotLoad(
             f"{name!r} has weights that its config.json does not name, such as {left[0]}"
         )
+    if any(ACTIVATION_WEIGHT.search(key) for key, _ in model.named_parameters()):
+        raise CannotLoad(
+            f"{name!r} cannot be served: its activation function has weights of its own"
+        )
+    shown = folder.name if Path(name).is_dir() else name
     try:
         model.requires_grad_(False).eval().to(where)
+        return _resident(shown, commit, digest, family, model, tokenizer)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CannotLoad(
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
             "to `cpu`"
         ) from error
-    shown = folder.name if Path(name).is_dir() else name
-    return _resident(shown, commit, _digest(files), family, model, tokenizer)
 
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
-    """Whatever a library stumbles over in a broken checkpoint, as one sentence."""
+    """Turn any error of a library that reads a damaged checkpoint into one sentence."""
     try:
         yield
     except Exception as error:
@@ -257,25 +149,73 @@ def _resident(
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a checkpoint, and its commit where it comes from the hub."""
+    """The folder of a checkpoint, without its weights if it comes from the hub, and its commit.
+
+    Raises:
+        CannotLoad: It is not found, or the revision cannot be kept.
+    """
     if name == BUNDLED:
-        return Path(service.checkpoints.__path__[0]) / BUNDLED, None
-    if Path(name).is_dir():
-        return Path(name), None
-    try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=FILES, ignore_patterns=["*/*"]
-            )
-        )
-    except HFValidationError as error:
-        raise CannotLoad(f"{name!r} is neither a folder nor a hub id: {INSTEAD}") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        folder, kind = Path(service.checkpoints.__path__[0]) / BUNDLED, "comes with deltaw"
+    elif Path(name).is_dir():
+        folder, kind = Path(name), "is a folder here"
+    else:
+        folder = fetch(name, revision, FILES)
+        return folder, folder.name
+    if revision:
         raise CannotLoad(
-            f"{name!r} is not in the hub's cache and cannot be fetched "
-            f"({type(error).__name__}): {INSTEAD}"
-        ) from error
-    return folder, folder.name
+            f"DELTAW_REVISION is {revision!r}, but {name!r} {kind} and has no revisions: unset "
+            "DELTAW_REVISION, or set DELTAW_MODEL to a hub id that is not the name of a folder"
+        )
+    return folder, None
+
+
+def _refuse_folder(name: str, folder: Path) -> None:
+    """Refuse a folder whose files are not enough, or mean more than its weights."""
+    if (folder / ADAPTER).exists():
+        raise CannotLoad(
+            f"{name!r} has an adapter ({ADAPTER}), which transformers would apply and deltaw does "
+            "not: merge it into the weights, or use a folder without that file"
+        )
+    if any(folder.glob(DISTRIBUTED)):
+        raise CannotLoad(
+            f"{name!r} is a distributed checkpoint ({DISTRIBUTED}): save it with save_pretrained"
+        )
+    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES):
+        raise CannotLoad(f"{name!r} has no tokenizer: {INSTEAD}")
+
+
+def _refusal(config: Any) -> str | None:
+    """Say why a configuration of any family is refused, or None if it is not."""
+    if not getattr(config, "is_causal", True):
+        return "its attention is not causal (`is_causal` in config.json is false)"
+    if getattr(config, "quantization_config", None) is not None:
+        return "it is quantized (`quantization_config` in config.json): save it dequantized"
+    if getattr(config, "transformers_weights", None) is not None:
+        return f"config.json names other weights (`transformers_weights`) than {WEIGHTS}"
+    if getattr(config, "auto_map", None):
+        return OWN_CODE.format("config.json")
+    return None
+
+
+def _weights(name: str, folder: Path, commit: str | None) -> list[Path]:
+    """The files that transformers loads: `model.safetensors`, or else the shards of the index.
+
+    Raises:
+        CannotLoad: There are none, or they cannot be downloaded.
+    """
+    shards: list[str] = []
+    if (folder / INDEX).is_file():
+        with _reading(f"the {INDEX} of {name!r}"):
+            shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
+    if commit is not None:
+        fetch(name, commit, [WEIGHTS, *shards])
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not shards:
+        raise CannotLoad(
+            f"{name!r} has neither {WEIGHTS} nor {INDEX}, and pickles are not loaded: {INSTEAD}"
+        )
+    return [folder / shard for shard in shards]
 
 
 def _device(name: str) -> torch.device:
@@ -291,6 +231,7 @@ def _device(name: str) -> torch.device:
 
 
 def _digest(files: list[Path]) -> str:
+    """sha256 over the bytes of the files, one after the other."""
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from service.engine.checkpoint import Model
 from service.engine.machine import (
     available_cores,
     give_back_free_memory,
     give_back_large_blocks,
 )
+from service.engine.model import Model
 from service.engine.prefixes import Prefixes
 from service.engine.question import Answer, Plan
 from service.engine.scheduler import Scheduler, Ticket, Timings, expiry

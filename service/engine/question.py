@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from service.engine.checkpoint import Model
+from service.engine.model import Model
 from service.engine.run import Activations, Follow, Run
 from service.engine.walk import forward
 from service.errors import ServiceError

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from service.engine.checkpoint import Model
+from service.engine.model import Model
 from service.engine.pack import fill
 from service.engine.prefixes import Prefixes, cached_rows, nothing_cached
 from service.engine.question import Plan

@@ -1,4 +1,4 @@
-"""The fixture `subject`: the random and the bundled GPT-2, each with its oracle."""
+"""Fixtures of the analysis tests: each subject is the random GPT-2, then the bundled one."""
 
 from __future__ import annotations
 

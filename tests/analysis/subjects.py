@@ -1,7 +1,8 @@
 """Subjects of the analysis tests: a model, its oracle, and one context and query in every baseline.
 
-The agreement rule (theory.md 9): a captured vector agrees to `CAPTURED`, relative; a quantity
-formed from a difference v_C − v agrees to that times (‖v_C‖ + ‖v‖)/‖v_C − v‖.
+The agreement rule (theory.md 9): a captured vector agrees with the oracle's to the relative bound
+`CAPTURED`. A quantity formed from a difference v_C − v agrees to that bound times
+(‖v_C‖ + ‖v‖)/‖v_C − v‖.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from service.analysis import pairs
+from schemas.common import UNSET, Unset
+from schemas.pairs import AnotherContext, Baseline, WithoutSpans
 from service.analysis.pairs import Pair, resolve_pair
 from service.engine import Model
 from tests import oracle as theirs
@@ -36,7 +38,7 @@ class Subject:
     Args:
         model: The service's model.
         oracle: The same checkpoint in float64 NumPy.
-        asked: Oracle questions by baseline, cached with their runs.
+        asked: The oracle's questions so far, by baseline.
     """
 
     model: Model
@@ -44,7 +46,7 @@ class Subject:
     asked: dict[str, Question] = field(default_factory=dict)
 
     def ids(self, seeds: Sequence[int]) -> tuple[int, ...]:
-        """Token ids spread over the vocabulary, one per seed."""
+        """Ids spread over the vocabulary."""
         return tuple(1 + STRIDE * seed % (self.model.vocab_size - 1) for seed in seeds)
 
     @property
@@ -55,19 +57,19 @@ class Subject:
     def pair(
         self, baseline: str, positions: Literal["last", "all"] | Sequence[int] = "all"
     ) -> Pair:
-        """The context and the query against this baseline, in the service."""
-        kinds: dict[str, pairs.Baseline] = {
+        """The service's pair of the context and the query with this baseline."""
+        kinds: dict[str, Baseline] = {
             "matched": "matched",
             "alone": "alone",
             "anchored": "anchored",
-            "without": pairs.Without(SPANS),
-            "another": pairs.Another(self.ids(OTHER)),
+            "without": WithoutSpans(without=list(SPANS)),
+            "another": AnotherContext(context=list(self.ids(OTHER))),
         }
         context, query = self.ids(CONTEXT), self.ids(QUERY)
         return resolve_pair(self.model, context, query, kinds[baseline], positions)
 
     def question(self, baseline: str) -> Question:
-        """The same question in the oracle, cached with its runs."""
+        """The oracle's question of the same baseline. It is made once, with its runs."""
         if baseline not in self.asked:
             kinds: dict[str, theirs.Baseline] = {
                 "matched": "matched",
@@ -87,15 +89,18 @@ class Subject:
 
 
 def distance(actual: ArrayLike, expected: ArrayLike) -> float:
-    """‖actual − expected‖/‖expected‖, in float64; 0 where both are zero."""
+    """‖actual − expected‖/‖expected‖ in float64, or 0 if the two are equal."""
     found, truth = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert found.shape == truth.shape
     gap = float(np.linalg.norm(found - truth))
     return gap / float(np.linalg.norm(truth)) if gap else 0.0
 
 
-def agree(actual: ArrayLike | None, expected: ArrayLike, bound: float, what: object = "") -> None:
+def agree(
+    actual: ArrayLike | Unset | None, expected: ArrayLike, bound: float, what: object = ""
+) -> None:
     """Assert that two arrays agree within a relative bound."""
     assert actual is not None, what
+    assert actual is not UNSET, what
     found = distance(actual, expected)
     assert found <= bound, f"{what}: {found:.2e} > {bound:.2e}"

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from service.analysis.activations import Reduce, activations
+from schemas.activations import Reduce
+from service.analysis.activations import activations
 from service.engine import drive
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS
@@ -17,19 +18,19 @@ POSITIONS = [(11, 0, 5), tuple(range(6)), (0,)]
 
 
 def test_hook_points_equal_the_oracles() -> None:
-    """The hook points have the oracle's names, in the oracle's order."""
+    """Service and oracle name the same hook points in the same order."""
     assert POINTS == HOOK_POINTS
 
 
 @pytest.mark.parametrize("reduce", ["none", "norm", "mean"])
-def test_activations_equal_the_oracles(subject: Subject, reduce: Reduce) -> None:
-    """Every hook point equals the oracle's, as vectors, as norms and as means over positions."""
+def test_activations_equal_the_oracles_at_every_site(subject: Subject, reduce: Reduce) -> None:
+    """Vectors, norms and means over positions equal the oracle's in three prompts."""
     model = subject.model
     ids = [subject.ids(prompt) for prompt in PROMPTS]
     layers = list(range(model.n_layers))[::-1]
     answer = drive(model, activations(model, ids, POSITIONS, layers, POINTS, reduce))
-    assert len(answer) == len(ids)
-    for prompt, rows, found in zip(ids, POSITIONS, answer, strict=True):
+    assert answer.model == model.summary
+    for prompt, rows, found in zip(ids, POSITIONS, answer.prompts, strict=True):
         trace = subject.oracle.run(prompt)
         assert tuple(token.id for token in found.tokens) == prompt
         places = [(one.layer, one.hook_point) for one in found.activations]
@@ -44,13 +45,13 @@ def test_activations_equal_the_oracles(subject: Subject, reduce: Reduce) -> None
             assert one.values.dtype == (torch.float32 if reduce == "none" else torch.float64)
 
 
-def test_other_points_layers_and_positions_disagree(subject: Subject) -> None:
-    """No other hook point, layer or position agrees with the one that was asked for."""
+def test_no_neighbouring_site_or_position_agrees(subject: Subject) -> None:
+    """A vector of another hook point, layer or position is far from the captured one, so the test
+    above would see a mistake."""
     ids, layer = subject.ids(IDS), 1
     trace = subject.oracle.run(ids)
-    (found,) = drive(
-        subject.model, activations(subject.model, [ids], [(4,)], [layer], POINTS, "none")
-    )
+    question = activations(subject.model, [ids], [(4,)], [layer], POINTS, "none")
+    (found,) = drive(subject.model, question).prompts
     for one in found.activations:
         values, point = one.values[0].double().numpy(), one.hook_point
         wrong = [trace[layer, point][5], trace[layer, point][3], trace[2, point][4]]

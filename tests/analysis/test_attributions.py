@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from service.analysis.attributions import (
-    LayerAttribution,
-    attribution_rows,
-    attributions,
-)
-from service.analysis.pairs import Pair, Span, Without, resolve_pair
+from schemas.attributions import LayerAttribution
+from schemas.pairs import Span, WithoutSpans
+from service.analysis.attributions import attributions
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
@@ -22,7 +20,8 @@ BASELINES = ("matched", "anchored")
 
 
 def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
-    """Lists of spans: with gaps, covering the context, a single one, and one per token."""
+    """Spans with gaps before, between and after them, spans that cover the context, one span, and
+    one per token."""
     first, count = int(pair.anchored), len(pair.context)
     return {
         "gaps": ((2, 3), (4, 7)),
@@ -33,15 +32,15 @@ def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
     }
 
 
-def asked(subject: Subject, pair: Pair, spans: Sequence[Span]) -> tuple[LayerAttribution, ...]:
-    """Attributions of the subject's layers at all requested positions."""
-    return drive(subject.model, attributions(subject.model, pair, subject.layers, spans))
+def asked(subject: Subject, pair: Pair, spans: Sequence[Span]) -> Sequence[LayerAttribution]:
+    """Attributions of three layers at all requested positions."""
+    return drive(subject.model, attributions(subject.model, pair, subject.layers, spans)).layers
 
 
 def check_attribution(
     question: oracle.Question, found: LayerAttribution, spans: Sequence[Span]
 ) -> None:
-    """Assert that one layer and position agrees with the oracle."""
+    """Compare one layer and position with the oracle."""
     theirs = oracle.attribution(question, found.layer, found.position, spans=spans)
     whole = oracle.update(question, found.layer, found.position).cancellation
     agree(found.norm, theirs.norm, CAPTURED * whole)
@@ -62,8 +61,8 @@ def check_attribution(
 @pytest.mark.parametrize("kind", ["gaps", "gaps of three", "covering", "whole", "tokens"])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_attributions_equal_the_oracles(subject: Subject, baseline: str, kind: str) -> None:
-    """Every figure of every span equals the oracle's at each layer and position, with span indices
-    into the echoed context."""
+    """Every figure of every span equals the oracle's at each layer and position. With an anchor,
+    spans index the context with the anchor."""
     pair = subject.pair(baseline)
     spans = groups(pair)[kind]
     found = asked(subject, pair, spans)
@@ -73,8 +72,8 @@ def test_attributions_equal_the_oracles(subject: Subject, baseline: str, kind: s
         check_attribution(subject.question(baseline), one, spans)
 
 
-def test_attributions_of_both_models_equal_the_oracles(subject: Subject) -> None:
-    """The figures also equal the oracle's on the bundled model."""
+def test_attributions_of_the_bundled_model_equal_the_oracles(subject: Subject) -> None:
+    """The figures of one layer equal the oracle's on the bundled model too."""
     pair = subject.pair("matched", "last")
     spans = groups(pair)["gaps"]
     for one in asked(subject, pair, spans)[:1]:
@@ -83,8 +82,8 @@ def test_attributions_of_both_models_equal_the_oracles(subject: Subject) -> None
 
 @only_tiny
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_span_of_the_whole_context_is_the_update(subject: Subject, baseline: str) -> None:
-    """A span of the whole context has share 1, cosine 1, the update's norm and no order effect."""
+def test_one_span_over_the_whole_context_equals_the_update(subject: Subject, baseline: str) -> None:
+    """Its share and cosine are 1, both its norms are the update's, and its order has no effect."""
     model, pair = subject.model, subject.pair(baseline)
     updates = drive(model, weight_updates(model, pair, subject.layers, [])).updates
     for one, update in zip(asked(subject, pair, groups(pair)["whole"]), updates, strict=True):
@@ -98,14 +97,15 @@ def test_span_of_the_whole_context_is_the_update(subject: Subject, baseline: str
 
 
 @only_tiny
-def test_leave_one_out_is_the_norm_under_without(subject: Subject) -> None:
-    """`leave_one_out` is the norm under `{without: [span]}` and differs from `only_this_span`."""
+def test_leave_one_out_equals_the_update_of_baseline_without_spans(subject: Subject) -> None:
+    """`leave_one_out` is the norm that the baseline `{without: [span]}` gives, and differs from
+    `only_this_span`."""
     model, pair = subject.model, subject.pair("matched")
     spans = groups(pair)["covering"]
     found = asked(subject, pair, spans)
     for s, span in enumerate(spans):
         context, query = subject.ids(CONTEXT), subject.ids(QUERY)
-        less = resolve_pair(model, context, query, Without((span,)), "all")
+        less = resolve_pair(model, context, query, WithoutSpans(without=[span]), "all")
         updates = drive(model, weight_updates(model, less, subject.layers, [])).updates
         for one, update in zip(found, updates, strict=True):
             assert one.spans[s].leave_one_out == pytest.approx(update.norm, rel=1e-3)
@@ -113,8 +113,9 @@ def test_leave_one_out_is_the_norm_under_without(subject: Subject) -> None:
 
 
 @only_tiny
-def test_shares_do_not_sum_to_one(subject: Subject) -> None:
-    """The shares of covering spans do not sum to 1, and the order of the spans matters."""
+def test_shares_do_not_add_up_and_order_matters(subject: Subject) -> None:
+    """Spans interact: shares of spans that cover the context do not add up to 1, and reversing the
+    spans changes the update."""
     pair = subject.pair("matched", "last")
     for one in asked(subject, pair, groups(pair)["covering"]):
         assert abs(sum(span.share or 0.0 for span in one.spans) - 1) > 1e-3
@@ -122,22 +123,10 @@ def test_shares_do_not_sum_to_one(subject: Subject) -> None:
 
 
 @only_tiny
-def test_reversing_equal_spans_has_no_effect(subject: Subject) -> None:
-    """If reversing the spans gives the same tokens, the order effect is 0."""
+def test_order_effect_is_zero_if_the_reversed_spans_have_the_same_tokens(subject: Subject) -> None:
+    """Spans of equal tokens have order effect 0. Spans of other tokens do not."""
     pair = resolve_pair(subject.model, [5, 9, 7, 5, 9], [11], "matched", "last")
     for one in asked(subject, pair, ((0, 2), (3, 5))):
         assert one.order_effect == 0.0
     for one in asked(subject, pair, ((0, 1), (3, 5))):
         assert (one.order_effect or 0.0) > 1e-3
-
-
-@only_tiny
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_announced_rows_are_those_of_the_runs(subject: Subject, baseline: str) -> None:
-    """The runs have the announced number of rows, plus at most one anchor per span."""
-    pair = subject.pair(baseline)
-    for spans in groups(pair).values():
-        runs = next(attributions(subject.model, pair, [0], spans))
-        rows = sum(len(run.tokens) for run in runs)
-        said = attribution_rows(pair, spans)
-        assert said <= rows <= said + int(pair.anchored) * len(spans)

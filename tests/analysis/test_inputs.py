@@ -1,4 +1,4 @@
-"""Prompts, layers and positions, resolved for a model."""
+"""Prompts, layers and positions of a request, resolved against a model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from service.errors import (
 AT = ("prompts", 1)
 
 
-def test_text_is_tokenized_and_ids_are_kept(tiny: Model) -> None:
-    """A text becomes its tokens without additions, and ids stay as they are."""
+def test_text_becomes_its_tokens_and_ids_stay(tiny: Model) -> None:
+    """Nothing is added to a text. Ids pass unchanged, and an empty prompt has no ids."""
     assert resolve_ids(tiny, "abc the", AT) == tiny.tokenizer.encode("abc the")
     assert tiny.tokenizer.text(resolve_ids(tiny, "abc the", AT)) == "abc the"
     last = tiny.vocab_size - 1
@@ -38,8 +38,8 @@ def test_text_is_tokenized_and_ids_are_kept(tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 263, 10**12])
-def test_id_outside_the_vocabulary_is_refused(tiny: Model, bad: int) -> None:
-    """The refusal names the place of the first invalid id, the id and the last valid one."""
+def test_id_outside_the_vocabulary_is_refused_with_its_index(tiny: Model, bad: int) -> None:
+    """The refusal names the path of the first such id, and the largest valid id."""
     with pytest.raises(TokenOutOfRange) as refused:
         resolve_ids(tiny, [0, 1, bad, -7], AT)
     assert (refused.value.at, refused.value.limit, refused.value.actual) == (
@@ -56,7 +56,7 @@ def test_id_outside_the_vocabulary_is_refused(tiny: Model, bad: int) -> None:
 def test_empty_or_too_long_prompt_is_refused(
     tiny: Model, prompt: str | list[int], kind: type[Refused]
 ) -> None:
-    """A prompt without tokens, or with more tokens than positions, is refused."""
+    """A prompt of no tokens, or of one more than the model has positions, is refused."""
     with pytest.raises(kind) as refused:
         resolve_prompt(tiny, prompt, AT)
     assert refused.value.at == AT
@@ -65,7 +65,7 @@ def test_empty_or_too_long_prompt_is_refused(
 
 
 def test_prompt_may_fill_every_position(tiny: Model) -> None:
-    """A prompt with as many tokens as positions is accepted whole."""
+    """A prompt with as many tokens as the model has positions is accepted and not cut."""
     assert resolve_prompt(tiny, [1] * tiny.n_positions, AT) == (1,) * tiny.n_positions
     check_length(tiny, tiny.n_positions, AT)
 
@@ -74,7 +74,7 @@ def test_prompt_may_fill_every_position(tiny: Model) -> None:
     ("layers", "expected"),
     [("all", (0, 1, 2)), ([1], (1,)), ([2, 0], (2, 0)), ([-1, -3], (2, 0)), ([0, -1], (0, 2))],
 )
-def test_layers_keep_the_requested_order(
+def test_layers_resolve_in_the_requested_order(
     tiny: Model, layers: Literal["all"] | list[int], expected: tuple[int, ...]
 ) -> None:
     """Layers count from 0, negative ones from the end, and keep the requested order."""
@@ -85,10 +85,10 @@ def test_layers_keep_the_requested_order(
     ("positions", "expected"),
     [("last", (3,)), ("all", (0, 1, 2, 3)), ([-1, 0], (3, 0)), ([2], (2,)), ([-4, 3], (0, 3))],
 )
-def test_positions_keep_the_requested_order(
+def test_positions_resolve_in_the_requested_order(
     positions: Literal["last", "all"] | list[int], expected: tuple[int, ...]
 ) -> None:
-    """Positions are token indices, negative ones from the end, and keep the requested order."""
+    """Positions count from 0, negative ones from the end, and keep the requested order."""
     assert resolve_positions(positions, 4) == expected
 
 
@@ -102,10 +102,10 @@ POSITIONS: Resolve = lambda _model, values: resolve_positions(values, 3)  # noqa
     [(LAYERS, "layers", LayerOutOfRange), (POSITIONS, "positions", PositionOutOfRange)],
 )
 @pytest.mark.parametrize("bad", [3, -4, 99])
-def test_index_out_of_range_is_refused(
+def test_index_out_of_range_is_refused_with_its_path(
     tiny: Model, resolve: Resolve, field: str, kind: type[Refused], bad: int
 ) -> None:
-    """The refusal names the place of the index, the index and the last valid one."""
+    """The refusal names the path of the index, the index, and the largest valid one."""
     with pytest.raises(kind) as refused:
         resolve(tiny, [0, bad])
     assert (refused.value.at, refused.value.limit, refused.value.actual) == ((field, 1), 2, bad)
@@ -116,7 +116,7 @@ def test_index_out_of_range_is_refused(
 def test_empty_or_repeated_indices_are_refused(
     tiny: Model, resolve: Resolve, field: str, values: list[int]
 ) -> None:
-    """An empty list is refused, and so is a repeated index, even once from each end."""
+    """An empty list is refused, and so is the same index twice, even counted from both ends."""
     with pytest.raises(Invalid) as refused:
         resolve(tiny, values)
     assert refused.value.at == (field,)

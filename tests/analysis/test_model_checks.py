@@ -1,4 +1,4 @@
-"""Scope `model`: every block in one patched run, and the logits, compared with the oracle."""
+"""Scope `model`: every block of one patched run and the logits, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from schemas.common import UNSET
+from schemas.equivalence_checks import Apply, Check, LogitsCheck
+from schemas.pairs import AnotherContext
 from service.analysis.block_checks import Procedure
-from service.analysis.model_checks import CONTROL, LogitsCheck, model_checks
-from service.analysis.pairs import Another, resolve_pair
-from service.analysis.verdicts import Check
-from service.engine import Apply, Model, drive, load
+from service.analysis.model_checks import CONTROL, model_checks
+from service.analysis.pairs import resolve_pair
+from service.engine import Model, drive, load
 from tests import oracle
 from tests.analysis.subjects import BASELINES, CONTEXT, QUERY, Subject, agree
 from tests.checkpoints import save_tiny
@@ -20,9 +22,9 @@ from tests.engine.made import resident, unchanged
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 GATES = {torch.float32: (2e-5, 1e-5, 1e-8), torch.float64: (1e-12, 1e-12, 1e-12)}
-"""Gates of block, logits and KL divergence by dtype."""
+"""Gates of the block, the logits and KL."""
 AGREES = {torch.float32: 1e-4, torch.float64: 1e-9}
-"""Relative bound within which large relative errors agree, by dtype."""
+"""Relative bound within which large relative errors agree with the oracle's."""
 
 
 def both(checks: Sequence[Check], logits: Sequence[LogitsCheck]) -> list[Check | LogitsCheck]:
@@ -32,8 +34,8 @@ def both(checks: Sequence[Check], logits: Sequence[LogitsCheck]) -> list[Check |
 
 def asked(
     subject: Subject, baseline: str, procedure: Procedure
-) -> tuple[tuple[Check, ...], tuple[LogitsCheck, ...]]:
-    """Checks of all layers and all query positions."""
+) -> tuple[list[Check], list[LogitsCheck]]:
+    """The checks of all layers and logits at all query positions."""
     model = subject.model
     pair = subject.pair(baseline)
     return drive(model, model_checks(model, pair, range(model.n_layers), procedure))
@@ -43,11 +45,11 @@ def asked(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("apply", ["factored", "materialized"])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_block_errors_and_controls_equal_the_oracles(
+def test_block_outputs_equal_the_oracles(
     subject: Subject, baseline: str, apply: Apply, dtype: torch.dtype
 ) -> None:
-    """Each block is within its tolerance, and its unpatched error and control equal the
-    oracle's."""
+    """Each block's error is within its tolerance. Its magnitude, unpatched error and control of
+    free-stream patches equal those of the oracle's whole runs."""
     question, agrees = subject.question(baseline), AGREES[dtype]
     checks, _ = asked(subject, baseline, Procedure(dtype=dtype, apply=apply))
     places = [(layer, j) for layer in range(3) for j in range(len(QUERY))]
@@ -64,12 +66,14 @@ def test_block_errors_and_controls_equal_the_oracles(
         agree(check.unpatched_relative_error, theirs.unpatched_relative_error, agrees, what)
         together = oracle.free_stream_patches(question, check.position)["layers"]
         assert isinstance(together, list)
-        assert check.controls is not None
+        assert check.controls
+        assert check.bias_only_relative_error is UNSET
         if check.layer == 0:
             assert check.controls == {CONTROL: None}
             assert set(check.control_reasons or {}) == {CONTROL}
             assert together[0] <= 1e-12
         else:
+            assert check.control_reasons is UNSET
             agree(check.controls[CONTROL], together[check.layer], agrees, what)
             assert together[check.layer] > 100 * allowed
 
@@ -77,11 +81,9 @@ def test_block_errors_and_controls_equal_the_oracles(
 @only_tiny
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_logits_checks_equal_the_oracles(
-    subject: Subject, baseline: str, dtype: torch.dtype
-) -> None:
-    """Error and KL are within their gates, the top token is the same, and unpatched error and
-    control equal the oracle's."""
+def test_logits_equal_the_oracles(subject: Subject, baseline: str, dtype: torch.dtype) -> None:
+    """Error and KL are within their gates and the top token is the same. Unpatched error and
+    control equal the oracle's and are far larger."""
     question, agrees = subject.question(baseline), AGREES[dtype]
     _, gate, kl_gate = GATES[dtype]
     _, logits = asked(subject, baseline, Procedure(dtype=dtype))
@@ -100,7 +102,7 @@ def test_logits_checks_equal_the_oracles(
         agree(check.unpatched_kl_divergence, apart, agrees)
         together = oracle.free_stream_patches(question, check.position)["logits"]
         assert isinstance(together, float)
-        assert check.controls is not None
+        assert check.controls
         agree(check.controls[CONTROL], together, agrees)
         assert together > 100 * check.tolerance
         top = check.top_tokens
@@ -115,8 +117,8 @@ def test_logits_checks_equal_the_oracles(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_model_check_holds_on_both_models(subject: Subject, dtype: torch.dtype) -> None:
-    """The check also holds on the bundled model, and leaves every resident weight bit-equal."""
+def test_checks_hold_on_both_models(subject: Subject, dtype: torch.dtype) -> None:
+    """Every check holds, in float64 to 1e-12, and the resident weights stay bit-equal."""
     before = resident(subject.model)
     pair = subject.pair("matched", "last")
     layers = range(subject.model.n_layers)
@@ -134,41 +136,41 @@ def test_model_check_holds_on_both_models(subject: Subject, dtype: torch.dtype) 
 
 
 @only_tiny
-def test_only_requested_layers_are_reported(subject: Subject) -> None:
-    """The entries of requested layers equal those of a request for all layers."""
+def test_only_the_requested_layers_are_reported(subject: Subject) -> None:
+    """All blocks are patched even so: the entries equal those of a request for every layer."""
     model, pair = subject.model, subject.pair("without")
     every, logits = asked(subject, "without", Procedure(dtype=torch.float64))
     some, again = drive(model, model_checks(model, pair, [1], Procedure(dtype=torch.float64)))
-    assert some == tuple(check for check in every if check.layer == 1)
+    assert some == [check for check in every if check.layer == 1]
     assert again == logits
 
 
 @only_tiny
-def test_requested_tolerance_decides_the_verdict(subject: Subject) -> None:
-    """A tolerance below rounding fails everything, and one above the unpatched error makes
-    everything vacuous."""
+def test_requested_tolerance_decides_every_verdict(subject: Subject) -> None:
+    """Below rounding every check fails. Above the unpatched error every check is vacuous."""
     for tolerance, verdict in ((1e-30, "fails"), (1e3, "vacuous")):
         procedure = Procedure(dtype=torch.float64, tolerance=tolerance, controls=False)
         checks, logits = asked(subject, "matched", procedure)
         assert {check.verdict for check in both(checks, logits)} == {verdict}
         assert {check.tolerance for check in both(checks, logits)} == {tolerance}
-        assert all(check.controls is None for check in both(checks, logits))
+        assert all(check.controls is UNSET for check in both(checks, logits))
         assert not any(check.holds for check in both(checks, logits))
 
 
 @only_tiny
-def test_equal_contexts_are_vacuous(subject: Subject) -> None:
-    """If the baseline has the same context, every check is vacuous."""
+def test_checks_of_equal_contexts_are_vacuous(subject: Subject) -> None:
+    """If the baseline reads the same context, every check is vacuous and none holds."""
     model = subject.model
     context, query = subject.ids(CONTEXT), subject.ids(QUERY)
-    pair = resolve_pair(model, context, query, Another(context), "all")
+    pair = resolve_pair(model, context, query, AnotherContext(context=list(context)), "all")
     checks, logits = drive(model, model_checks(model, pair, range(3), Procedure()))
     assert {check.verdict for check in both(checks, logits)} == {"vacuous"}
     assert max(check.unpatched_relative_error or 0.0 for check in both(checks, logits)) == 0.0
 
 
-def test_one_layer_has_no_free_stream_control(tmp_path: Path) -> None:
-    """With one layer both streams are equal, so the control is null with its reason."""
+def test_model_of_one_layer_has_no_free_stream_control(tmp_path: Path) -> None:
+    """Both streams are the same with one layer, so the control is null with a reason, also for the
+    logits."""
     with torch.inference_mode(False):
         folder = save_tiny(tmp_path / "one", n_layer=1)
     model: Model = load(str(folder), revision=None, device="cpu", dtype="float32")
@@ -178,5 +180,5 @@ def test_one_layer_has_no_free_stream_control(tmp_path: Path) -> None:
     for check in both(checks, logits):
         assert check.verdict == "holds"
         assert check.controls == {CONTROL: None}
-        assert check.control_reasons is not None
-        assert "first layer" in check.control_reasons[CONTROL]
+        assert check.control_reasons
+        assert "below the first" in check.control_reasons[CONTROL]

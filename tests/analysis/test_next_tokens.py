@@ -1,4 +1,4 @@
-"""The context's effect on the prediction, compared with the oracle's distributions."""
+"""Next tokens in both runs, compared with the oracle's distributions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.engine.made import with_nan
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_next_tokens_and_kl_equal_the_oracles(subject: Subject, baseline: str) -> None:
-    """The ten most likely tokens of both runs and the KL divergence equal the oracle's at each
-    position."""
+def test_next_tokens_equal_the_oracles(subject: Subject, baseline: str) -> None:
+    """Texts and probabilities of the ten likeliest tokens in both runs, and KL, equal the oracle's
+    at each position."""
     model, question = subject.model, subject.question(baseline)
     answer = drive(model, weight_updates(model, subject.pair(baseline), [0], ["next_tokens"]))
-    assert answer.next_tokens is not None
+    assert answer.next_tokens
     assert [one.position for one in answer.next_tokens] == list(range(len(QUERY)))
     for one in answer.next_tokens:
         runs = question.full.logits[one.position], question.base.logits[one.position]
@@ -41,12 +41,12 @@ def test_next_tokens_and_kl_equal_the_oracles(subject: Subject, baseline: str) -
         assert one.kl_divergence == pytest.approx(theirs, rel=bound)
 
 
-def test_kl_of_other_direction_or_position_disagrees(subject: Subject) -> None:
-    """KL(baseline ‖ with context) and the KL of another position differ clearly from the reported
-    one."""
+def test_kl_differs_from_the_reverse_and_from_other_positions(subject: Subject) -> None:
+    """KL(baseline ‖ with context), and KL at another position, are far from the figure, so the test
+    above would see a mistake."""
     model, question = subject.model, subject.question("matched")
     answer = drive(model, weight_updates(model, subject.pair("matched"), [0], ["next_tokens"]))
-    assert answer.next_tokens is not None
+    assert answer.next_tokens
     full, base = question.full.logits, question.base.logits
     for one in answer.next_tokens:
         j, other = one.position, (one.position + 1) % len(QUERY)
@@ -58,9 +58,9 @@ def test_kl_of_other_direction_or_position_disagrees(subject: Subject) -> None:
         assert min(abs(np.array(wrong) - one.kl_divergence)) > 1e-3 * one.kl_divergence
 
 
-def test_nan_logits_raise_non_finite(tmp_path: Path, tiny: Model, tiny_folder: Path) -> None:
-    """NaN logits raise `NonFiniteActivation`, but only if the next tokens or the logits are
-    requested."""
+def test_logits_with_nan_raise_an_error(tmp_path: Path, tiny: Model, tiny_folder: Path) -> None:
+    """NaN in the logits raises an error instead of null probabilities. Updates without next tokens
+    are still computed."""
     spoilt = with_nan(tiny_folder, tmp_path / "nan", "transformer.ln_f.weight")
     model = load(str(spoilt), revision=None, device="cpu", dtype="float32")
     pair = resolve_pair(model, [3, 4, 5], [6], "matched", "last")

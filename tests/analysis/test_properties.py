@@ -1,4 +1,4 @@
-"""Properties that hold for any model, over random small GPT-2s, contexts and queries."""
+"""Properties that hold on any model, over random small GPT-2s, contexts and queries."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
+from schemas.activations import HookPoint
+from schemas.common import UNSET
+from schemas.pairs import AnotherContext, Baseline, Span, Stream, WithoutSpans
+from schemas.weight_updates import Update
 from service.analysis.block_checks import Procedure
 from service.analysis.model_checks import model_checks
-from service.analysis.pairs import Another, Baseline, Pair, Span, Stream, Without, resolve_pair
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.trajectories import trajectories
-from service.analysis.weight_updates import Update, weight_updates
-from service.engine import HookPoint, Model, Run, Site, drive, load, patched_block
+from service.analysis.weight_updates import weight_updates
+from service.engine import Model, Run, Site, drive, load, patched_block
 from service.engine.walk import forward
 from service.theory import implicit_update, joint_update
 from tests.checkpoints import save_tiny
@@ -25,7 +30,7 @@ few = settings(derandomize=True, max_examples=15, deadline=None)
 ROUNDING = 1e-5
 FLOAT64 = 1e-12
 SHAPES = [(11, 1, 16, 2), (12, 2, 24, 3), (13, 3, 32, 4), (14, 4, 16, 1)]
-"""Seed, layers, d_model and heads of each model."""
+"""Seed, layers, width and heads of each model."""
 
 which = st.integers(0, len(SHAPES) - 1)
 ids = st.integers(1, 262)
@@ -33,8 +38,8 @@ contexts = st.lists(ids, min_size=2, max_size=9)
 queries = st.lists(ids, min_size=2, max_size=4)
 baselines: st.SearchStrategy[Baseline] = st.one_of(
     st.sampled_from(["matched", "alone", "anchored"]),
-    st.just(Without(((0, 1),))),
-    st.builds(Another, contexts),
+    st.just(WithoutSpans(without=[(0, 1)])),
+    st.builds(AnotherContext, context=contexts),
 )
 streams: st.SearchStrategy[Stream] = st.sampled_from(["free", "sequential"])
 
@@ -56,8 +61,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
     return found
 
 
-def updates(model: Model, pair: Pair, stream: Stream = "free") -> tuple[Update, ...]:
-    """Updates of every layer at every requested position, without factors."""
+def updates(model: Model, pair: Pair, stream: Stream = "free") -> Sequence[Update[Tensor]]:
+    """The norms of every layer at every requested position."""
     return drive(model, weight_updates(model, pair, range(model.n_layers), (), stream)).updates
 
 
@@ -71,7 +76,7 @@ def test_norm_lies_between_its_bounds(
     baseline: Baseline,
     stream: Stream,
 ) -> None:
-    """σ_min(W)·‖Δn‖/‖n‖ ≤ ‖ΔW‖ ≤ ‖W‖₂·‖Δn‖/‖n‖ in both streams and every baseline."""
+    """σ_min(W)·‖Δn‖/‖n‖ ≤ ‖ΔW‖ ≤ ‖W‖₂·‖Δn‖/‖n‖, in both streams and every baseline."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     for one in updates(model, pair, stream):
@@ -88,16 +93,16 @@ def test_norm_lies_between_its_bounds(
 def test_equal_contexts_have_a_zero_update(
     models: list[Model], index: int, context: list[int], query: list[int]
 ) -> None:
-    """For equal contexts every number of the free stream is zero, and the sequential stream is
-    below noise."""
+    """In the free stream every number is zero. In the sequential stream, whose runs are separate,
+    each update is flagged as rounding."""
     model = models[index]
-    pair = resolve_pair(model, context, query, Another(context), "all")
+    pair = resolve_pair(model, context, query, AnotherContext(context=context), "all")
     question = weight_updates(model, pair, range(model.n_layers), ("factors", "bias"))
     for one in drive(model, question).updates:
         assert (one.norm, one.rank, one.below_noise) == (0.0, 0, True)
         assert one.mlp_in.norm_difference == one.resid_mid.norm_difference == 0.0
-        assert one.bias is not None
-        assert one.factors is not None
+        assert one.bias is not UNSET
+        assert one.factors
         assert not bool(one.bias.any())
         assert not bool(one.factors.output.any())
         assert bool(one.factors.input.any())
@@ -108,17 +113,17 @@ def test_equal_contexts_have_a_zero_update(
 
 @few
 @given(which, contexts, queries)
-def test_content_and_position_sum_to_the_update(
+def test_content_and_position_add_up_to_the_update(
     models: list[Model], index: int, context: list[int], query: list[int]
 ) -> None:
-    """Content and position add up to the `alone` update, and their norms obey the triangle
-    inequality."""
+    """The output factors of content and position add up to that of `alone`, and the norms obey the
+    triangle inequality."""
     model = models[index]
     pair = resolve_pair(model, context, query, "alone", "all")
     question = weight_updates(model, pair, range(model.n_layers), ("factors", "split"))
     for one in drive(model, question).updates:
-        assert one.split is not None
-        assert one.factors is not None
+        assert one.split
+        assert one.factors
         content, position = one.split.content, one.split.position
         total = content.factors.output.double() + position.factors.output.double()
         gap = (total - one.factors.output.double()).norm()
@@ -129,7 +134,7 @@ def test_content_and_position_sum_to_the_update(
 
 
 def cut(edges: Sequence[int], first: int, count: int) -> list[Span]:
-    """Spans that cover the context from `first` to `count`, cut at the edges in between."""
+    """Spans that cover the tokens from `first` to `count`, cut at the edges between them."""
     inner = sorted({edge for edge in edges if first < edge < count})
     return list(zip([first, *inner], [*inner, count], strict=True))
 
@@ -146,38 +151,38 @@ def test_trajectory_telescopes_for_any_spans(
     baseline: Baseline,
     edges: list[int],
 ) -> None:
-    """The steps add up to the whole update, and ΔW at an edge does not depend on the other
-    edges."""
+    """The steps add up to the update, and ΔW at an edge does not depend on the other edges."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     first, count = int(pair.anchored), len(pair.context)
     layers = range(model.n_layers)
     spans = cut(edges, first, count)
-    ways = drive(model, trajectories(model, pair, layers, spans))
-    tokens = drive(model, trajectories(model, pair, layers, cut(range(count), first, count)))
-    for way, fine, one in zip(ways, tokens, updates(model, pair), strict=True):
-        assert way.telescoping_error is not None
-        assert way.telescoping_error <= ROUNDING * len(way.steps) * (
-            max(step.step_norm for step in way.steps) / one.norm
-        )
+    coarse = drive(model, trajectories(model, pair, layers, spans)).layers
+    tokens = cut(range(count), first, count)
+    every = drive(model, trajectories(model, pair, layers, tokens)).layers
+    for found, fine, one in zip(coarse, every, updates(model, pair), strict=True):
+        assert found.telescoping_error is not None
+        longest = max(step.step_norm for step in found.steps)
+        assert found.telescoping_error <= ROUNDING * len(found.steps) * (longest / one.norm)
         scale = one.norm + max(step.norm for step in fine.steps)
-        assert way.steps[-1].norm == pytest.approx(one.norm, abs=ROUNDING * scale)
+        assert found.steps[-1].norm == pytest.approx(one.norm, abs=ROUNDING * scale)
         after = {step.span[1]: step.norm for step in fine.steps}
-        for step in way.steps:
+        for step in found.steps:
             assert step.norm == pytest.approx(after[step.span[1]], abs=ROUNDING * scale)
-        assert one.norm <= sum(step.step_norm for step in way.steps) + ROUNDING * scale
+        assert one.norm <= sum(step.step_norm for step in found.steps) + ROUNDING * scale
 
 
 @few
 @given(which, contexts, queries, baselines)
-def test_joint_patch_equals_the_patch_of_each_position(
+def test_joint_patch_acts_like_each_positions_own_patch(
     models: list[Model],
     index: int,
     context: list[int],
     query: list[int],
     baseline: Baseline,
 ) -> None:
-    """A joint patch gives the same mlp_pre and block output as each position's own patch."""
+    """The joint patch gives the mlp_pre and block output of each position's own patch, which are
+    those with context."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     points: tuple[HookPoint, ...] = ("mlp_in", "resid_mid", "mlp_act", "mlp_pre", "resid_post")
@@ -203,7 +208,7 @@ def test_joint_patch_equals_the_patch_of_each_position(
 
 @few
 @given(which, contexts, queries, baselines, st.lists(st.lists(ids, min_size=1), max_size=4))
-def test_runs_are_the_same_in_any_pack(
+def test_activations_do_not_depend_on_the_pack(
     models: list[Model],
     index: int,
     context: list[int],
@@ -211,8 +216,8 @@ def test_runs_are_the_same_in_any_pack(
     baseline: Baseline,
     others: list[list[int]],
 ) -> None:
-    """The runs of a model check read the same to 1e-12 in a mixed pack as alone, and the check does
-    not fail."""
+    """All runs of a model check, in float64 with other runs between them, have the activations of
+    each run alone to 1e-12, and no check fails."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
     layers = range(model.n_layers)

@@ -5,27 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from torch import Tensor
 
-from service.analysis import pairs
-from service.analysis.pairs import Pair, Without, resolve_pair
-from service.analysis.weight_updates import Update, weight_updates
+from schemas.common import UNSET
+from schemas.pairs import Baseline, WithoutSpans
+from schemas.weight_updates import Update
+from service.analysis.pairs import Pair, resolve_pair
+from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, agree
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 PROBES = ([30], [31, 32], QUERY)
-"""Other queries, as seeds of their ids; the last is the pair's own."""
-BASELINES: dict[str, pairs.Baseline] = {
+"""Seeds of the probe queries. The last is the pair's own query."""
+BASELINES: dict[str, Baseline] = {
     "matched": "matched",
     "alone": "alone",
     "anchored": "anchored",
-    "without": Without(SPANS),
+    "without": WithoutSpans(without=list(SPANS)),
 }
 
 
 def probes(subject: Subject, baseline: str, asked: Sequence[Sequence[int]]) -> list[Pair]:
-    """The same context and baseline with each of the other queries."""
+    """The same context and baseline before each probe query."""
     context = subject.ids(CONTEXT)
     kind = BASELINES[baseline]
     return [
@@ -37,8 +40,8 @@ def updates(
     subject: Subject,
     baseline: str,
     asked: Sequence[Sequence[int]] = PROBES,
-) -> tuple[Update, ...]:
-    """Updates of the subject's layers at all query positions, reused on the probes."""
+) -> Sequence[Update[Tensor]]:
+    """Updates of three layers at all query positions, reused on the probes."""
     model, pair = subject.model, subject.pair(baseline)
     question = weight_updates(
         model, pair, subject.layers, [], "free", probes(subject, baseline, asked)
@@ -47,7 +50,7 @@ def updates(
 
 
 def check_reuse(subject: Subject, baseline: str) -> None:
-    """Assert that the reuse of every update agrees with the oracle."""
+    """Compare every entry's reuse with the oracle."""
     question = subject.question(baseline)
     probed = [
         oracle.ask(
@@ -61,7 +64,7 @@ def check_reuse(subject: Subject, baseline: str) -> None:
     ]
     for one in updates(subject, baseline):
         change = oracle.update(question, one.layer, one.position)
-        assert one.reuse is not None
+        assert one.reuse
         assert [again.query for again in one.reuse] == [0, 1, 2]
         for again, probe in zip(one.reuse, probed, strict=True):
             theirs = oracle.reuse(change, probe, one.layer)
@@ -80,15 +83,16 @@ def test_reuse_equals_the_oracles(subject: Subject, baseline: str) -> None:
     check_reuse(subject, baseline)
 
 
-def test_reuse_on_both_models_equals_the_oracles(subject: Subject) -> None:
-    """The figures also equal the oracle's on the bundled model."""
+def test_reuse_on_the_bundled_model_equals_the_oracles(subject: Subject) -> None:
+    """The same figures equal the oracle's on the bundled model too."""
     check_reuse(subject, "matched")
 
 
-def test_update_is_exact_only_for_its_own_query(subject: Subject) -> None:
-    """An update is exact on its own query and position, and on no other."""
+def test_update_is_exact_for_its_own_query_only(subject: Subject) -> None:
+    """On its own query an update's error is rounding and its cosine is 1. On other queries, and for
+    other positions of its query, neither is so."""
     for one in updates(subject, "matched"):
-        assert one.reuse is not None
+        assert one.reuse
         *others, own = one.reuse
         if one.position == len(QUERY) - 1:
             assert own.cosine == pytest.approx(1.0, abs=1e-6)
@@ -103,16 +107,16 @@ def test_update_is_exact_only_for_its_own_query(subject: Subject) -> None:
 
 
 @only_tiny
-def test_probe_is_the_same_in_any_order(subject: Subject) -> None:
-    """A probe has the same figures alone and among others in another order."""
+def test_reuse_of_a_probe_does_not_depend_on_the_other_probes(subject: Subject) -> None:
+    """Each probe has the same figures alone and in another order."""
     every = updates(subject, "anchored")
     reverse = updates(subject, "anchored", asked=PROBES[::-1])
     for i, probe in enumerate(PROBES):
         alone = updates(subject, "anchored", asked=[probe])
         for one, other, lone in zip(every, reverse, alone, strict=True):
-            assert one.reuse is not None
-            assert other.reuse is not None
-            assert lone.reuse is not None
+            assert one.reuse
+            assert other.reuse
+            assert lone.reuse
             for again in (other.reuse[len(PROBES) - 1 - i], lone.reuse[0]):
                 agree(again.cosine, one.reuse[i].cosine or 0.0, 1e-4)
                 agree(
@@ -122,5 +126,5 @@ def test_probe_is_the_same_in_any_order(subject: Subject) -> None:
 
 @only_tiny
 def test_reuse_is_absent_without_probes(subject: Subject) -> None:
-    """Without probes `reuse` is absent."""
-    assert all(one.reuse is None for one in updates(subject, "matched", asked=[]))
+    """Without probe queries the field `reuse` is absent."""
+    assert all(one.reuse is UNSET for one in updates(subject, "matched", asked=[]))

@@ -1,4 +1,4 @@
-"""Spans: given spans and their refusals, one span per token, and sentences."""
+"""Spans of a context: given ones and their refusals, tokens, and sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from service.analysis.pairs import Pair, Span, resolve_pair
+from schemas.pairs import Span
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.spans import given_spans, sentence_spans, token_spans
 from service.engine import Model
 from service.errors import BadSpan
@@ -20,7 +21,7 @@ def pair_of(model: Model, context: str | list[int], anchored: bool = False) -> P
 
 
 def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
-    """The text of every sentence in the context."""
+    """The text of every sentence."""
     pair = pair_of(model, text, anchored)
     spans = sentence_spans(model, pair)
     assert spans[0][0] == int(pair.anchored)
@@ -48,17 +49,17 @@ def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
         ("a\n\nb", ["a\n\n", "b"]),
     ],
 )
-def test_sentences_end_at_a_mark_before_white_space(
+def test_sentences_end_after_marks_before_white_space(
     tiny: Model, text: str, expected: list[str], anchored: bool
 ) -> None:
-    """A sentence ends where white space follows its mark, so that D.C. and 3.14 stay whole, and
-    sentences cover the context."""
+    """A sentence ends after a mark that white space follows, or after a line break, so the inner
+    points of D.C. and 3.14 end none. The sentences cover the context without the anchor."""
     assert sentences(tiny, text, anchored) == expected
 
 
 @pytest.mark.parametrize("anchored", [False, True])
 def test_seed_context_has_three_sentences(bundled: Model, anchored: bool) -> None:
-    """With the bundled tokenizer the seed script's context has three sentences."""
+    """The bundled tokenizer splits the seed's context into three sentences."""
     text = (
         "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. "
         "The capital of Germany is"
@@ -70,16 +71,16 @@ def test_seed_context_has_three_sentences(bundled: Model, anchored: bool) -> Non
     ]
 
 
-def test_ids_have_the_sentences_of_their_text(tiny: Model) -> None:
-    """A context of ids has the sentences of the text that it spells."""
+def test_context_of_ids_has_the_sentences_of_its_text(tiny: Model) -> None:
+    """A context of ids has the same sentences as the text that it spells."""
     ids = list(tiny.tokenizer.encode("ab. cd"))
     pair = pair_of(tiny, ids)
     assert sentence_spans(tiny, pair) == sentence_spans(tiny, pair_of(tiny, "ab. cd"))
     assert len(sentence_spans(tiny, pair)) == 2
 
 
-def test_token_spans_leave_out_the_anchor(tiny: Model) -> None:
-    """Each token is a span, except an anchor that was added or written."""
+def test_token_spans_exclude_the_anchor(tiny: Model) -> None:
+    """Every token has a span. The anchor has none, whether the service or the text put it there."""
     assert token_spans(pair_of(tiny, [4, 5, 6])) == ((0, 1), (1, 2), (2, 3))
     assert token_spans(pair_of(tiny, [4, 5, 6], anchored=True)) == ((1, 2), (2, 3), (3, 4))
     assert token_spans(pair_of(tiny, f"{ENDOFTEXT}x", anchored=True)) == ((1, 2),)
@@ -97,10 +98,10 @@ def test_token_spans_leave_out_the_anchor(tiny: Model) -> None:
         ([(1, 2), (2, 7)], True),
     ],
 )
-def test_covering_spans_are_accepted(
+def test_spans_that_cover_are_accepted(
     tiny: Model, spans: list[Span], anchored: bool, cover: bool
 ) -> None:
-    """Spans that cover the context are returned unchanged, whether or not gaps are allowed."""
+    """Spans that cover the context return unchanged, whether gaps are allowed or not."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     assert given_spans(pair, spans, cover=cover) == tuple(spans)
 
@@ -120,7 +121,8 @@ def test_covering_spans_are_accepted(
 def test_gaps_are_refused_if_spans_must_cover(
     tiny: Model, spans: list[Span], anchored: bool, index: int, limit: int, actual: int
 ) -> None:
-    """If spans must cover, the refusal names the span, the required edge and the actual one."""
+    """The refusal names the span, where it must begin or end, and where it does. Without `cover`
+    the same spans are accepted."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=True)
@@ -147,7 +149,7 @@ def test_gaps_are_refused_if_spans_must_cover(
         ([(1, 8)], True, ("spans", 0), 7, 8),
     ],
 )
-def test_invalid_spans_are_refused(
+def test_bad_spans_are_refused_with_path_limit_and_value(
     tiny: Model,
     spans: Sequence[Span],
     anchored: bool,
@@ -156,8 +158,8 @@ def test_invalid_spans_are_refused(
     limit: int | None,
     actual: int | None,
 ) -> None:
-    """Empty, out-of-range, unordered or overlapping spans, and spans with the anchor, are refused
-    with place, limit and value."""
+    """A span that is empty, out of range, out of order, overlapping, or holds the anchor is refused
+    with its path, the limit and the value."""
     pair = pair_of(tiny, [4, 5, 6, 7, 8, 9], anchored)
     with pytest.raises(BadSpan) as refused:
         given_spans(pair, spans, cover=cover)

@@ -1,5 +1,4 @@
-"""Weight updates of every baseline, position and layer, compared with the oracle's dense
-matrices."""
+"""Weight updates of every baseline, position and layer, compared with the oracle's matrices."""
 
 from __future__ import annotations
 
@@ -8,9 +7,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from service.analysis.pairs import Another, resolve_pair
-from service.analysis.weight_updates import Include, Norms, Update, WeightUpdates, weight_updates
+from schemas.common import UNSET
+from schemas.pairs import AnotherContext
+from schemas.weight_updates import Include, Norms, Update, WeightUpdatesAnswer
+from service.analysis.pairs import resolve_pair
+from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import BASELINES, CAPTURED, CONTEXT, QUERY, Subject, agree, distance
@@ -19,7 +22,7 @@ EVERYTHING: tuple[Include, ...] = ("factors", "bias", "next_tokens")
 EPSILON = float(np.finfo(np.float32).eps)
 
 
-def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
+def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdatesAnswer[Tensor]:
     """Updates of all layers at all query positions."""
     layers = range(subject.model.n_layers)
     return drive(
@@ -28,7 +31,7 @@ def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdates:
 
 
 def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: object) -> None:
-    """Assert that captured figures agree to `CAPTURED` and the difference to `bound`."""
+    """Assert that norms and cosine agree to `CAPTURED`, and the difference to `bound`."""
     agree(found.norm_with_context, theirs.norm_with_context, CAPTURED, what)
     agree(found.norm_baseline, theirs.norm_baseline, CAPTURED, what)
     agree(found.norm_difference, theirs.norm_difference, bound, what)
@@ -37,12 +40,12 @@ def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: obj
 
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_updates_equal_the_oracles(subject: Subject, baseline: str) -> None:
-    """Norms, cosines, factors and bias of each layer and position equal the oracle's."""
+    """Norms, cosines, factors and bias equal the oracle's at each layer and position."""
     question, model = subject.question(baseline), subject.model
     answer = asked(subject, baseline, "factors", "bias")
     places = [(layer, j) for layer in range(model.n_layers) for j in range(len(QUERY))]
     assert [(one.layer, one.position) for one in answer.updates] == places
-    assert answer.next_tokens is None
+    assert answer.next_tokens is UNSET
     for one in answer.updates:
         theirs = oracle.update(question, one.layer, one.position)
         what, bound = (one.layer, one.position), CAPTURED * theirs.cancellation
@@ -52,21 +55,20 @@ def test_updates_equal_the_oracles(subject: Subject, baseline: str) -> None:
         agree(one.spectral_share, theirs.spectral_share, bound, what)
         agree_norms(one.mlp_in, theirs.mlp_in, bound, what)
         agree_norms(one.resid_mid, theirs.resid_mid, bound_h, what)
-        assert one.factors is not None
+        assert one.factors
         agree(one.factors.input, theirs.input_factor, CAPTURED, what)
         agree(one.factors.output, theirs.output_factor, bound, what)
         dense = np.outer(one.factors.input.double(), one.factors.output.double())
         agree(dense, theirs.dense, bound + CAPTURED, what)
         agree(one.bias, theirs.delta_h, bound_h, what)
         assert one.rank == 1
-        assert one.shape == theirs.dense.shape == (model.d_model, model.d_mlp)
+        assert tuple(one.shape) == theirs.dense.shape == (model.d_model, model.d_mlp)
         assert one.weight == f"transformer.h.{one.layer}.mlp.c_fc.weight"
         assert one.below_noise == theirs.below_noise(EPSILON) == False  # noqa: E712
 
 
 def test_norm_is_the_only_singular_value(subject: Subject) -> None:
-    """The norm is the first singular value of the oracle's dense ΔW, and the others are
-    rounding."""
+    """The norm is the first singular value of the oracle's dense ΔW. All others are rounding."""
     last = asked(subject, "matched").updates[-1]
     values = oracle.update(subject.question("matched"), last.layer, last.position).singular_values()
     agree(last.norm, values[0], 1e-4)
@@ -82,27 +84,29 @@ WRONG: dict[str, Callable[[oracle.Update, oracle.Update], tuple[object, object, 
     "norm not squared": lambda u, _: (u.n / oracle.norm(u.n), u.output_factor, u.delta_h),
     "Δh for Δn": lambda u, _: (u.input_factor, u.delta_h @ u.block.c_fc, u.delta_h),
     "Δn for Δh": lambda u, _: (u.input_factor, u.output_factor, u.delta_n),
-    "readings before ln_2": lambda u, _: (
+    "before ln_2": lambda u, _: (
         u.h / (u.h @ u.h),
         u.delta_h @ u.block.c_fc,
         u.delta_h,
     ),
     "n_C for n": lambda u, _: (u.n_with / (u.n_with @ u.n_with), u.output_factor, u.delta_h),
-    "opposite sign": lambda u, _: (u.input_factor, -u.output_factor, -u.delta_h),
+    "the sign": lambda u, _: (u.input_factor, -u.output_factor, -u.delta_h),
     "shifted positions": lambda _, v: (v.input_factor, v.output_factor, v.delta_h),
 }
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_wrong_formulas_miss_the_agreement_rule(
+def test_planted_error_breaks_the_agreement_rule(
     subject: Subject,
     wrong: Callable[[oracle.Update, oracle.Update], tuple[object, object, object]],
 ) -> None:
-    """Each wrong formula misses the agreement rule in every layer."""
+    """A formula with this error misses the agreement rule by far in every layer."""
     question = subject.question("matched")
     for one in asked(subject, "matched", "factors", "bias").updates:
-        if one.position == 0 or one.factors is None:
+        if one.position == 0:
             continue
+        assert one.factors
+        assert one.bias is not UNSET
         theirs = oracle.update(question, one.layer, one.position)
         parts = wrong(theirs, oracle.update(question, one.layer, one.position - 1))
         bounds = (
@@ -118,8 +122,9 @@ def test_wrong_formulas_miss_the_agreement_rule(
         assert max(misses) > 5, (one.layer, one.position, misses)
 
 
-def test_matched_and_alone_differ_as_the_oracles(subject: Subject) -> None:
-    """The norms of `matched` and `alone` differ by as much as the oracle's."""
+def test_matched_and_alone_differ_as_the_oracles_do(subject: Subject) -> None:
+    """The norms of `matched` and `alone` differ by the oracle's difference, because the query's
+    positions differ."""
     matched, alone = (asked(subject, name).updates for name in ("matched", "alone"))
     for one, other in zip(matched, alone, strict=True):
         ours = one.norm - other.norm
@@ -132,18 +137,20 @@ def test_matched_and_alone_differ_as_the_oracles(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("include", [(), ("factors",), ("bias",), EVERYTHING])
-def test_only_requested_fields_are_present(subject: Subject, include: tuple[Include, ...]) -> None:
-    """Only requested fields are present, and the norms do not depend on the request."""
+def test_field_is_absent_unless_requested(subject: Subject, include: tuple[Include, ...]) -> None:
+    """A field is present only with its include, and the norms do not depend on the includes."""
     answer, full = asked(subject, "matched", *include), asked(subject, "matched", *EVERYTHING)
-    assert (answer.next_tokens is not None) == ("next_tokens" in include)
+    assert (answer.next_tokens is not UNSET) == ("next_tokens" in include)
     for one, other in zip(answer.updates, full.updates, strict=True):
-        assert (one.factors is not None) == ("factors" in include)
-        assert (one.bias is not None) == ("bias" in include)
+        assert (one.factors is not UNSET) == ("factors" in include)
+        assert (one.bias is not UNSET) == ("bias" in include)
+        assert one.split is UNSET
+        assert one.reuse is UNSET
         agree(one.norm, other.norm, 1e-5, (one.layer, one.position))
 
 
-def test_layers_and_positions_keep_their_order(subject: Subject) -> None:
-    """Updates come layer by layer and position by position, in the requested order."""
+def test_updates_keep_the_requested_order(subject: Subject) -> None:
+    """Updates come by layer, then by position, in the requested order."""
     model, pair = subject.model, subject.pair("matched", [2, 0])
     answer = drive(model, weight_updates(model, pair, [2, 0], []))
     assert [(one.layer, one.position) for one in answer.updates] == [(2, 2), (2, 0), (0, 2), (0, 0)]
@@ -152,34 +159,36 @@ def test_layers_and_positions_keep_their_order(subject: Subject) -> None:
         agree(one.norm, theirs.norm, CAPTURED * theirs.cancellation)
 
 
-def nothing_changed(one: Update) -> bool:
-    """Whether an update reports that the context changes nothing."""
+def nothing_changed(one: Update[Tensor]) -> bool:
+    """Whether every number of an update is that of a context without effect."""
     return (
         one.below_noise
         and (one.rank, one.norm, one.relative_norm, one.spectral_share) == (0, 0.0, 0.0, 0.0)
         and one.mlp_in.norm_difference == one.resid_mid.norm_difference == 0.0
         and one.mlp_in.cosine == pytest.approx(1.0, abs=1e-12)
-        and one.factors is not None
+        and one.factors is not UNSET
         and not one.factors.output.any()
-        and one.bias is not None
+        and one.bias is not UNSET
         and not one.bias.any()
     )
 
 
-def test_context_against_itself_changes_nothing(subject: Subject) -> None:
-    """A context compared with itself has rank 0, norm 0, cosine 1, KL 0 and equal predictions."""
+def test_equal_contexts_have_a_zero_update(subject: Subject) -> None:
+    """If the baseline reads the same context, updates have rank 0, norm 0 and cosine 1, are below
+    noise, and the next tokens are equal."""
     model, context = subject.model, subject.ids(CONTEXT)
-    pair = resolve_pair(model, context, subject.ids(QUERY), Another(context), "all")
+    same = AnotherContext(context=list(context))
+    pair = resolve_pair(model, context, subject.ids(QUERY), same, "all")
     answer = drive(model, weight_updates(model, pair, range(model.n_layers), EVERYTHING))
     assert all(nothing_changed(one) for one in answer.updates)
-    assert answer.next_tokens is not None
+    assert answer.next_tokens
     for one in answer.next_tokens:
         assert one.kl_divergence <= 1e-12
         assert one.with_context == one.baseline
 
 
-def test_real_differences_are_not_below_noise(subject: Subject) -> None:
-    """A real difference is at least 32·ε·‖n‖ and is not flagged `below_noise`."""
+def test_real_update_is_not_below_noise(subject: Subject) -> None:
+    """No update of a real context is below noise: ‖Δn‖ is at least 32·ε·‖n‖."""
     real = asked(subject, "matched").updates
     assert not any(one.below_noise for one in real)
     norms = [one.mlp_in for one in real]
@@ -187,9 +196,9 @@ def test_real_differences_are_not_below_noise(subject: Subject) -> None:
 
 
 def test_factors_are_float32_on_the_cpu(subject: Subject) -> None:
-    """Factors and bias are one-dimensional float32 tensors on the CPU."""
+    """Factors and bias are float32 vectors on the CPU, whatever dtype they are formed in."""
     one = asked(subject, "matched", "factors", "bias").updates[0]
-    assert one.factors is not None
-    assert one.bias is not None
+    assert one.factors
+    assert one.bias is not UNSET
     for tensor in (one.factors.input, one.factors.output, one.bias):
         assert (tensor.dtype, tensor.device.type, tensor.dim()) == (torch.float32, "cpu", 1)

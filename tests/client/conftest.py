@@ -1,4 +1,4 @@
-"""Clients of the tiny GPT-2, and a service whose replies are written down beforehand."""
+"""Clients of the tiny GPT-2, and a service with scripted replies."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ async def async_client(
 
 @dataclass
 class Scripted:
-    """A service that says what is written down, over real HTTP.
+    """A service that sends scripted replies over real HTTP.
 
     Args:
-        url: Its address.
-        replies: (status, headers, body) of each request to come; the last one stays.
-        heard: The headers of each request that came.
+        url: Address of the service.
+        replies: (status, headers, body) for each request; the last one is repeated.
+        heard: Headers of each request so far.
     """
 
     url: str
@@ -66,7 +66,7 @@ class Scripted:
 
 @contextmanager
 def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
-    """A service with these replies."""
+    """Start a service with these replies."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -101,7 +101,7 @@ def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
 
 
 def problem(code: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
-    """A reply that is a problem, as the service writes it."""
+    """Make a reply with a problem, as the service writes it."""
     kind = PROBLEMS[code]
     said = {
         "type": f"/problems/{code}",

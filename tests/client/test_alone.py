@@ -1,4 +1,4 @@
-"""The client by itself: what it can do without."""
+"""The client without the packages of the service."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ SERVERS = ["torch", "transformers", "safetensors", "fastapi", "starlette", "type
 SERVERS += ["service", "orjson", "pydantic_settings", "structlog"]
 
 
-def test_without_what_the_service_needs(tiny_service: Served) -> None:
-    """The client asks, reads tensors and sweeps where nothing of the service can be imported."""
+def test_client_works_without_the_packages_of_the_service(tiny_service: Served) -> None:
+    """The client asks, reads tensors and sweeps if none of these packages can be imported."""
     command = [sys.executable, "-c", SCRIPT, tiny_service.url, *SERVERS]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("float32\n[]\n", "")

@@ -19,8 +19,8 @@ from tests.client.conftest import CONTEXT, QUERY, async_client
 from tests.service_process import Served
 
 
-def test_weight_updates(client: DeltawClient, tiny: Model) -> None:
-    """ΔW's factors are float32 arrays of the model's widths, and their norms give ‖ΔW‖."""
+def test_factors_give_the_norm_of_the_update(client: DeltawClient, tiny: Model) -> None:
+    """ΔW's factors are float32 arrays of the model's widths; their norms multiply to ‖ΔW‖."""
     answer = client.weight_updates(CONTEXT, QUERY, include=["factors", "bias", "next_tokens"])
     assert [update.layer for update in answer.updates] == list(range(tiny.n_layers))
     for update in answer.updates:
@@ -38,8 +38,10 @@ def test_weight_updates(client: DeltawClient, tiny: Model) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["json", "base64"])
-def test_encodings(client: DeltawClient, encoding: Literal["json", "base64"]) -> None:
-    """However tensors travel, the same bits arrive."""
+def test_each_encoding_gives_the_same_bits(
+    client: DeltawClient, encoding: Literal["json", "base64"]
+) -> None:
+    """Tensors have the same bits in JSON, base64 and safetensors."""
     asked: dict[str, Any] = {"context": CONTEXT, "query": QUERY, "include": ["factors", "bias"]}
     one = client.weight_updates(**asked)
     other = client.weight_updates(**asked, encoding=encoding)
@@ -54,8 +56,8 @@ def test_encodings(client: DeltawClient, encoding: Literal["json", "base64"]) ->
     assert len({update.layer for update in one.updates}) == len(one.updates)
 
 
-def test_as_the_service_says(client: DeltawClient, tiny_service: Served) -> None:
-    """Every number of an answer is the one that the service's JSON has, in the same place."""
+def test_answer_has_every_number_of_the_json(client: DeltawClient, tiny_service: Served) -> None:
+    """An answer holds each number of the service's JSON in the same place."""
     body: dict[str, Any] = {"context": CONTEXT, "query": QUERY, "layers": [0, -1]}
     body |= {"baseline": "alone"}
     body |= {"include": ["factors", "bias", "split", "next_tokens"]}
@@ -70,15 +72,15 @@ def test_as_the_service_says(client: DeltawClient, tiny_service: Served) -> None
 
 
 def _without_data(part: Any) -> Any:
-    """An answer less its tensors' numbers and how they are written."""
+    """Remove the tensors' data and encoding from an answer."""
     if isinstance(part, dict):
         left = part.keys() - {"data", "encoding"}
         return {name: _without_data(part[name]) for name in left}
     return [_without_data(item) for item in part] if isinstance(part, list) else part
 
 
-def test_dumped_and_read(client: DeltawClient) -> None:
-    """An answer that was dumped as JSON is read again as the same, bit by bit."""
+def test_dumped_answer_is_read_bit_by_bit(client: DeltawClient) -> None:
+    """An answer dumped as JSON and read again has the same bits."""
     answer = client.weight_updates(CONTEXT, QUERY)
     again = read_answer(WeightUpdates, write_answer(answer))
     for mine, theirs in zip(answer.updates, again.updates, strict=True):
@@ -88,8 +90,8 @@ def test_dumped_and_read(client: DeltawClient) -> None:
         assert mine.norm == theirs.norm
 
 
-def test_joint(client: DeltawClient, tiny: Model) -> None:
-    """A joint update has an entry a layer, and factors with a row a position."""
+def test_joint_update_has_an_entry_per_layer(client: DeltawClient, tiny: Model) -> None:
+    """A joint update has an entry per layer, whose factors have a row per position."""
     answer = client.weight_updates([5, 6, 7], [8, 9], joint=True, positions="all", layers=[1])
     (update,) = answer.updates
     first, second = update.weights
@@ -99,8 +101,8 @@ def test_joint(client: DeltawClient, tiny: Model) -> None:
     assert second.factors.input.shape == (2, tiny.d_mlp)
 
 
-def test_activations(client: DeltawClient, tiny: Model) -> None:
-    """Activations are arrays [positions, width]; their norms, asked for, are float64."""
+def test_activations_are_arrays_by_position(client: DeltawClient, tiny: Model) -> None:
+    """Activations are arrays [positions, width]; with `reduce="norm"` they are float64 norms."""
     asked: dict[str, Any] = {"prompts": [CONTEXT, [5, 6]], "hook_points": ["mlp_pre"]}
     whole = client.activations(**asked, positions="all", layers=[1])
     norms = client.activations(**asked, positions="all", layers=[1], reduce="norm")
@@ -111,16 +113,16 @@ def test_activations(client: DeltawClient, tiny: Model) -> None:
         assert np.allclose(np.linalg.norm(values, axis=1), norm, rtol=1e-5)
 
 
-def test_ids_of_numpy(client: DeltawClient) -> None:
-    """Ids may be NumPy's, and give what the same integers give."""
+def test_numpy_ids_equal_integers(client: DeltawClient) -> None:
+    """Ids in NumPy arrays give the same answer as lists of integers."""
     ids = np.array([5, 6, 7])
     one = client.weight_updates(ids, ids[:1], layers=[ids[0] - 4], include=[])
     other = client.weight_updates([5, 6, 7], [5], layers=[1], include=[])
     assert one.updates == other.updates
 
 
-def test_the_others(client: DeltawClient) -> None:
-    """Checks, trajectories, attributions, tokens and the model come as their schemas say."""
+def test_other_resources_are_typed_by_their_schemas(client: DeltawClient) -> None:
+    """Checks, trajectories, attributions, tokens and the model have their schemas' fields."""
     checks = client.equivalence_checks(CONTEXT, QUERY, scope="model", layers=[0])
     assert checks.holds
     assert checks.logits is not None
@@ -137,8 +139,8 @@ def test_the_others(client: DeltawClient) -> None:
     assert model.self_check.verdict == "holds"
 
 
-def test_beside_the_answer(client: DeltawClient) -> None:
-    """The request id is the one that was given, and the service's own seconds are there."""
+def test_answer_has_request_id_and_server_timing(client: DeltawClient) -> None:
+    """The answer has the given request id, or a new one, and the service's own seconds."""
     answer = client.weight_updates(CONTEXT, QUERY, request_id="mine.1")
     assert answer.request_id == "mine.1"
     timing = answer.server_timing
@@ -148,14 +150,16 @@ def test_beside_the_answer(client: DeltawClient) -> None:
     assert len(ids - {"", "mine.1"}) == 2
 
 
-def test_wrong_request_id(client: DeltawClient) -> None:
-    """An id that the service would not take is refused before anything is sent."""
+def test_invalid_request_id_is_not_sent(client: DeltawClient) -> None:
+    """A request id that the service would refuse raises ValueError before anything is sent."""
     with pytest.raises(ValueError, match="request id"):
         client.model(request_id="two words")
 
 
-def test_asynchronous(tiny_folder: Path, client: DeltawClient) -> None:
-    """The async client in process gives what the sync client gets over HTTP."""
+def test_async_client_in_process_equals_sync_client(
+    tiny_folder: Path, client: DeltawClient
+) -> None:
+    """The async client in process gives the numbers of the sync client over HTTP."""
 
     async def both() -> list[WeightUpdates]:
         async with async_client(tiny_folder) as here:

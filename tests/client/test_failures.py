@@ -1,4 +1,4 @@
-"""What a call can end in but an answer."""
+"""Errors of a call."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tests.client.conftest import CONTEXT, QUERY, async_client, problem, scripte
 from tests.service_process import free_port
 
 
-def test_problem(client: DeltawClient) -> None:
-    """A problem is raised as its code's class, with everything that the service said."""
+def test_problem_raises_the_class_of_its_code(client: DeltawClient) -> None:
+    """A problem is raised as its code's class, with all fields of the service's answer."""
     with pytest.raises(problems.LayerOutOfRange) as raised:
         client.weight_updates(CONTEXT, QUERY, layers=[48], request_id="mine.2")
     error = raised.value
@@ -39,8 +39,8 @@ def test_problem(client: DeltawClient) -> None:
         assert said in str(error)
 
 
-def test_validation(client: DeltawClient) -> None:
-    """Arguments are judged by the service alone, which points at the mistake."""
+def test_service_validates_the_arguments(client: DeltawClient) -> None:
+    """The client sends arguments as they are; the service points at the mistake."""
     with pytest.raises(problems.Validation) as raised:
         client.weight_updates(CONTEXT, QUERY, layers=[False])
     assert raised.value.errors[0].pointer == "/layers/0"
@@ -50,8 +50,8 @@ def test_validation(client: DeltawClient) -> None:
         client.weight_updates(CONTEXT, QUERY, layer=1)  # type: ignore[call-overload]
 
 
-def test_key(tiny_folder: Path) -> None:
-    """Without a key, with a wrong one, and with the right one."""
+def test_missing_wrong_and_right_key(tiny_folder: Path) -> None:
+    """A missing key and a wrong one raise their problems; the right one is accepted."""
 
     async def ask(key: str | None) -> str:
         async with async_client(tiny_folder, key, api_keys="open-sesame") as client:
@@ -64,19 +64,20 @@ def test_key(tiny_folder: Path) -> None:
     assert asyncio.run(ask("open-sesame"))
 
 
-def test_pickled(client: DeltawClient) -> None:
-    """An error passes between processes whole."""
+def test_error_survives_pickling(client: DeltawClient) -> None:
+    """A pickled error keeps its class, its problem and its message."""
     with pytest.raises(problems.EmptyContext) as raised:
         client.weight_updates("", QUERY)
     again = pickle.loads(pickle.dumps(raised.value))
     assert type(again) is problems.EmptyContext
     assert (again.problem, str(again)) == (raised.value.problem, str(raised.value))
+    assert (again.code, again.status, again.errors) == ("empty_context", 422, raised.value.errors)
     lost = pickle.loads(pickle.dumps(ConnectionFailed("gone", True)))
     assert (str(lost), lost.sent, lost.retryable) == ("gone", True, False)
 
 
-def test_nobody_there() -> None:
-    """Where nobody listens the connection fails; that is tried again, as often as it may be."""
+def test_refused_connection_is_retried() -> None:
+    """A connection that is refused raises ConnectionFailed, after as many retries as allowed."""
     waits: list[float] = []
 
     def jitter(wait: float) -> float:
@@ -94,8 +95,8 @@ def test_nobody_there() -> None:
     assert waits[0] == 0.25
 
 
-def test_hung_up() -> None:
-    """A connection that breaks when something was sent is not tried again."""
+def test_broken_connection_is_not_retried() -> None:
+    """A connection that breaks after something was sent is not retried."""
     cut = (200, {"Content-Type": "application/json", "Content-Length": "100"}, b"{")
     with (
         scripted((*cut[:1], cut[1] | {"Connection": "close"}, cut[2])) as service,
@@ -116,8 +117,8 @@ def test_hung_up() -> None:
         ("application/vnd.safetensors", b""),
     ],
 )
-def test_another_service(media: str, body: bytes) -> None:
-    """What is no answer of deltaw is said to be none, whatever it is."""
+def test_foreign_answer_raises_unexpected_answer(media: str, body: bytes) -> None:
+    """An answer that is not deltaw's raises UnexpectedAnswer, and is not retried."""
     with (
         scripted((200, {"Content-Type": media}, body)) as service,
         DeltawClient(service.url) as client,
@@ -128,8 +129,8 @@ def test_another_service(media: str, body: bytes) -> None:
     assert not raised.value.retryable
 
 
-def test_proxy() -> None:
-    """A proxy's page for a service that is away is tried again."""
+def test_bad_gateway_is_retried() -> None:
+    """A proxy's 502 page for a service that is down is retried."""
     with (
         scripted((502, {"Content-Type": "text/html"}, b"<html>"), problem("not_found")) as service,
         DeltawClient(service.url, jitter=lambda _: 0.0) as client,
@@ -139,8 +140,8 @@ def test_proxy() -> None:
     assert len(service.heard) == 2
 
 
-def test_later_code() -> None:
-    """A code that this client does not know is still a problem with all that it says."""
+def test_unknown_code_raises_problem_error() -> None:
+    """A code that this client does not know raises ProblemError with all its fields."""
     status, headers, body = problem("validation")
     later = body.replace(b'"validation"', b'"of_tomorrow"').replace(b"{", b'{"more": 1, ', 1)
     with (
@@ -153,8 +154,8 @@ def test_later_code() -> None:
     assert raised.value.code == "of_tomorrow"
 
 
-def test_deadline_in_process(tiny_folder: Path) -> None:
-    """A deadline that passes while the service computes ends the call in time."""
+def test_deadline_ends_a_call_in_process(tiny_folder: Path) -> None:
+    """A deadline that passes while the service computes raises Timeout."""
 
     async def ask() -> None:
         async with async_client(tiny_folder) as client:
@@ -164,14 +165,15 @@ def test_deadline_in_process(tiny_folder: Path) -> None:
         asyncio.run(ask())
 
 
-def test_no_time_at_all(client: DeltawClient) -> None:
-    """A deadline of 0 has passed before anything is sent."""
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_deadline_without_time_raises_timeout(client: DeltawClient, seconds: float) -> None:
+    """A deadline that is not positive has passed before anything is sent."""
     with pytest.raises(Timeout):
-        client.model(deadline_seconds=0.0)
+        client.model(deadline_seconds=seconds)
 
 
-def test_drip() -> None:
-    """An answer that never ends, and never pauses for long, is cut off at the deadline."""
+def test_slow_answer_is_cut_off_at_the_deadline() -> None:
+    """An answer that arrives byte by byte and never ends raises Timeout at the deadline."""
     from socket import create_server
     from threading import Thread
 

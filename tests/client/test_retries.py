@@ -1,4 +1,4 @@
-"""Trying again: when, after how long, and how often."""
+"""Retries: when, after how long, and how often."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from email.utils import format_datetime
 import pytest
 
 from deltaw_client import AsyncDeltawClient, DeltawClient, problems
-from deltaw_client.asking import Patience, some_of_it
 from deltaw_client.calls import retry_after
 from deltaw_client.errors import ConnectionFailed
+from deltaw_client.retries import RetryPolicy, random_jitter
 from tests.client.conftest import problem, scripted
 
 NOT_FOUND = problem("not_found")
-"""Ends a call; stands here for any answer that is not tried again."""
+"""Ends a call, like any answer that is not retried."""
 
 
-def test_waits_as_it_is_told() -> None:
-    """A full queue is asked again after `Retry-After` and the jitter, under the same request id."""
+def test_retry_waits_for_retry_after_and_jitter() -> None:
+    """A full queue is retried after `Retry-After` plus jitter, with the same request id."""
     added: list[float] = []
 
     def jitter(wait: float) -> float:
@@ -42,8 +42,8 @@ def test_waits_as_it_is_told() -> None:
 
 
 @pytest.mark.parametrize("code", ["queue_full", "loading", "draining", "out_of_memory"])
-def test_what_may_pass(code: str) -> None:
-    """What may pass is asked again; the number of attempts is bounded."""
+def test_retryable_problems_are_retried(code: str) -> None:
+    """A retryable problem is retried, at most `retries` times."""
     with (
         scripted(problem(code, Retry_After="0")) as service,
         DeltawClient(service.url, retries=2, jitter=lambda _: 0.0) as client,
@@ -56,8 +56,8 @@ def test_what_may_pass(code: str) -> None:
 
 
 @pytest.mark.parametrize("code", ["validation", "missing_key", "internal", "never_fits"])
-def test_what_stays(code: str) -> None:
-    """What would be said again is not asked again."""
+def test_other_problems_are_not_retried(code: str) -> None:
+    """A problem that is not retryable is raised after one attempt."""
     with (
         scripted(problem(code, Retry_After="0")) as service,
         DeltawClient(service.url) as client,
@@ -68,8 +68,8 @@ def test_what_stays(code: str) -> None:
     assert len(service.heard) == 1
 
 
-def test_beyond_the_deadline() -> None:
-    """Where the wait would end after the deadline, the problem is raised at once."""
+def test_wait_beyond_the_deadline_raises_at_once() -> None:
+    """If the wait would end after the deadline, the problem is raised at once."""
     start = time.monotonic()
     with (
         scripted(problem("queue_full", Retry_After="30")) as service,
@@ -82,8 +82,8 @@ def test_beyond_the_deadline() -> None:
     assert len(service.heard) == 1
 
 
-def test_asynchronous() -> None:
-    """The async client waits by the same rule."""
+def test_async_client_retries_alike() -> None:
+    """The async client waits for `Retry-After` too."""
 
     async def ask(url: str) -> None:
         async with AsyncDeltawClient(url, jitter=lambda _: 0.0) as client:
@@ -97,8 +97,8 @@ def test_asynchronous() -> None:
     assert [heard["x-request-id"] for heard in service.heard] == ["mine", "mine"]
 
 
-def test_retry_after() -> None:
-    """`Retry-After` is seconds or a date; anything else says nothing."""
+def test_retry_after_is_seconds_or_a_date() -> None:
+    """`Retry-After` holds seconds or a date; any other text is ignored."""
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
     later = retry_after(soon)
     assert later is not None
@@ -109,10 +109,10 @@ def test_retry_after() -> None:
     assert retry_after(None) is None
 
 
-def test_jitter() -> None:
-    """By itself the wait doubles up to a bound; the jitter adds half of it at most."""
-    patience = Patience(60.0, 4, lambda _: 0.0)
+def test_wait_doubles_up_to_a_limit() -> None:
+    """Without `Retry-After` the wait doubles up to 8 s; the jitter adds at most half of it."""
+    policy = RetryPolicy(60.0, 4, lambda _: 0.0)
     unsaid = ConnectionFailed("nobody", False)
-    assert [patience.wait(unsaid, i) for i in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 8]
-    added = [some_of_it(2.0) for _ in range(100)]
+    assert [policy.wait(unsaid, i) for i in range(7)] == [0.25, 0.5, 1, 2, 4, 8, 8]
+    added = [random_jitter(2.0) for _ in range(100)]
     assert 0 <= min(added) < max(added) <= 1.0

@@ -1,4 +1,4 @@
-"""The safetensors reader against the library that writes the files."""
+"""The safetensors reader, compared with the library that writes the files."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3)
     ),
     st.text(max_size=20).filter(lambda text: text.isprintable()),
 )
-def test_reads_what_the_library_writes(
+def test_reader_returns_what_the_library_saved(
     kinds: dict[str, tuple[list[int], type[np.float32]]], response: str
 ) -> None:
-    """Names, shapes, dtypes and bits of any tensors are those that were saved."""
+    """Names, shapes, dtypes and bits of tensors survive."""
     generator = np.random.default_rng(7)
     tensors = {
         name: generator.standard_normal(shape).astype(kind) for name, (shape, kind) in kinds.items()
@@ -37,8 +37,8 @@ def test_reads_what_the_library_writes(
         assert read[name].tobytes() == tensor.tobytes()
 
 
-def test_without_copying() -> None:
-    """An array is a view of what came, and cannot be written into."""
+def test_arrays_are_read_only_views() -> None:
+    """An array is a view of the content and cannot be written."""
     content = save({"a": np.ones(3, np.float32)}, {"response": ""})
     _, read = unpack(content)
     assert not read["a"].flags.owndata
@@ -63,7 +63,7 @@ WHOLE = save({"a": np.ones((2, 3), np.float32)}, {"response": "{}"})
         save({"a": np.ones(3, np.float32)}),
     ],
 )
-def test_broken(content: bytes) -> None:
-    """A file that is cut, or contradicts itself, is refused with a ValueError and nothing else."""
+def test_broken_file_raises_value_error(content: bytes) -> None:
+    """A file that is cut off or contradicts itself raises ValueError and nothing else."""
     with pytest.raises(ValueError):  # noqa: PT011 - numpy, json and this module each say it
         unpack(content)

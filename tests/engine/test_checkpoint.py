@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM
 
 from service.engine import Model, load
 from service.engine.families import Block
 from service.engine.walk import forward
-from service.errors import CannotLoad
 from tests.checkpoints import save_tiny
 from tests.engine.made import edited, everything, logits_of, reference, relative, worst
 from tests.oracle import GPT2
@@ -142,11 +141,18 @@ VARIANTS: list[dict[str, object]] = [
     {"tie_word_embeddings": False},
     {"scale_attn_by_inverse_layer_idx": True},
     {"scale_attn_weights": False},
+    {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
     {"n_inner": 48},
     {"n_inner": 20},
     {"activation_function": "gelu"},
     {"activation_function": "relu"},
     {"activation_function": "gelu_pytorch_tanh"},
+    {"activation_function": "gelu_10"},
+    {"activation_function": "silu"},
+    {"activation_function": "relu2"},
+    {"attn_pdrop": 0.9, "embd_pdrop": 0.9, "resid_pdrop": 0.9},
+    {"sliding_window": 2, "attention_chunk_size": 2, "attn_implementation": "eager"},
+    {"quantization_config": None, "is_causal": True},
     {"layer_norm_epsilon": 0.1},
     {"n_layer": 1, "n_head": 1},
     {"special": False},
@@ -175,109 +181,85 @@ def test_an_untied_head_is_its_own(saved: Callable[..., Path]) -> None:
     assert tied.unembedding.data_ptr() == tied.token_embedding.data_ptr()
 
 
-def another_architecture(folder: Path) -> None:
-    """A tiny GPT-NeoX in the place of the GPT-2."""
-    config = GPTNeoXConfig(
-        vocab_size=64,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
-
-
-def only_a_pickle(folder: Path) -> None:
-    """The same weights as a pickle alone."""
-    torch.save(reference(folder, torch.float32).state_dict(), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
-def without(name: str) -> Callable[[Path], None]:
-    """A checkpoint that lacks a tensor."""
-
-    def spoil(folder: Path) -> None:
-        edited(folder, folder.parent / "lacking", lambda tensors: tensors.__delitem__(name))
-        shutil.copy(folder.parent / "lacking" / "model.safetensors", folder)
-
-    return spoil
-
-
-def writing(file: str, content: bytes) -> Callable[[Path], None]:
-    """A checkpoint one of whose files holds this."""
-
-    def spoil(folder: Path) -> None:
-        (folder / file).write_bytes(content)
-
-    return spoil
-
-
-def cut_short(folder: Path) -> None:
-    """A weights file that ends too early."""
-    file = folder / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-1000])
-
-
-def configured(**fields: object) -> Callable[[Path], None]:
-    """A config.json with other fields."""
-
-    def spoil(folder: Path) -> None:
-        file = folder / "config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (another_architecture, "'gpt_neox'"),
-        (configured(add_cross_attention=True), "cross attention"),
-        (only_a_pickle, "pickles are not loaded"),
-        (without("transformer.h.1.mlp.c_fc.weight"), "transformer.h.1.mlp.c_fc.weight"),
-        (without("transformer.ln_f.bias"), "transformer.ln_f.bias"),
-        (writing("config.json", b"{"), "config.json"),
-        (writing("config.json", b""), "config.json"),
-        (writing("config.json", b'{"model_type": "martian"}'), "config.json"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json"),
-        (writing("model.safetensors", b"garbage"), "cannot be read"),
-        (writing("model.safetensors", b""), "cannot be read"),
-        (cut_short, "cannot be read"),
-        (configured(n_embd=64), "cannot be read"),
-        (configured(n_head=5), "cannot be read"),
-        (configured(activation_function="martian"), "cannot be read"),
-        (writing("tokenizer.json", b"{"), "cannot be read"),
-    ],
-)
-def test_a_folder_that_cannot_be_served_is_refused(
-    tmp_path: Path, tiny_folder: Path, spoil: Callable[[Path], None], says: str
-) -> None:
-    """With one sentence that names the checkpoint and the reason, and never a wrong model."""
-    folder = tmp_path / "spoilt"
-    shutil.copytree(tiny_folder, folder)
+def test_reorder_and_upcast_attn_is_the_same_attention(saved: Callable[..., Path]) -> None:
+    """transformers heeds it under eager attention only, as another rounding of the same logits."""
+    folder = saved(reorder_and_upcast_attn=True)
+    model, upcast = load_float32(folder), reference(folder, torch.float32)
+    read = forward(model, [everything(model, IDS)])[0]
+    expected = upcast(input_ids=torch.tensor([IDS])).logits[0]
+    assert relative(logits_of(model, read), expected) <= 5e-6
     with torch.inference_mode(False):
-        spoil(folder)
-    with pytest.raises(CannotLoad) as refused:
-        load_float32(folder)
-    assert says in refused.value.detail
-    assert str(folder) in refused.value.detail
-    assert "\n" not in refused.value.detail
+        sdpa = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa").double()
+    exact = forward(model, [everything(model, IDS, None, torch.float64)])[0]
+    expected = sdpa(input_ids=torch.tensor([IDS])).logits[0]
+    assert relative(logits_of(model, exact), expected) <= 1e-12
 
 
-@pytest.mark.parametrize("name", ["/no/such/folder", "deltaw/not-in-the-cache", "not-there", "a b"])
-def test_a_name_that_is_nowhere_is_refused(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stored_head_that_differs_from_tied_embeddings(
+    saved: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """Neither a folder nor in the hub's cache, offline: the sentence says what to set instead."""
+    """The unembedding is then the one that transformers uses."""
+
+    def add(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = 2.0 * tensors["transformer.wte.weight"]
+
+    folder = edited(saved(), tmp_path / "both", add)
+    model, theirs = load_float32(folder), reference(folder, torch.float64)
+    read = forward(model, [everything(model, IDS, None, torch.float64)])[0]
+    expected = theirs(input_ids=torch.tensor([IDS])).logits[0]
+    assert relative(logits_of(model, read), expected) <= 1e-12
+
+
+OTHERS = ("model.fp16", "consolidated", "adapter_model", "optimizer", "model-00001-of-00002")
+
+
+def test_other_safetensors_files_do_not_count(
+    tmp_path: Path, tiny: Model, tiny_folder: Path, saved: Callable[..., Path]
+) -> None:
+    """Files that transformers does not load change neither the weights nor the digest."""
+    folder = tmp_path / "others"
+    shutil.copytree(tiny_folder, folder)
+    for name in OTHERS:
+        shutil.copy(saved(seed=1) / "model.safetensors", folder / f"{name}.safetensors")
+    model = load_float32(folder)
+    assert oracles_weights(model, GPT2(tiny_folder))
+    assert model.weights_digest == tiny.weights_digest
+
+
+def test_model_safetensors_comes_before_an_index(
+    tmp_path: Path, tiny: Model, tiny_folder: Path, saved: Callable[..., Path]
+) -> None:
+    """Of a single file and shards with other weights, both load the single file."""
+    folder = tmp_path / "both"
+    reference(saved(seed=1), torch.float32).save_pretrained(folder, max_shard_size="60KB")
+    shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)
+    model = load_float32(folder)
+    theirs = reference(folder, torch.float32).transformer.h[1].mlp.c_fc.weight
+    assert torch.equal(model.blocks[1].w_in.weight, theirs)
+    assert torch.equal(model.blocks[1].w_in.weight, tiny.blocks[1].w_in.weight)
+    assert model.weights_digest == tiny.weights_digest
+
+
+def test_a_shard_that_the_index_does_not_name_does_not_count(
+    tmp_path: Path, tiny_folder: Path, saved: Callable[..., Path]
+) -> None:
+    """The digest covers the shards of the index, and no other file."""
+    folder = tmp_path / "shards"
+    shutil.copytree(tiny_folder, folder)
+    (folder / "model.safetensors").unlink()
+    reference(tiny_folder, torch.float32).save_pretrained(folder, max_shard_size="60KB")
+    before = load_float32(folder).weights_digest
+    shutil.copy(saved(seed=1) / "model.safetensors", folder / "model-00000-of-00099.safetensors")
+    model = load_float32(folder)
+    assert oracles_weights(model, GPT2(tiny_folder))
+    assert model.weights_digest == before
+
+
+def test_a_folder_comes_before_a_hub_id(
+    tmp_path: Path, tiny: Model, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name without a revision is the folder of this name here; its revision is None."""
+    shutil.copytree(tiny_folder, tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CannotLoad, match="set DELTAW_MODEL to a folder") as refused:
-        load(name, revision=None, device="cpu", dtype="float32")
-    assert name in refused.value.detail
-
-
-@pytest.mark.parametrize("device", ["cuda:9", "nonsense", "cpu:x"])
-def test_a_device_that_is_not_here_is_refused(tiny_folder: Path, device: str) -> None:
-    """The sentence names the device and the setting."""
-    with pytest.raises(CannotLoad, match="DELTAW_DEVICE"):
-        load(str(tiny_folder), revision=None, device=device, dtype="float32")
+    model = load_float32(Path("gpt2"))
+    assert (model.id, model.revision, model.weights_digest) == ("gpt2", None, tiny.weights_digest)

@@ -1,4 +1,4 @@
-"""Many pieces of work at once, in order."""
+"""Concurrent work whose outcomes are taken in order."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import pytest
 
-from deltaw_client.in_order import AHEAD, async_in_order, in_order
+from deltaw_client.pool import AHEAD, run_in_order, run_in_order_async
 
 ITEMS, CONCURRENCY = 60, 5
 
 
 class Gauge:
-    """How many pieces of work are under way."""
+    """Counts the work in flight."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,8 +34,8 @@ class Gauge:
 
 
 @pytest.mark.parametrize("fails_at", [None, 7])
-def test_threads(fails_at: int | None) -> None:
-    """Outcomes come in order, never more at once than may be; a failure ends it soon."""
+def test_threads_give_outcomes_in_order(fails_at: int | None) -> None:
+    """Outcomes come in order within the concurrency; an exception ends the run soon."""
     gauge, taken = Gauge(), list[int]()
     pauses = [random.Random(i).uniform(0.0, 0.005) for i in range(ITEMS)]
 
@@ -49,12 +49,12 @@ def test_threads(fails_at: int | None) -> None:
             raise LookupError(item)
         taken.append(item)
 
-    _ends(lambda: in_order(work, range(ITEMS), CONCURRENCY, take), gauge, taken, fails_at)
+    _ends(lambda: run_in_order(work, range(ITEMS), CONCURRENCY, take), gauge, taken, fails_at)
 
 
 @pytest.mark.parametrize("fails_at", [None, 7])
-def test_event_loop(fails_at: int | None) -> None:
-    """The same on an event loop."""
+def test_event_loop_gives_outcomes_in_order(fails_at: int | None) -> None:
+    """The event loop keeps the order and the concurrency too."""
     gauge, taken = Gauge(), list[int]()
     pauses = [random.Random(i).uniform(0.0, 0.005) for i in range(ITEMS)]
 
@@ -68,20 +68,20 @@ def test_event_loop(fails_at: int | None) -> None:
             raise LookupError(item)
         taken.append(item)
 
-    running = async_in_order(work, range(ITEMS), CONCURRENCY, take)
+    running = run_in_order_async(work, range(ITEMS), CONCURRENCY, take)
     _ends(lambda: asyncio.run(running), gauge, taken, fails_at)
 
 
-def test_none_at_once() -> None:
-    """Less than one at a time is refused."""
+def test_concurrency_below_one_is_refused() -> None:
+    """A concurrency of 0 raises ValueError."""
     with pytest.raises(ValueError, match="0"):
-        in_order(str, "a", 0, print)
+        run_in_order(str, "a", 0, print)
     with pytest.raises(ValueError, match="1"):
-        asyncio.run(async_in_order(asyncio.sleep, [0.0], 0, print))
+        asyncio.run(run_in_order_async(asyncio.sleep, [0.0], 0, print))
 
 
 def _ends(run: Callable[[], None], gauge: Gauge, taken: list[int], fails_at: int | None) -> None:
-    """Run it, and hold what it did against what it may do."""
+    """Run, and compare the outcomes, the concurrency and the work begun with their bounds."""
     if fails_at is None:
         run()
         assert taken == list(range(ITEMS))

@@ -1,4 +1,4 @@
-"""Many pieces of work at once, their outcomes taken in the order of the items."""
+"""Concurrent work whose outcomes are taken in the order of the items."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
 
 AHEAD = 4
-"""So many times the concurrency may be done or under way behind the item whose turn it is."""
+"""Maximum number of items in flight or waiting to be taken, as a multiple of the concurrency."""
 
 
-def in_order(
+def run_in_order(
     work: Callable[[Item], Outcome],
     items: Iterable[Item],
     concurrency: int,
     take: Callable[[Outcome], None],
 ) -> None:
-    """On threads. What `take` or `work` raises ends it; work that has not begun is dropped.
+    """Run on threads. An exception of `take` or `work` ends the run and drops the work not begun.
 
     Args:
-        work: What is done with each item.
+        work: Called with each item, on a thread of the pool.
         items: The items.
-        concurrency: Pieces of work at once.
-        take: Takes each outcome, in order, on this thread.
+        concurrency: Maximum number of concurrent calls of `work`.
+        take: Called with each outcome, in order, on the caller's thread.
     """
     pool = ThreadPoolExecutor(concurrency)
     waiting: deque[Future[Outcome]] = deque()
@@ -42,15 +42,15 @@ def in_order(
         pool.shutdown(cancel_futures=True)
 
 
-async def async_in_order(
+async def run_in_order_async(
     work: Callable[[Item], Awaitable[Outcome]],
     items: Iterable[Item],
     concurrency: int,
     take: Callable[[Outcome], None],
 ) -> None:
-    """The same on an event loop; work that is under way is cancelled where something is raised."""
+    """Run on an event loop, like `run_in_order`; an exception also cancels the work in flight."""
     if concurrency < 1:
-        raise ValueError("concurrency is at least 1")
+        raise ValueError("concurrency must be at least 1")
     gate = asyncio.Semaphore(concurrency)
 
     async def gated(item: Item) -> Outcome:
