@@ -72,12 +72,6 @@ class ProblemError(DeltawError):
         return f"{self.code}: {self.detail}{bound}{where} [{self.request_id}]"
 
 
-class MalformedRequest(ProblemError):
-    """This is not HTTP/1.1; the connection is closed."""
-
-    code = "malformed_request"
-
-
 class MalformedJSON(ProblemError):
     """The body is not JSON in UTF-8, or nests too deep."""
 

@@ -51,9 +51,6 @@ class Kind(NamedTuple):
 
 
 PROBLEMS: dict[str, Kind] = {
-    "malformed_request": Kind(
-        400, "Malformed request", "This is not HTTP/1.1; the connection is closed."
-    ),
     "malformed_json": Kind(
         400, "Malformed JSON", "The body is not JSON in UTF-8, or nests too deep."
     ),
