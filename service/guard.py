@@ -72,9 +72,9 @@ class Guard(asyncio.Protocol):
         self._inner.connection_made(transport)
         self._arm(self._settings.header_seconds)
         if len(self._guards) > self._settings.max_connections:
-            idle = (guard for guard in self._guards if guard._headers is None)
-            open_ones = (guard for guard in idle if not guard._transport.is_closing())
-            min(open_ones, key=lambda guard: guard._idle_since)._transport.abort()
+            open_ones = (guard for guard in self._guards if not guard._transport.is_closing())
+            idle = (guard for guard in open_ones if guard._headers is None or guard._ended)
+            min(idle, key=lambda guard: guard._idle_since, default=self)._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timers."""

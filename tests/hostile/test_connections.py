@@ -308,6 +308,27 @@ def test_one_connection_too_many_closes_the_longest_idle(hasty: Served) -> None:
         assert whole_answer(others[-1])
 
 
+def test_answered_connections_with_unfinished_bodies_are_idle(hasty: Served) -> None:
+    """Clients that never finish their answered requests do not keep a new client out."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(connected(hasty))
+            client.sendall(get("/livez", "Content-Length: 10"))
+            assert whole_answer(client)
+        late = stack.enter_context(connected(hasty))
+        late.sendall(get("/livez"))
+        assert whole_answer(late)
+
+
+def test_client_may_leave_pipelined_requests(hasty: Served) -> None:
+    """A client that leaves while its pipelined requests are answered leaves no fault behind."""
+    asset = get("/docs/assets/swagger-ui-bundle.js")
+    for sent in (post() * 5, asset * 5, post() + asset):
+        with connected(hasty) as client:
+            client.sendall(sent)
+    assert sound(hasty)
+
+
 def whole_answer(client: socket.socket) -> bool:
     """Whether `/livez` answers on a connection that stays open."""
     received = b""
