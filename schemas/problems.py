@@ -60,7 +60,7 @@ PROBLEMS: dict[str, Kind] = {
     "malformed_request": Kind(
         400,
         "Malformed request",
-        "The bytes are not an HTTP/1.1 request. The connection is closed.",
+        "The request has no `Host`, several, or one that is not a host name. HTTP/1.1 needs one.",
     ),
     "malformed_json": Kind(
         400,

@@ -10,17 +10,18 @@ import signal
 import socket
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
-from schemas.problems import PROBLEMS
+from service.api.request_log import GUARD
 from service.api.state import State
-from service.connections import Connection, Patience
 from service.errors import ServiceError
+from service.guard import Guard
 from service.main import create_app
 from service.settings import Settings
 
@@ -94,10 +95,11 @@ def serve(settings: Settings) -> int:
         host=settings.host,
         port=settings.port,
         log_config=None,
+        log_level="error",  # uvicorn warns of everything that is not HTTP: scanners fill the log
         access_log=False,
         server_header=False,
         ws="none",
-        http=partial(Connection, patience=_patience(state)),  # type: ignore[arg-type]
+        http=_guarded(state),  # type: ignore[arg-type]
         timeout_keep_alive=settings.idle_seconds,
         timeout_graceful_shutdown=max(1, math.ceil(settings.drain_seconds)),
     )
@@ -120,21 +122,19 @@ def serve(settings: Settings) -> int:
     return 1
 
 
-def _patience(state: State) -> Patience:
-    """What the settings grant a sender."""
-    settings, metrics = state.settings, state.metrics
+def _guarded(state: State) -> Callable[..., Guard]:
+    """The protocol of a connection: uvicorn's own, behind a guard that each request finds in its
+    scope."""
+    protocol: Callable[..., asyncio.Protocol] = AutoHTTPProtocol
+    guards: set[Guard] = set()
 
-    def refused(code: str) -> None:
-        metrics.requests.labels("any", "unmatched", str(PROBLEMS[code].status)).inc()
-        metrics.rejected.labels(code).inc()
+    def guarded(*, app_state: dict[str, Any], **known: Any) -> Guard:
+        def inner(guard: Guard) -> asyncio.Protocol:
+            return protocol(app_state={**app_state, GUARD: guard}, **known)
 
-    return Patience(
-        header_seconds=settings.header_seconds,
-        body_seconds=settings.body_seconds,
-        idle_seconds=settings.idle_seconds,
-        max_connections=settings.max_connections,
-        refused=refused,
-    )
+        return Guard(state.settings, state.metrics, guards, inner)
+
+    return guarded
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -15,7 +15,7 @@ from service.api.tensors import JSON, SAFETENSORS
 
 ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 """The problems of a resource that computes."""
-ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too_large")
+ANYWHERE = ("request_timeout", "unknown_host", "headers_too_large")
 """The problems of a request before it is looked at."""
 PACKED = """Tensors by their path, such as `updates.0.factors.input`. The JSON answer is
 `__metadata__["response"]`, with {dtype, shape, tensor: path} in each tensor's place."""

@@ -16,6 +16,8 @@ from service.api.problems import respond
 from service.telemetry import Metrics, request_id
 
 CLIENT_LEFT = 499
+GUARD = "deltaw.guard"
+"""Key of the connection's guard in a scope's `state`, where the server has guards."""
 log = structlog.get_logger("deltaw")
 
 
@@ -36,7 +38,11 @@ class RequestLog:
             await self._app(scope, receive, send)
             return
         start = time.perf_counter()
-        scope["deltaw.request_id"] = request_id(Headers(scope=scope).get("x-request-id"))
+        asked = Headers(scope=scope)
+        scope["deltaw.request_id"] = request_id(asked.get("x-request-id"))
+        guard = scope.get("state", {}).get(GUARD)
+        if guard:
+            guard.began(scope["headers"])
         status = 0
 
         async def logged_send(message: Message) -> None:
@@ -46,6 +52,11 @@ class RequestLog:
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = scope["deltaw.request_id"]
                 protect(headers, scope["method"])
+                if "upgrade" in asked:
+                    # There is nothing to upgrade to, and parsers read no request behind this one.
+                    headers["Connection"] = "close"
+                if guard:
+                    guard.responds()
             await send(message)
 
         try:
@@ -58,6 +69,8 @@ class RequestLog:
                 raise
             await respond(Request(scope), error)(scope, receive, logged_send)
         finally:
+            if guard:
+                guard.ended()
             self._note(scope, status, time.perf_counter() - start)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.api.wire import CANARY, client_of, metric
@@ -54,8 +53,8 @@ HEADS: dict[str, tuple[bytes, ...]] = {
 
 
 @pytest.mark.parametrize("sent", HEADS.values(), ids=HEADS)
-def test_slow_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
-    """A head that is not whole in time is a problem, after which the connection is closed."""
+def test_late_head_returns_408_and_closes(hasty: Served, sent: tuple[bytes, ...]) -> None:
+    """A head that is not complete within `header_seconds` gets 408, after the answers before it."""
     start = time.monotonic()
     with connected(hasty) as client:
         for piece in sent:
@@ -67,8 +66,8 @@ def test_slow_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
     assert last.headers["connection"] == "close"
 
 
-def test_trickle(hasty: Served) -> None:
-    """A byte now and then does not buy time."""
+def test_single_bytes_do_not_extend_the_head_timeout(hasty: Served) -> None:
+    """A client that sends a byte now and then loses its connection all the same."""
     with connected(hasty) as client:
         start = time.monotonic()
         with pytest.raises(ConnectionError):  # noqa: PT012
@@ -79,16 +78,16 @@ def test_trickle(hasty: Served) -> None:
 
 
 @pytest.mark.parametrize("before", [b"", get("/livez")])
-def test_silence(hasty: Served, before: bytes) -> None:
-    """A connection on which nothing comes is closed, without a word, before and after a request."""
+def test_silent_connection_is_closed_without_an_answer(hasty: Served, before: bytes) -> None:
+    """A connection without a byte is closed silently, before and after a request."""
     with connected(hasty) as client:
         client.sendall(before)
         assert len(answers(until_closed(client))) == bool(before)
 
 
 @pytest.mark.parametrize("path", ["/v1/weight-updates", "/v1/tokenize"])
-def test_slow_body(hasty: Served, path: str) -> None:
-    """A body that is not whole in time is 408, after which the connection is closed."""
+def test_late_body_returns_408_and_closes(hasty: Served, path: str) -> None:
+    """A body that is not complete within `body_seconds` gets 408."""
     with connected(hasty) as client:
         client.sendall(post(path=path)[:-1])
         (answer,) = answers(until_closed(client))
@@ -99,16 +98,16 @@ def test_slow_body(hasty: Served, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/livez", "/nope", "/v1/weight-updates"])
-def test_unread_body(hasty: Served, path: str) -> None:
-    """A body that nobody reads keeps no connection either: it is answered, and closed."""
+def test_unread_late_body_is_answered_and_closed(hasty: Served, path: str) -> None:
+    """A body that no handler reads does not keep the connection open."""
     with connected(hasty) as client:
         client.sendall(get(path, "Content-Length: 10"))
         (answer,) = answers(until_closed(client))
     assert answer.status in (200, 404, 405)
 
 
-def test_working_is_not_waiting(hasty: Served) -> None:
-    """A request behind another on one connection is answered, however the second one came."""
+def test_pipelined_requests_are_answered_in_order(hasty: Served) -> None:
+    """No timeout runs while a request is computed, however the next one arrives."""
     whole = exchange(hasty, post() + post()[:40], post()[40:], b"\r\n" + get("/livez"), enough=3)
     assert [answer.status for answer in whole] == [200, 200, 200]
     assert whole[0].headers["content-type"] == "application/json"
@@ -144,9 +143,9 @@ HUGE: dict[str, tuple[bytes, ...]] = {
 
 
 @pytest.mark.parametrize("sent", HUGE.values(), ids=HUGE)
-def test_endless_head(hasty: Served, sent: tuple[bytes, ...]) -> None:
-    """What is not a body and has no end is refused once, and cut off: a client that goes on sending
-    may lose the refusal with its connection."""
+def test_endless_head_returns_431_and_closes(hasty: Served, sent: tuple[bytes, ...]) -> None:
+    """More than 64 KiB outside the body are refused and counted once; a client that goes on sending
+    may lose the answer with its connection."""
     counted = 'deltaw_rejected_total{reason="headers_too_large"}'
     with client_of(hasty) as client:
         before = metric(client, counted)
@@ -179,8 +178,8 @@ GARBAGE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("sent", GARBAGE.values(), ids=GARBAGE)
-def test_garbage(hasty: Served, sent: bytes) -> None:
-    """What is no request is a problem or the end of the connection, and none of it comes back."""
+def test_garbage_returns_4xx_or_closes(hasty: Served, sent: bytes) -> None:
+    """What is not HTTP gets one 4xx or the end of the connection, and no answer repeats it."""
     came = exchange(hasty, sent)
     assert len(came) <= 1
     for answer in came:
@@ -189,8 +188,8 @@ def test_garbage(hasty: Served, sent: bytes) -> None:
     assert sound(hasty)
 
 
-def test_pipelined_garbage(hasty: Served) -> None:
-    """Garbage behind a good request does not harm its answer, and ends the connection."""
+def test_garbage_behind_a_request_follows_its_answer(hasty: Served) -> None:
+    """Garbage behind a good request changes nothing about its answer, and ends the connection."""
     first, *rest = exchange(hasty, post() + b"zqcanaryqz\r\n\r\n" * 50)
     assert first.status in (200, 400)
     assert len(rest) <= 1
@@ -198,8 +197,8 @@ def test_pipelined_garbage(hasty: Served) -> None:
     assert [answer.status for answer in whole] == [200] * 200
 
 
-def test_garbage_behind_an_answer(hasty: Served) -> None:
-    """A request that is answered already is not answered again, whatever its rest is."""
+def test_garbage_in_an_answered_body_closes_without_an_answer(hasty: Served) -> None:
+    """A request that is answered gets no second answer, whatever its body turns out to be."""
     with connected(hasty) as client:
         client.sendall(get("/livez", "Transfer-Encoding: chunked"))
         assert whole_answer(client)
@@ -208,17 +207,18 @@ def test_garbage_behind_an_answer(hasty: Served) -> None:
 
 
 @pytest.mark.parametrize("upgrade", ["websocket", "h2c", "zqcanaryqz"])
-def test_upgrade(hasty: Served, upgrade: str) -> None:
-    """There is nothing to upgrade to: the request is answered as it is, or refused."""
+def test_upgrade_is_answered_and_closed(hasty: Served, upgrade: str) -> None:
+    """A request for an upgrade is answered without one, or refused."""
     lines = ("Connection: Upgrade", f"Upgrade: {upgrade}")
     (answer,) = exchange(hasty, get("/livez", *lines))
     assert answer.status == 200
+    assert answer.headers["connection"] == "close"
     (answer,) = exchange(hasty, post(BODY, *lines))
     assert answer.status in (200, 400)
 
 
-def test_expect(hasty: Served) -> None:
-    """`Expect: 100-continue` is granted when the body is read, and not where it never will be."""
+def test_expect_continue_is_granted_when_the_body_is_read(hasty: Served) -> None:
+    """`Expect: 100-continue` gets 100 when a handler reads the body, and no 100 when none will."""
     with connected(hasty) as client:
         head, body = post(BODY, "Expect: 100-continue").split(b"\r\n\r\n")
         client.sendall(head + b"\r\n\r\n")
@@ -230,19 +230,53 @@ def test_expect(hasty: Served) -> None:
     problem(answer, "unsupported_media_type")
 
 
-def test_refusals_are_counted(hasty: Served) -> None:
-    """What never became a request is counted and logged as a refused one."""
-    with httpx.Client(base_url=hasty.url) as client:
-        sample = 'deltaw_rejected_total{reason="malformed_request"}'
+def test_refusals_are_counted_and_logged(hasty: Served) -> None:
+    """What the guard refuses is counted and logged under the request id of its answer."""
+    with client_of(hasty) as client:
+        sample = 'deltaw_rejected_total{reason="request_timeout"}'
         before = metric(client, sample)
-        (answer,) = exchange(hasty, b"?\r\n\r\n")
-        said = problem(answer, "malformed_request")
+        (answer,) = exchange(hasty, b"GET /livez")
+        said = problem(answer, "request_timeout")
         assert metric(client, sample) == before + 1
     assert f'"{said.request_id}"' in hasty.log.read_text()
 
 
-def test_slow_reader(hasty: Served) -> None:
-    """A client that asks and asks and never reads is let go, with what it was not given."""
+REFUSED: dict[str, tuple[bytes, ...]] = {
+    "length": (get("/nope", f"Content-Length: {len(TOO_LONG)}", method="POST"), TOO_LONG),
+    "length, at once": (get("/nope", "Content-Length: 4", method="POST") + b"abcd",),
+    "chunks": (
+        get("/nope", "Transfer-Encoding: chunked", method="POST"),
+        b"%x\r\n%b\r\n" % (len(TOO_LONG), TOO_LONG) * 3,
+        b"0\r",
+        b"\n\r\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("sent", REFUSED.values(), ids=REFUSED)
+def test_connection_serves_on_after_an_unread_body(hasty: Served, sent: tuple[bytes, ...]) -> None:
+    """A request behind a body that no handler read is answered on the same connection."""
+    came = exchange(hasty, *sent, get("/livez"), enough=2)
+    assert [answer.status for answer in came] == [404, 200]
+
+
+def test_chunk_extensions_and_trailers_are_skipped(hasty: Served) -> None:
+    """A chunked body with extensions and trailers is read, and a request behind it is answered."""
+    head = get(
+        "/v1/weight-updates",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+        method="POST",
+    )
+    body = b"1;a;b=c\r\n%b\r\n%x\r\n%b\r\n0\r\nX: y\r\n\r\n" % (BODY[:1], len(BODY) - 1, BODY[1:])
+    whole = exchange(hasty, head + body + get("/livez"), enough=2)
+    assert [answer.status for answer in whole] == [200, 200]
+    pieces = [bytes([byte]) for byte in head + body + get("/livez")]
+    assert [answer.status for answer in exchange(hasty, *pieces, enough=2)] == [200, 200]
+
+
+def test_client_that_never_reads_is_disconnected(hasty: Served) -> None:
+    """The connection of a client that sends requests and reads no answer is aborted."""
     with connected(hasty) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.settimeout(0.2)
@@ -259,8 +293,8 @@ def test_slow_reader(hasty: Served) -> None:
     assert sound(hasty)
 
 
-def test_many_connections(hasty: Served) -> None:
-    """One connection too many closes the one that has been idle for longest, never the new one."""
+def test_one_connection_too_many_closes_the_longest_idle(hasty: Served) -> None:
+    """Above `max_connections` the longest-idle connection is closed, and the new one is served."""
     with ExitStack() as stack:
         first, *others = [stack.enter_context(connected(hasty)) for _ in range(8)]
         for other in others:
@@ -272,6 +306,27 @@ def test_many_connections(hasty: Served) -> None:
         assert until_closed(first) == b""
         others[-1].sendall(get("/livez"))
         assert whole_answer(others[-1])
+
+
+def test_answered_connections_with_unfinished_bodies_are_idle(hasty: Served) -> None:
+    """Clients that never finish their answered requests do not keep a new client out."""
+    with ExitStack() as stack:
+        for _ in range(8):
+            client = stack.enter_context(connected(hasty))
+            client.sendall(get("/livez", "Content-Length: 10"))
+            assert whole_answer(client)
+        late = stack.enter_context(connected(hasty))
+        late.sendall(get("/livez"))
+        assert whole_answer(late)
+
+
+def test_client_may_leave_pipelined_requests(hasty: Served) -> None:
+    """A client that leaves while its pipelined requests are answered leaves no fault behind."""
+    asset = get("/docs/assets/swagger-ui-bundle.js")
+    for sent in (post() * 5, asset * 5, post() + asset):
+        with connected(hasty) as client:
+            client.sendall(sent)
+    assert sound(hasty)
 
 
 def whole_answer(client: socket.socket) -> bool:
