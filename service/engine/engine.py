@@ -27,7 +27,7 @@ from service.engine.machine import (
 from service.engine.prefixes import Prefixes
 from service.engine.scheduler import Answer, Question, Scheduler, Ticket, Timings, expiry
 from service.engine.work import Work
-from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
+from service.errors import Draining, Loading, QueueFull, SelfCheckFailed, ServiceError
 
 ACTIVE = 16
 """Questions of few rows under way at once, and of many; the others wait."""
@@ -112,8 +112,12 @@ class Engine:
 
         Raises:
             Loading: It is not loaded yet.
-            SelfCheckFailed: The check at start did not hold.
+            SelfCheckFailed: The check at start did not hold, or the engine has failed.
         """
+        if self.fatal is not None:
+            fatal = self.fatal
+            reason = fatal.detail if isinstance(fatal, ServiceError) else type(fatal).__name__
+            raise SelfCheckFailed(f"The engine has failed: {reason}", retry_after=60.0)
         if self._sound is None or self._model is None:
             raise Loading("the model is still loading")
         if not self._sound:

@@ -136,7 +136,7 @@ def test_a_model_that_cannot_be_loaded_is_fatal(tiny: Model, part: str) -> None:
             await until(lambda: engine.fatal is error)
             with pytest.raises(Draining):
                 await engine.ask(reading(1), SECONDS)
-            with pytest.raises(Loading):
+            with pytest.raises(SelfCheckFailed, match="no such model"):
                 engine.model
 
     in_loop(main())
