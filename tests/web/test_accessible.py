@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.service_process import Served
+from tests.web.questions import VIEWS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -40,7 +41,7 @@ def test_axe_finds_nothing_serious(
     browser: Browser, explored: Served, size: str, theme: str
 ) -> None:
     """With results, with every drawer open, with stale ones, with a problem, with the dialog."""
-    from tests.web.browser import VIEWS, explorer
+    from tests.web.browser import explorer
 
     with explorer(browser, explored.url, size, theme) as tab:
         tab.open(**LONG)
