@@ -183,7 +183,7 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         entries = tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
-        if not entries:
+        if value and not entries:
             raise ValueError("the list is empty: give an entry, or leave the setting out")
         return entries
 

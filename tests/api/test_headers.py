@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -24,7 +25,7 @@ GOOD = {"prompts": ["a"]}
 @pytest.fixture(scope="module")
 def named(tiny_folder: Path) -> Iterator[Served]:
     """A server that pages of one origin may call, and that has a further name."""
-    settings = {"cors_origins": f"{ORIGIN}/", "allowed_hosts": "Notebook.example"}
+    settings: dict[str, Any] = {"cors_origins": f"{ORIGIN}/", "allowed_hosts": "Notebook.example"}
     with served(model=tiny_folder, **settings) as one:
         yield one
 
