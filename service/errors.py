@@ -1,48 +1,49 @@
-"""What can go wrong in a question, as one tree. Nothing here knows HTTP.
+"""Errors of the service, as one tree that knows no HTTP.
 
     ServiceError
-    ├── Refused                 the question cannot be asked of this model, or not so
-    │   ├── Invalid             a value that no model would accept
-    │   ├── NotSupported        a combination that has no answer
-    │   ├── NoAnchorToken       baseline `anchored` on a tokenizer without <|endoftext|>
-    │   ├── BadSpan             a span out of range, empty, out of order, or all of them
-    │   ├── EmptyContext        a context of no tokens
-    │   ├── EmptyQuery          a query of no tokens, or a prompt of none
+    ├── Refused                 this model cannot answer the question as asked
+    │   ├── Invalid             a value that no model accepts
+    │   ├── NotSupported        a combination of options that has no answer
+    │   ├── NoAnchorToken       baseline `anchored` with a tokenizer without <|endoftext|>
+    │   ├── BadSpan             a span out of range, empty, out of order, or overlapping; or spans
+    │   │                       that leave nothing
+    │   ├── EmptyContext        a context without tokens
+    │   ├── EmptyQuery          a query, or a prompt, without tokens
     │   ├── PromptTooLong       more positions than the model has
-    │   ├── LayerOutOfRange
-    │   ├── PositionOutOfRange
-    │   ├── TokenOutOfRange     an id that is not in the vocabulary
-    │   ├── UnknownHookPoint
-    │   ├── TooManyItems        more prompts than one request may bring
-    │   └── NeverFits           more work, or a larger answer, than any request is granted
-    ├── NotNow                  the same question may be answered later
-    │   ├── Loading
-    │   ├── Draining
-    │   ├── QueueFull
-    │   ├── OutOfMemory
-    │   ├── SelfCheckFailed
-    │   └── DeadlineExceeded
+    │   ├── LayerOutOfRange     a layer that the model does not have
+    │   ├── PositionOutOfRange  a position that the query, or the prompt, does not have
+    │   ├── TokenOutOfRange     an id outside the vocabulary
+    │   ├── UnknownHookPoint    a name that is no hook point
+    │   ├── TooManyItems        more prompts than the limit
+    │   └── NeverFits           work, or an answer, above the limit
+    ├── NotNow                  the same question may succeed later
+    │   ├── Loading             the model is still loading
+    │   ├── Draining            the service is shutting down
+    │   ├── QueueFull           the queue is full, or the expected wait exceeds the deadline
+    │   ├── OutOfMemory         not enough memory for this question
+    │   ├── SelfCheckFailed     no number is given out: the check at start failed, or the engine has
+    │   └── DeadlineExceeded    the deadline passed
     ├── NonFiniteActivation     the model computed NaN or infinity
-    └── CannotLoad              the model cannot be loaded; ends the process
+    └── CannotLoad              the model cannot be loaded; the process ends
 
-Each carries the sentence for the caller, and where they apply the path of the argument that is at
-fault, the bound, and the value held against it.
+Each error carries a sentence for the caller and, where they apply, the path of the argument at
+fault, the limit, and the value that exceeds it.
 """
 
 from __future__ import annotations
 
 Path = tuple[str | int, ...]
-"""Where in the question's arguments: field names and indices, outermost first."""
+"""Path into the question's arguments: field names and indices, outermost first."""
 
 
 class ServiceError(Exception):
-    """The root of the tree.
+    """Base class of all errors of the service.
 
     Args:
-        detail: One sentence for the caller; never a piece of a prompt.
-        at: The argument at fault; empty where there is none.
-        limit: The bound that was passed.
-        actual: The value held against the bound.
+        detail: One sentence for the caller, without any piece of a prompt.
+        at: Path of the argument at fault; empty if there is none.
+        limit: The limit, if there is one.
+        actual: The value that exceeds the limit.
     """
 
     def __init__(
@@ -61,23 +62,23 @@ class ServiceError(Exception):
 
 
 class Refused(ServiceError):
-    """The question cannot be asked of this model, or not so."""
+    """This model cannot answer the question as asked."""
 
 
 class Invalid(Refused):
-    """A value that no model would accept."""
+    """A value is one that no model accepts."""
 
 
 class NotSupported(Refused):
-    """A combination that has no answer."""
+    """The combination of options has no answer."""
 
 
 class NoAnchorToken(Refused):
-    """The tokenizer has no <|endoftext|> to anchor with."""
+    """The tokenizer has no <|endoftext|>, which the baseline `anchored` needs."""
 
 
 class BadSpan(Refused):
-    """A span is out of range, empty, out of order, overlaps, or nothing is left."""
+    """A span is out of range, empty, out of order or overlapping, or the spans leave nothing."""
 
 
 class EmptyContext(Refused):
@@ -93,15 +94,15 @@ class PromptTooLong(Refused):
 
 
 class LayerOutOfRange(Refused):
-    """There is no such layer."""
+    """The model has no such layer."""
 
 
 class PositionOutOfRange(Refused):
-    """There is no such position."""
+    """The query, or the prompt, has no such position."""
 
 
 class TokenOutOfRange(Refused):
-    """The id is not in the vocabulary."""
+    """The id is outside the vocabulary."""
 
 
 class UnknownHookPoint(Refused):
@@ -109,19 +110,19 @@ class UnknownHookPoint(Refused):
 
 
 class TooManyItems(Refused):
-    """More prompts than one request may bring."""
+    """The request has more prompts than the limit."""
 
 
 class NeverFits(Refused):
-    """More work, or a larger answer, than any request is granted."""
+    """The work, or the answer, is above the limit."""
 
 
 class NotNow(ServiceError):
-    """The same question may be answered later.
+    """The same question may succeed later.
 
     Args:
         detail: One sentence for the caller.
-        retry_after: Seconds after which it is worth asking again.
+        retry_after: Seconds to wait before asking again.
     """
 
     def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
@@ -130,15 +131,15 @@ class NotNow(ServiceError):
 
 
 class Loading(NotNow):
-    """The model is not loaded yet."""
+    """The model is still loading."""
 
 
 class Draining(NotNow):
-    """The service is shutting down and takes no new work."""
+    """The service is shutting down and accepts no new work."""
 
 
 class QueueFull(NotNow):
-    """As many questions wait as may wait."""
+    """The queue is full, or the expected wait exceeds the deadline."""
 
 
 class OutOfMemory(NotNow):
@@ -146,11 +147,11 @@ class OutOfMemory(NotNow):
 
 
 class SelfCheckFailed(NotNow):
-    """The equivalence check at start did not hold, so no number is given out."""
+    """The equivalence check at start did not hold, or the engine has failed."""
 
 
 class DeadlineExceeded(NotNow):
-    """Waiting and computing took longer than a request is granted."""
+    """Waiting and computing took longer than the deadline."""
 
 
 class NonFiniteActivation(ServiceError):
@@ -158,4 +159,4 @@ class NonFiniteActivation(ServiceError):
 
 
 class CannotLoad(ServiceError):
-    """The model cannot be loaded; the sentence says what to set instead."""
+    """The model cannot be loaded. The sentence says which setting to change."""

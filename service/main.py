@@ -27,33 +27,45 @@ from service.api import (
     trajectories,
     weight_updates,
 )
+from service.api.head import HeadAsGet
 from service.api.hosts import KnownHosts
 from service.api.keys import require_key
+from service.api.prefix import Prefix
 from service.api.request_log import RequestLog
 from service.api.state import State
 from service.engine import Engine, Model, drive, load
 from service.settings import Settings, read_settings
 from service.telemetry import Metrics
 
-DESCRIPTION = """What a context does to a language model, as an update of its weights.
+DESCRIPTION = """Express what a context does to a language model as an update of its weights.
 
-For a transformer block, running a query with its context equals running it without, with a rank-1
-update ΔW of the MLP's first weight and a shift Δh of the block's output (*Learning without
-training*, arXiv 2507.16003). Every number says what it is relative to: its baseline, its stream,
-its dtype.
+A transformer block that runs a query with its context gives the same output as one that runs the
+query without it, after a rank-1 update ΔW of the MLP's first weight and a shift Δh of the block's
+output. Every number says what it is relative to: its baseline, its stream and its dtype.
+
+Sources:
+
+- the theorem: Dherin et al., *Learning without training*
+  ([arXiv 2507.16003](https://arxiv.org/abs/2507.16003));
+- residual stream, layer norm, any block, all positions: Innocenti & Achour
+  ([arXiv 2512.11255](https://arxiv.org/abs/2512.11255));
+- the sequential patch of all layers: Goldwaser et al.
+  ([arXiv 2511.17864](https://arxiv.org/abs/2511.17864));
+- static patches for many queries: Mazzawi et al.
+  ([arXiv 2510.08734](https://arxiv.org/abs/2510.08734)).
 """
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application; the model is loaded on the engine's thread once it starts.
+    """Build the application. Its lifespan starts the engine, whose thread loads the model.
 
     Args:
-        settings: How it runs; None reads them from the environment.
+        settings: Settings of the service; None reads them from the environment.
     """
     chosen = settings or read_settings()
     metrics = Metrics()
     for code in PROBLEMS:
-        # A reason that is counted from 0 shows its first increase.
+        # Prometheus sees the first increase only of a series that already exists.
         metrics.rejected.labels(code)
     engine = Engine(
         partial(
@@ -108,22 +120,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     page.serve_parts(app)
     openapi.describe(app, locked=bool(state.keys))
     problems.install(app)
+    app.add_middleware(HeadAsGet)
     if chosen.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(chosen.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    if chosen.hosts is not None:
-        app.add_middleware(KnownHosts, hosts=chosen.hosts)
+    if chosen.root_path:
+        app.add_middleware(Prefix, root_path=chosen.root_path)
+    app.add_middleware(KnownHosts, hosts=chosen.hosts)
     app.add_middleware(RequestLog, metrics=metrics)
     return app
 
 
 def _is_sound(loaded: Model, state: State) -> bool:
-    """Run the self-check, keep what it found, and say whether numbers may be given out."""
+    """Run the self-check, record its outcome, and return whether it holds."""
     found = drive(loaded, self_check(loaded))
     state.self_check = found
     if found.worst_relative_error is not None:

@@ -1,133 +1,200 @@
-"""Settings: one frozen object, read once. Command line before environment before `.env` before
-default."""
+"""Settings: one frozen object, read once.
+
+The command line overrides the environment, which overrides `.env`, which overrides the default. A
+value that would have no effect, or another than it says, is refused or normalised here.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service import addresses
 
 PREFIX = "DELTAW_"
 ENV_FILE = Path(".env")
 
 MiB = 1024 * 1024
 
+KEY = re.compile(r"[!-~]+")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _device(value: str) -> str:
+    """A device that a model can be served on."""
+    if not DEVICE.fullmatch(value):
+        raise ValueError("give `auto`, `cpu`, `cuda`, or `cuda:` with a number")
+    return value
+
 
 class Settings(BaseSettings):
-    """How the service runs. Each field is `DELTAW_` and its name in capitals, and a flag of `deltaw
-    serve`."""
+    """Settings of the service.
+
+    The field `queue_size` is read from `DELTAW_QUEUE_SIZE` and from `deltaw serve --queue-size`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
     )
 
     model: Annotated[
-        str, Field(description="`bundled`, a hub id such as `gpt2`, or a folder", min_length=1)
+        str,
+        Field(min_length=1, description="Model: `bundled`, a hub id such as `gpt2`, or a folder."),
     ] = "bundled"
-    revision: Annotated[str | None, Field(description="branch, tag or commit of a hub id")] = None
+    revision: Annotated[str | None, Field(description="Branch, tag or commit of a hub id.")] = None
     device: Annotated[
-        str, Field(description="`auto` (the first GPU, else the CPU), `cpu`, `cuda`, `cuda:1`")
+        str,
+        AfterValidator(_device),
+        Field(description="`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or `cuda:1`."),
     ] = "auto"
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], Field(description="of the resident weights")
+        Literal["float32", "bfloat16", "float16"],
+        Field(description="Data type of the resident weights: `float32`, `bfloat16` or `float16`."),
     ] = "float32"
-    host: Annotated[str, Field(description="address to listen on")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        AfterValidator(addresses.read_host),
+        Field(description="Name or IP address to listen on, without scheme and port."),
+    ] = "127.0.0.1"
     port: Annotated[
-        int, Field(ge=0, le=65535, description="port to listen on; 0 takes a free one")
+        int, Field(ge=0, le=65535, description="Port to listen on. 0 takes a free one.")
     ] = 8000
+    root_path: Annotated[
+        str,
+        AfterValidator(addresses.read_root_path),
+        Field(
+            description="Path prefix in front of everything that is served, such as `/deltaw`. A "
+            "proxy may strip it or pass it on."
+        ),
+    ] = ""
     threads: Annotated[
         int,
-        Field(ge=0, le=1024, description="CPU threads; 0: one for each core that is really ours"),
+        Field(
+            ge=0,
+            le=1024,
+            description="CPU threads of the computation, at most 1024. 0 takes one for each core "
+            "that this process may use.",
+        ),
     ] = 0
     row_budget: Annotated[
-        int, Field(ge=1, description="rows of one forward; longer work is cut into several")
+        Count, Field(description="Maximum rows of one forward. Longer work takes several.")
     ] = 512
     batching: Annotated[
-        bool, Field(description="whether runs of different requests share a forward")
+        bool, Field(description="Whether runs of different requests share a forward.")
     ] = True
     prefix_cache_bytes: Annotated[
-        int, Field(ge=0, description="what keys and values of known contexts may take; 0: none")
+        int,
+        Field(ge=0, description="Maximum bytes of the prefix cache. 0 turns the cache off."),
     ] = 128 * MiB
-    max_body_bytes: Annotated[int, Field(ge=1, description="of a request's body")] = MiB
+    max_body_bytes: Annotated[Count, Field(description="Maximum bytes of a request body.")] = MiB
     header_seconds: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="in which a request's head arrives")
+        Seconds, Field(description="Seconds to receive the request line and the headers.")
     ] = 10.0
-    body_seconds: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="in which its body does")
-    ] = 30.0
+    body_seconds: Annotated[Seconds, Field(description="Seconds to receive the request body.")] = (
+        30.0
+    )
     idle_seconds: Annotated[
-        int, Field(ge=1, description="a connection is kept between requests, or while unread")
+        Count,
+        Field(
+            description="Whole seconds until a connection that sends no request, or does not read "
+            "its answer, is closed."
+        ),
     ] = 75
     max_connections: Annotated[
-        int, Field(ge=1, description="open at once; one more closes the longest idle one")
+        Count,
+        Field(
+            description="Maximum open connections. Above it, the longest-idle connection is closed."
+        ),
     ] = 512
     max_response_bytes: Annotated[
-        int, Field(ge=1, description="of an answer, predicted before any work")
+        Count, Field(description="Maximum bytes of an answer, predicted before any work.")
     ] = 64 * MiB
-    max_prompts: Annotated[int, Field(ge=1, description="prompts in one request")] = 64
+    max_prompts: Annotated[Count, Field(description="Maximum prompts in one request.")] = 64
     max_tokens_per_request: Annotated[
-        int, Field(ge=1, description="rows of all runs that one request asks for")
+        Count, Field(description="Maximum rows that one request computes, over all its runs.")
     ] = 16384
-    queue_size: Annotated[int, Field(ge=0, description="requests that may wait")] = 64
+    queue_size: Annotated[
+        int,
+        Field(ge=0, description="Maximum requests that wait. Above it, the service answers 429."),
+    ] = 64
     deadline_seconds: Annotated[
-        float, Field(gt=0, allow_inf_nan=False, description="of waiting and computing")
+        Seconds, Field(description="Seconds for a request to wait and to be computed.")
     ] = 60.0
     drain_seconds: Annotated[
         float,
-        Field(ge=0, allow_inf_nan=False, description="after SIGTERM, for work already accepted"),
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Seconds after SIGTERM to finish the requests already accepted.",
+        ),
     ] = 30.0
     stuck_seconds: Annotated[
-        float,
-        Field(
-            gt=0,
-            allow_inf_nan=False,
-            description="without a sign of life from the computation, after which the process ends",
-        ),
+        Seconds,
+        Field(description="Seconds without progress of the computation until the process exits."),
     ] = 120.0
     api_keys: Annotated[
         tuple[SecretStr, ...],
         NoDecode,
-        Field(description="comma-separated Bearer keys; none: open"),
+        Field(description="API keys, separated by commas. Without any, no request needs one."),
     ] = ()
     api_keys_file: Annotated[
-        Path | None, Field(description="a file of further keys, one a line")
+        Path | None, Field(description="File of further API keys, one a line.")
     ] = None
-    insecure: Annotated[bool, Field(description="allow a public address without a key")] = False
+    insecure: Annotated[
+        bool, Field(description="Whether to listen on a public address without an API key.")
+    ] = False
     cors_origins: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, AfterValidator(addresses.read_origin)], ...],
         NoDecode,
-        Field(description="comma-separated origins of pages that may call"),
+        Field(
+            description="Origins of web pages that may call, separated by commas, such as "
+            "`https://a.example`. `*` allows any."
+        ),
     ] = ()
     allowed_hosts: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, AfterValidator(addresses.read_allowed_host)], ...],
         NoDecode,
-        Field(description="comma-separated further names in `Host`; `*`: any"),
+        Field(
+            description="Further hosts to accept in the `Host` header, separated by commas, "
+            "without scheme and port. `*` accepts any."
+        ),
     ] = ()
     log_format: Annotated[
         Literal["auto", "json", "console"],
-        Field(description="`auto`: console on a terminal, else one JSON line a request"),
+        Field(
+            description="`json` (one line a request), `console`, or `auto` (`console` on a "
+            "terminal, else `json`)."
+        ),
     ] = "auto"
 
     @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
-        return value
+        if not isinstance(value, str):
+            return value
+        entries = tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
+        if value and not entries:
+            raise ValueError("the list is empty: give an entry, or leave the setting out")
+        return entries
 
     @model_validator(mode="after")
-    def _public_needs_key(self) -> Settings:
-        if (self.api_keys_file is not None or self.api_keys) and not self.keys:
+    def _keys_are_usable(self) -> Settings:
+        keys = self.keys
+        if self.api_keys_file is not None and not keys:
             raise ValueError(f"{PREFIX}API_KEYS_FILE holds no key")
-        if not all(key.isascii() for key in self.keys):
-            raise ValueError("a key is of ASCII characters")
-        if not self.keys and not self.insecure and not _is_loopback(self.host):
+        if not all(KEY.fullmatch(key) for key in keys):
+            raise ValueError("an API key holds a space, or a character that is not printable ASCII")
+        if not keys and not self.insecure and not _is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} is public and there is no key: set {PREFIX}API_KEYS, or "
                 f"{PREFIX}INSECURE=true"
@@ -136,46 +203,47 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Where the service is reached from this machine."""
+        """URL at which this machine reaches the service, with the path prefix."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self.port}{self.root_path}"
 
     @property
     def hosts(self) -> frozenset[str] | None:
-        """Names and addresses that a request's `Host` may be; None: any.
+        """Names and addresses to accept in `Host`. None accepts any.
 
-        A page on any site can have its own name resolve to this machine and so reach what listens
-        here alone, but not without that name in `Host`. A key keeps it out as well.
+        A web page can let its own name resolve to this machine and so reach a service that listens
+        on the loopback only. Its requests then carry that name in `Host`. A key keeps them out as
+        well.
         """
         guarded = bool(self.allowed_hosts) or (not self.keys and _is_loopback(self.host))
-        if not guarded or "*" in self.allowed_hosts:
+        if not guarded or addresses.ANY in self.allowed_hosts:
             return None
-        named = ("localhost", "127.0.0.1", "::1", self.host, *self.allowed_hosts)
-        return frozenset(name.lower().strip("[]") for name in named)
+        return frozenset(("localhost", "127.0.0.1", "::1", self.host, *self.allowed_hosts))
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """Every key that opens the service, from the setting and from the file."""
+        """API keys of the setting and of the file."""
         named = [key.get_secret_value() for key in self.api_keys]
         if self.api_keys_file is not None:
-            lines = self.api_keys_file.read_text().splitlines()
+            lines = self.api_keys_file.read_text("utf-8-sig").splitlines()
             named += [line.strip() for line in lines if line.strip()]
         return tuple(named)
 
 
 def read_settings(**flags: Any) -> Settings:
-    """The settings of this process.
+    """Read the settings of this process.
 
     Args:
-        flags: What the command line says; it comes first.
+        flags: Values of the command line, which override all others.
 
     Raises:
         ValueError: A value is refused, or a `DELTAW_` name is unknown.
-        OSError: The file of keys cannot be read.
+        OSError: The file of API keys cannot be read.
     """
     unknown = sorted({*_unknown(os.environ), *_unknown(dotenv_values(ENV_FILE))})
     if unknown:
-        raise ValueError(f"unknown setting {unknown[0]}")
+        raise ValueError(f"{unknown[0]} is not a setting: `deltaw serve --help` lists them")
     return Settings(**flags)
 
 

@@ -1,5 +1,4 @@
-"""What an operator sees: metrics, one log line a request, and the request's id. Never a piece of a
-prompt."""
+"""Metrics, logs and request ids. None of them ever holds a piece of a prompt."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ ERRORS = tuple(10.0**-i for i in range(9, -1, -1))
 
 
 class Metrics:
-    """The service's metrics and the process's, in a registry of their own."""
+    """Metrics of the service and of its process, in a registry of their own."""
 
     def __init__(self) -> None:
         registry = CollectorRegistry()
@@ -31,98 +30,108 @@ class Metrics:
         ProcessCollector(registry=registry)
         self.requests = Counter(
             "deltaw_http_requests",
-            "Requests by method, route template and status.",
+            "Requests answered, by method, route template and status.",
             ["method", "route", "status"],
             registry=registry,
         )
         self.duration = Histogram(
             "deltaw_http_request_duration_seconds",
-            "From the first byte of the request to the last of the answer.",
+            "Seconds from the head of a request to the end of its answer.",
             ["method", "route"],
             buckets=SECONDS,
             registry=registry,
         )
         self.queue_depth = Gauge(
-            "deltaw_queue_depth", "Requests that wait for their turn.", registry=registry
+            "deltaw_queue_depth", "Requests that wait in the queue.", registry=registry
         )
         self.queue_wait = Histogram(
             "deltaw_queue_wait_seconds",
-            "Waiting before the turn.",
+            "Seconds that a request waited in the queue.",
             buckets=SECONDS,
             registry=registry,
         )
         self.forward = Histogram(
-            "deltaw_forward_seconds", "One forward of one pack.", buckets=SECONDS, registry=registry
+            "deltaw_forward_seconds", "Seconds of one forward.", buckets=SECONDS, registry=registry
         )
         self.batch_size = Histogram(
-            "deltaw_batch_size", "Runs in one pack.", buckets=TOKENS, registry=registry
+            "deltaw_batch_size", "Runs in one forward.", buckets=TOKENS, registry=registry
         )
         self.rejected = Counter(
-            "deltaw_rejected", "Requests refused, by problem code.", ["reason"], registry=registry
+            "deltaw_rejected",
+            "Requests answered with a problem, by its code.",
+            ["reason"],
+            registry=registry,
         )
         self.input_tokens = Histogram(
-            "deltaw_input_tokens", "Rows a request asks for.", buckets=TOKENS, registry=registry
+            "deltaw_input_tokens",
+            "Rows that a request computes, cached ones included.",
+            buckets=TOKENS,
+            registry=registry,
         )
         self.response_bytes = Histogram(
-            "deltaw_response_bytes", "Size of an answer's body.", buckets=BYTES, registry=registry
+            "deltaw_response_bytes", "Bytes of an answer's body.", buckets=BYTES, registry=registry
         )
         self.prefix_cache_hits = Gauge(
-            "deltaw_prefix_cache_hits", "Rows found among known prefixes.", registry=registry
+            "deltaw_prefix_cache_hits", "Rows found in the prefix cache.", registry=registry
         )
         self.prefix_cache_misses = Gauge(
-            "deltaw_prefix_cache_misses", "Rows that had to be computed.", registry=registry
+            "deltaw_prefix_cache_misses",
+            "Rows not found in the prefix cache, which had to be computed.",
+            registry=registry,
         )
         self.prefix_cache_bytes = Gauge(
-            "deltaw_prefix_cache_bytes", "What known prefixes take.", registry=registry
+            "deltaw_prefix_cache_bytes", "Bytes of the prefix cache.", registry=registry
         )
         self.equivalence_error = Histogram(
             "deltaw_equivalence_relative_error",
-            "Relative error of each equivalence check, the self-check's included.",
+            "Relative error of each equivalence check, including the self-check at start.",
             buckets=ERRORS,
             registry=registry,
         )
         self.equivalence_failures = Counter(
             "deltaw_equivalence_failures",
-            "Equivalence checks that failed, the self-check's included.",
+            "Equivalence checks that failed, including the self-check at start.",
             registry=registry,
         )
         self.build_info = Gauge(
             "deltaw_build_info",
-            "1, with what is loaded.",
+            "Always 1; the labels name the version and the loaded model.",
             ["version", "model", "revision", "device", "dtype"],
             registry=registry,
         )
 
     def observe_forward(self, seconds: float, runs: int) -> None:
-        """One forward took so long and held so many runs."""
+        """Record the seconds and the runs of one forward."""
         self.forward.observe(seconds)
         self.batch_size.observe(runs)
 
 
 def request_id(offered: str | None) -> str:
-    """The caller's id where it is 1 to 128 of `A-Za-z0-9._-`, else a new one."""
+    """Return the caller's id if it is 1 to 128 characters of `A-Za-z0-9._-`, else a new one."""
     if offered is not None and REQUEST_ID.fullmatch(offered):
         return offered
     return secrets.token_hex(8)
 
 
 class Lossy(io.FileIO):
-    """A file descriptor whose writes never fail: what a full disk or a closed pipe does not take
-    is lost."""
+    """File descriptor whose writes never fail. A full disk or a closed pipe loses the data."""
 
     def write(self, data: Buffer, /) -> int:
-        """All of the data, taken or lost."""
+        """Write the data or lose it, and report all of it as written."""
         with suppress(OSError):
             super().write(data)
         return memoryview(data).nbytes
 
 
 def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
-    """Send structlog and the standard library's warnings to stderr, as lines of JSON or for a
-    person.
+    """Send structlog and the standard library's warnings to stderr.
 
-    The process's own stderr is replaced by one that never fails, so that a log that cannot be
+    This replaces the process's stderr by one that never fails, so that a log that cannot be
     written costs its lines and no request.
+
+    Args:
+        log_format: `json` (one line each), `console` (for people), or `auto` (`console` on a
+            terminal, else `json`).
     """
     if sys.__stderr__ is not None and sys.stderr is sys.__stderr__:
         sys.stderr = io.TextIOWrapper(

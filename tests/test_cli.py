@@ -106,6 +106,11 @@ def test_check_config_prints_settings(tmp_path: Path) -> None:
         ({"DELTAW_HOST": "0.0.0.0"}, "DELTAW_API_KEYS"),
         ({"DELTAW_PORT": "open-sesame"}, "port"),
         ({"DELTAW_API_KEYS_FILE": "/no/such/file"}, "/no/such/file"),
+        ({"DELTAW_API_KEYS": "open-sesame now"}, "API key"),
+        ({"DELTAW_ALLOWED_HOSTS": "https://a.example:8000"}, "allowed_hosts: 'https://a.ex"),
+        ({"DELTAW_CORS_ORIGINS": "a.example"}, "cors_origins: 'a.example' is not an origin"),
+        ({"DELTAW_ROOT_PATH": "/v1"}, "root_path"),
+        ({"DELTAW_DEVICE": "gpu"}, "device"),
     ],
 )
 def test_wrong_setting_exits_with_one_sentence(

@@ -1,4 +1,4 @@
-"""Settings: where they come from, which one wins, and what is refused."""
+"""Settings: their sources, which one wins, what is normalised and what is refused."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ PROMISED = {
     "dtype",
     "host",
     "port",
+    "root_path",
     "threads",
     "max_body_bytes",
     "max_response_bytes",
@@ -30,6 +31,7 @@ PROMISED = {
     "api_keys_file",
     "insecure",
     "cors_origins",
+    "allowed_hosts",
     "log_format",
     "drain_seconds",
 }
@@ -44,19 +46,19 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
 
 
-def test_promised() -> None:
+def test_promised_settings_exist() -> None:
     """The settings that operators were promised are all there."""
     assert set(Settings.model_fields) >= PROMISED
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
-def test_documented(name: str) -> None:
+def test_setting_is_documented(name: str) -> None:
     """Each setting is described where it is declared, and has its row in docs/operations.md."""
     assert Settings.model_fields[name].description
     assert f"| `DELTAW_{name.upper()}` |" in (ROOT / "docs/operations.md").read_text()
 
 
-def test_defaults() -> None:
+def test_defaults_serve_the_bundled_model_on_the_loopback() -> None:
     """Without any setting the bundled model is served, to this machine alone."""
     settings = read_settings()
     assert (settings.model, settings.dtype, settings.device) == ("bundled", "float32", "auto")
@@ -66,7 +68,9 @@ def test_defaults() -> None:
     assert settings.cors_origins == ()
 
 
-def test_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_flag_overrides_environment_overrides_env_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The command line wins over the environment, that over `.env`, that over the default."""
     (tmp_path / ".env").write_text("DELTAW_PORT=1001\nDELTAW_THREADS=1\nDELTAW_QUEUE_SIZE=11\n")
     monkeypatch.setenv("DELTAW_PORT", "1002")
@@ -76,7 +80,7 @@ def test_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert settings.max_prompts == Settings.model_fields["max_prompts"].default
 
 
-def test_unknown_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_in_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A `DELTAW_` name that is no setting is refused by name: it may be a misspelt key."""
     monkeypatch.setenv("DELTAW_API_KEY", "secret")
     with pytest.raises(ValueError, match="DELTAW_API_KEY") as caught:
@@ -84,8 +88,8 @@ def test_unknown_in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_unknown_in_file(tmp_path: Path) -> None:
-    """So is one in `.env`, where names of others are left alone."""
+def test_unknown_name_in_env_file_is_refused(tmp_path: Path) -> None:
+    """A `DELTAW_` name in `.env` is refused too; names of other programs are ignored."""
     (tmp_path / ".env").write_text("OTHER=1\nDELTAW_NOPE=1\n")
     with pytest.raises(ValueError, match="DELTAW_NOPE"):
         read_settings()
@@ -108,9 +112,18 @@ def test_unknown_in_file(tmp_path: Path) -> None:
         ("batching", "perhaps"),
         ("log_format", "xml"),
         ("model", ""),
+        ("device", "gpu"),
+        ("device", "CPU"),
+        ("device", "cuda:x"),
+        ("host", ""),
+        ("host", "http://127.0.0.1"),
+        ("host", "127.0.0.1:8000"),
+        ("api_keys", ","),
+        ("cors_origins", " "),
+        ("allowed_hosts", ",,"),
     ],
 )
-def test_refused(name: str, value: str) -> None:
+def test_value_out_of_range_is_refused(name: str, value: str) -> None:
     """A value out of range is refused at start, and the setting named."""
     with pytest.raises(ValidationError) as caught:
         read_settings(**{name: value})
@@ -118,8 +131,8 @@ def test_refused(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_public_needs_key(host: str, tmp_path: Path) -> None:
-    """A public address needs a key, or the word that it may go without."""
+def test_public_address_needs_a_key(host: str, tmp_path: Path) -> None:
+    """A public address needs a key, or `insecure`."""
     with pytest.raises(ValidationError, match="DELTAW_API_KEYS"):
         read_settings(host=host)
     keys = tmp_path / "keys"
@@ -132,13 +145,13 @@ def test_public_needs_key(host: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
-def test_loopback_needs_none(host: str) -> None:
+def test_loopback_needs_no_key(host: str) -> None:
     """An address of this machine alone needs no key."""
     assert read_settings(host=host).host == host
 
 
-def test_lists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and origins are separated by commas; spaces around them and empty ones do not count."""
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists are separated by commas; spaces around entries and empty entries are dropped."""
     monkeypatch.setenv("DELTAW_API_KEYS", " a, b ,,c")
     monkeypatch.setenv("DELTAW_CORS_ORIGINS", "http://x:1,https://y")
     settings = read_settings()
@@ -146,9 +159,9 @@ def test_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.cors_origins == ("http://x:1", "https://y")
 
 
-def test_keys_of_both(tmp_path: Path) -> None:
-    """Keys come from the setting and from the file."""
-    (tmp_path / "keys").write_text("x\n\n y \n")
+def test_keys_come_from_setting_and_file(tmp_path: Path) -> None:
+    """Keys come from the setting and from the file, whichever editor wrote it."""
+    (tmp_path / "keys").write_bytes(b"\xef\xbb\xbfx\r\n\r\n y \r\n")
     settings = read_settings(api_keys="a", api_keys_file=str(tmp_path / "keys"))
     assert settings.keys == ("a", "x", "y")
 
@@ -159,7 +172,123 @@ def test_secrets_are_masked() -> None:
     assert "open-sesame" not in repr(settings) + str(settings) + settings.model_dump_json()
 
 
-def test_frozen() -> None:
+def test_settings_are_frozen() -> None:
     """Settings do not change once they are read."""
     with pytest.raises(ValidationError):
         read_settings().port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("key", ["a b", "a\tb", "k\u00e9", "a\x00b"])
+def test_key_that_no_header_can_carry_is_refused(key: str, tmp_path: Path) -> None:
+    """A key is printable ASCII without spaces, in the setting and in the file."""
+    (tmp_path / "keys").write_text(f"good\n{key}\n", "utf-8")
+    for given in ({"api_keys": key}, {"api_keys_file": str(tmp_path / "keys")}):
+        with pytest.raises(ValidationError, match="an API key") as caught:
+            read_settings(**given)
+        assert key not in caught.value.errors()[0]["msg"]
+
+
+@pytest.mark.parametrize(
+    ("value", "origin"),
+    [
+        ("https://a.example/", "https://a.example"),
+        ("HTTPS://A.Example:443", "https://a.example"),
+        ("http://a.example:80/", "http://a.example"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://[0:0::1]:8", "http://[::1]:8"),
+        ("chrome-extension://abcdefgh", "chrome-extension://abcdefgh"),
+        ("*", "*"),
+    ],
+)
+def test_origin_is_normalised(value: str, origin: str) -> None:
+    """An origin is kept as browsers send it: lower case, no slash, no default port."""
+    assert read_settings(cors_origins=value).cors_origins == (origin,)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a.example",
+        "null",
+        "https://",
+        "https://a.example/page",
+        "https://a.example?x",
+        "https://user@a.example",
+        "https://*.a.example",
+        "https://a.example:99999",
+        "https://m\u00fcnchen.example",
+    ],
+)
+def test_origin_that_no_browser_sends_is_refused(value: str) -> None:
+    """An origin that could never match is refused, and the sentence names it."""
+    with pytest.raises(ValidationError) as caught:
+        read_settings(cors_origins=f"https://b.example,{value}")
+    (mistake,) = caught.value.errors()
+    assert mistake["loc"] == ("cors_origins", 1)
+    assert "is not a" in mistake["msg"]
+
+
+@pytest.mark.parametrize(
+    ("value", "host"),
+    [
+        ("A.Example.", "a.example"),
+        ("deltaw_1", "deltaw_1"),
+        ("[::1]", "::1"),
+        ("2001:DB8::0:1", "2001:db8::1"),
+        ("10.0.0.1", "10.0.0.1"),
+        ("*", "*"),
+    ],
+)
+def test_host_is_normalised(value: str, host: str) -> None:
+    """A host is kept as browsers send it, without brackets."""
+    assert read_settings(allowed_hosts=value).allowed_hosts == (host,)
+    if value != "*":
+        assert read_settings(host=value, insecure="true").host == host
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://a.example:8000",
+        "https://a.example",
+        "a.example:8000",
+        "[::1]:8000",
+        "a.example/",
+        "*.a.example",
+        "a..example",
+        "-a",
+        "1.2.3.4.5",
+    ],
+)
+def test_host_that_no_header_equals_is_refused(value: str) -> None:
+    """A host with a scheme, a port, a path or a wildcard would match nothing and is refused."""
+    for name in ("allowed_hosts", "host"):
+        with pytest.raises(ValidationError, match="is not a host"):
+            read_settings(**{name: value}, insecure="true")
+
+
+def test_each_mistake_has_its_sentence() -> None:
+    """Two wrong entries of one list are two mistakes."""
+    with pytest.raises(ValidationError) as caught:
+        read_settings(allowed_hosts="a:1,b,c:2", cors_origins="x")
+    assert len(caught.value.errors()) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "prefix"),
+    [("/deltaw", "/deltaw"), ("deltaw/", "/deltaw"), ("/", ""), ("", ""), ("/a/b-c.d", "/a/b-c.d")],
+)
+def test_root_path_is_normalised(value: str, prefix: str) -> None:
+    """A path prefix has a slash at its start and none at its end."""
+    assert read_settings(root_path=value).root_path == prefix
+
+
+@pytest.mark.parametrize(
+    "value", ["https://a.example/x", "/a//b", "/a/../b", "/a b", "/%41", "/a?b", "/v1", "/docs/x"]
+)
+def test_root_path_that_cannot_be_served_is_refused(value: str) -> None:
+    """A prefix that is no path, or hides one of the service's own, is refused."""
+    with pytest.raises(ValidationError) as caught:
+        read_settings(root_path=value)
+    assert caught.value.errors()[0]["loc"] == ("root_path",)

@@ -1,0 +1,1 @@
+"""The HTTP API: each resource parses a request, asks the engine and serialises the answer."""

@@ -1,4 +1,4 @@
-"""The API's documentation: each problem by its code, and the OpenAPI pages without a CDN."""
+"""API documentation: each problem by its code, and Swagger UI without a CDN."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastapi import Path as PathParameter
 from fastapi.openapi.docs import swagger_ui_default_parameters
 from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from schemas.common import Answer
@@ -21,7 +22,8 @@ from service.api.openapi import answers
 from service.api.problems import ProblemError
 
 router = APIRouter()
-ASSETS = "/docs/assets"
+ASSETS = "docs/assets"
+"""Relative to `/docs`, like every reference of the page, so that it works below any prefix."""
 PAGE = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -34,13 +36,13 @@ PAGE = f"""<!DOCTYPE html>
 <body>
 <div id="swagger-ui"></div>
 <script src="{ASSETS}/swagger-ui-bundle.js"></script>
-<script src="/docs/start.js"></script>
+<script src="docs/start.js"></script>
 </body>
 </html>
 """
 START = f"""SwaggerUIBundle({{
   ...{json.dumps(swagger_ui_default_parameters)},
-  url: "/openapi.json",
+  url: "openapi.json",
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
 }});
 """
@@ -48,7 +50,7 @@ START = f"""SwaggerUIBundle({{
 
 @dataclass(frozen=True)
 class ProblemMeaning(Answer):
-    """What a problem's code stands for."""
+    """Meaning of a problem's code."""
 
     code: str
     status: int
@@ -79,26 +81,28 @@ async def problem(
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """Swagger's page on the OpenAPI document, all of it from here."""
+    """Serve Swagger UI for the OpenAPI document."""
     return HTMLResponse(PAGE)
 
 
 @router.get("/docs/start.js", include_in_schema=False)
 async def start() -> Response:
-    """What the page runs: FastAPI's own settings of Swagger, in a file for the page's policy."""
+    """Serve the script that starts Swagger UI. The page's policy allows no inline script."""
     return Response(START, media_type="text/javascript")
 
 
 class Whole(StaticFiles):
-    """Files that are given whole: Starlette answers a bad `Range` in plain text."""
+    """Static files that ignore `Range`, since Starlette answers a bad one in plain text."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one, whatever range of it was asked for."""
+        """Serve the whole file."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(405, headers={"Allow": "GET, HEAD"})
         headers = [field for field in scope["headers"] if field[0] != b"range"]
         await super().__call__({**scope, "headers": headers}, receive, send)
 
 
 def serve_assets(app: FastAPI) -> None:
-    """Serve the page's scripts and styles, which the package fastapi-offline brings along."""
+    """Serve the scripts and styles of Swagger UI, which the package fastapi-offline contains."""
     folder = Path(fastapi_offline.__path__[0]) / "static"
-    app.mount(ASSETS, Whole(directory=folder), name="docs-assets")
+    app.mount(f"/{ASSETS}", Whole(directory=folder), name="docs-assets")

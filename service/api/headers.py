@@ -1,4 +1,4 @@
-"""Headers that keep a browser from doing more with an answer than it should."""
+"""Security headers for browsers."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ EVERYWHERE: Mapping[str, str] = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
-"""On whatever is answered."""
+"""Headers of every answer."""
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-"""What a page of ours may do: load and ask this service, run nothing inline, be framed nowhere."""
+"""Policy of the service's pages: they load from and call this service only, run no inline script,
+and no page frames them."""
 
 
 def protect(headers: MutableHeaders, method: str) -> None:
-    """Add what is not there yet.
+    """Add the security headers to an answer.
 
     Args:
-        headers: Of the answer.
-        method: Of the request; what a POST is answered is never stored.
+        headers: Headers of the answer.
+        method: Method of the request. Answers to POST are never stored.
     """
     for name, value in EVERYWHERE.items():
         headers[name] = value

@@ -1,7 +1,8 @@
-"""`Host`: a service without a key answers only to names of its own, whoever resolves to it."""
+"""`Host`: one in every request, and where there is no key only the service's own names."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
@@ -10,27 +11,43 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.api.problems import ProblemError, respond
 
+FIELD = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
+"""RFC 9110, 7.2: a host and a port."""
+
 
 class KnownHosts:
-    """ASGI middleware that refuses a request whose `Host` is none of those given.
+    """ASGI middleware that checks the `Host` of each request.
 
-    A request without the header is let through: no browser sends one.
+    RFC 9112, 3.2 demands a 400 where the header is repeated or malformed, or missing in HTTP/1.1.
+
+    Args:
+        app: The application behind it.
+        hosts: Names and addresses to accept; None accepts any.
     """
 
-    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None) -> None:
         self._app = app
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        known = scope["type"] != "http" or all(
-            host_name(value) in self._hosts for value in Headers(scope=scope).getlist("host")
-        )
-        if known:
-            await self._app(scope, receive, send)
+        if scope["type"] == "http" and (refusal := self._refusal(scope)) is not None:
+            await respond(Request(scope), refusal)(scope, receive, send)
         else:
-            refused = respond(Request(scope), ProblemError("unknown_host"))
-            await refused(scope, receive, send)
+            await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> ProblemError | None:
+        sent = Headers(scope=scope).getlist("host")
+        missing = not sent and scope["http_version"] == "1.1"
+        if missing or len(sent) > 1 or not all(FIELD.fullmatch(value) for value in sent):
+            return ProblemError(
+                "malformed_request",
+                "Send exactly one `Host` header, with a host and at most a port.",
+                headers={"Connection": "close"},
+            )
+        if self._hosts is not None and any(host_name(value) not in self._hosts for value in sent):
+            return ProblemError("unknown_host")
+        return None
 
 
 def host_name(value: str) -> str:

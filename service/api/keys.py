@@ -1,4 +1,4 @@
-"""Keys: `Authorization: Bearer`, where any are configured."""
+"""API keys: `Authorization: Bearer`, where any are configured."""
 
 from __future__ import annotations
 
@@ -13,12 +13,18 @@ from service.api.state import Found
 
 Bearer = Annotated[
     HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="needed where the service has keys")),
+    Depends(
+        HTTPBearer(
+            auto_error=False, description="An API key. Needed only where the service has keys."
+        )
+    ),
 ]
 
 
 async def require_key(state: Found, sent: Bearer) -> None:
-    """Refuse a request without one of the keys, where there are keys; the time taken tells nothing.
+    """Refuse a request without a valid key. Without configured keys, accept every request.
+
+    The comparison takes the same time for every key, so that timing reveals none.
 
     Raises:
         ProblemError: `missing_key` or `wrong_key`.

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of an operation: its body, its answers and its problems."""
+"""The OpenAPI document: the body, the answers and the problems of each operation."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from service.api.problems import MEDIA_TYPE
 from service.api.tensors import JSON, SAFETENSORS
 
 ASKED = tuple(code for code in PROBLEMS if code != "not_found")
-"""The problems of a resource that computes."""
-ANYWHERE = ("request_timeout", "unknown_host", "headers_too_large")
-"""The problems of a request before it is looked at."""
-PACKED = """Tensors by their path, such as `updates.0.factors.input`. The JSON answer is
-`__metadata__["response"]`, with {dtype, shape, tensor: path} in each tensor's place."""
+"""Problems of a resource that computes."""
+ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too_large")
+"""Problems that the service finds before it routes a request."""
+PACKED = """A safetensors file. Each tensor is named by its path in the answer, such as
+`updates.0.factors.input`. `__metadata__["response"]` holds the JSON answer, with
+`{"dtype", "shape", "tensor": path}` in each tensor's place."""
 GENERIC = f"__{Values.__name__}_"
+"""Suffix that pydantic adds to the names of generic answers."""
 COMPONENTS = "#/components/schemas/"
 
 
 def operation(body: type[BaseModel]) -> dict[str, Any]:
-    """Keywords of a route whose body is read from bytes, so that FastAPI does not see it."""
+    """Return the keywords of a route that reads its body from bytes, unseen by FastAPI."""
     schema = body.model_json_schema(ref_template=COMPONENTS + "{model}")
     content = {JSON: {"schema": schema}}
     return {
@@ -36,7 +38,7 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 def answers(
     answer: Any, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
 ) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route: its answer, and each status that a problem may have."""
+    """Return the `responses` of a route: its answer, and the problems by their status."""
     documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}
     if tensors:
         documented[200]["content"] = {
@@ -60,19 +62,20 @@ def answers(
         said["description"] += f"`{code}`: {PROBLEMS[code].meaning}\n\n"
         if status in (429, 503):
             said["headers"] = {
-                "Retry-After": {"schema": {"type": "integer"}, "description": "seconds"}
+                "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}
             }
     return documented
 
 
 def describe(app: FastAPI, *, locked: bool) -> None:
-    """Give the OpenAPI document the schemas that FastAPI does not see: bodies and problems.
+    """Complete the OpenAPI document with the bodies and problems that FastAPI does not see.
 
-    The first line of a handler's docstring is the operation's summary, the rest its description.
+    The first line of a handler's docstring becomes the operation's summary, the rest its
+    description.
 
     Args:
-        app: Whose document it is.
-        locked: Whether it has keys; where it has none, the document asks for none.
+        app: The application that the document describes.
+        locked: Whether the service has API keys. Without any, the document asks for none.
     """
     generate = app.openapi
 
@@ -85,11 +88,16 @@ def describe(app: FastAPI, *, locked: bool) -> None:
                 ref_template=COMPONENTS + "{model}"
             )
             _lift_definitions(document, schemas)
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
             for operations in document["paths"].values():
                 for said in operations.values():
                     summary, _, rest = said["description"].partition("\n")
                     said["summary"] = summary.rstrip(".")
                     said["description"] = rest.strip() or summary
+                    # FastAPI documents its own 422 wherever it sees a parameter.
+                    if MEDIA_TYPE not in said["responses"].get("422", {}).get("content", {}):
+                        said["responses"].pop("422", None)
                     if not locked:
                         said.pop("security", None)
             if not locked:
@@ -101,7 +109,7 @@ def describe(app: FastAPI, *, locked: bool) -> None:
 
 
 def _lift_definitions(node: Any, schemas: dict[str, Any]) -> None:
-    """Move every `$defs` of an inlined schema to the components, where its references point."""
+    """Move the `$defs` of each inlined schema to the components, where its references point."""
     if isinstance(node, dict):
         for name, schema in node.pop("$defs", {}).items():
             schemas.setdefault(name, schema)

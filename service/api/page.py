@@ -1,4 +1,4 @@
-"""The explorer: one page at `/` and what it is made of, all of it files of the package."""
+"""The explorer: one page at `/` and its parts, all of them files of the package."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from service.api.docs_pages import Whole
 
 FOLDER = Path(__file__).parent.parent / "web"
 PARTS = "/web"
-"""Where the page's parts are; the page names them relatively, so that a prefix changes nothing."""
+"""Path of the page's parts. The page names them relatively, so that it works below any prefix."""
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -21,11 +21,11 @@ MEDIA_TYPES = {
     ".svg": "image/svg+xml",
     ".woff2": "font/woff2",
 }
-"""By suffix, since what `mimetypes` knows differs from system to system."""
+"""Media type by suffix, since the table of `mimetypes` differs from system to system."""
 
 
 class Parts(Whole):
-    """Files that a browser asks for again each time, by their ETag: an upgrade shows at once."""
+    """Static files that browsers revalidate by ETag each time, so that an upgrade shows at once."""
 
     def file_response(
         self,
@@ -34,7 +34,7 @@ class Parts(Whole):
         scope: Scope,
         status_code: int = 200,
     ) -> Response:
-        """The file, or 304 where the browser has it."""
+        """Answer with the file, or with 304 where the browser has it."""
         response = super().file_response(full_path, stat_result, scope, status_code)
         response.headers["Cache-Control"] = "no-cache"
         if media_type := MEDIA_TYPES.get(Path(full_path).suffix):
@@ -46,9 +46,9 @@ router = APIRouter()
 parts = Parts(directory=FOLDER)
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+@router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
-    """The explorer page."""
+    """Serve the explorer page."""
     return await parts.get_response("index.html", request.scope)
 
 

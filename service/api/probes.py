@@ -1,5 +1,4 @@
-"""Probes and metrics: whether the process lives, whether it may be sent work, and what it has
-counted."""
+"""Probes and metrics: liveness, readiness, and Prometheus counters."""
 
 from __future__ import annotations
 
@@ -20,21 +19,21 @@ router = APIRouter()
 
 @dataclass(frozen=True)
 class Live(Answer):
-    """The process runs."""
+    """The process is alive."""
 
     status: Literal["live"] = "live"
 
 
 @dataclass(frozen=True)
 class Ready(Answer):
-    """The model is loaded, its self-check holds, and work is taken."""
+    """The model is loaded, its self-check holds, and the service accepts work."""
 
     status: Literal["ready"] = "ready"
 
 
 @router.get("/livez", responses=answers(Live, tensors=False, problems=()))
 async def livez() -> Live:
-    """Whether the process lives. Never touches the model."""
+    """Report that the process is alive. Never touches the model."""
     return Live()
 
 
@@ -44,12 +43,15 @@ NOT_READY = answers(Ready, tensors=False, problems=("loading", "self_check_faile
 @router.get("/readyz", responses=NOT_READY)
 @router.get("/health", responses=NOT_READY)
 async def readyz(state: Found) -> Ready:
-    """Whether work may be sent: the model is loaded and its equivalence check holds."""
-    if state.engine.draining:
-        raise Draining("the service is shutting down", retry_after=5.0)
+    """Report whether the service accepts work: the model is loaded and its self-check holds."""
+    engine = state.engine
+    if engine.draining and engine.fatal is None:
+        raise Draining("The service is shutting down.", retry_after=5.0)
     try:
-        _ = state.engine.model
+        _ = engine.model
     except SelfCheckFailed as failed:
+        if engine.fatal is not None:
+            raise
         raise SelfCheckFailed(state.unsound, retry_after=failed.retry_after) from failed
     return Ready()
 
@@ -62,7 +64,7 @@ METRICS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/metrics", response_model=None, responses=METRICS, dependencies=[Depends(require_key)])
 async def metrics(state: Found) -> Response:
-    """Count, in Prometheus' text format."""
+    """Serve the metrics in Prometheus' text format."""
     state.metrics.queue_depth.set(state.engine.waiting)
     if (prefixes := state.engine.prefixes) is not None:
         state.metrics.prefix_cache_hits.set(prefixes.hits)

@@ -26,7 +26,7 @@ from service.engine.model import Model
 from service.engine.prefixes import Prefixes
 from service.engine.question import Answer, Plan
 from service.engine.scheduler import Scheduler, Ticket, Timings, expiry
-from service.errors import Draining, Loading, QueueFull, SelfCheckFailed
+from service.errors import Draining, Loading, QueueFull, SelfCheckFailed, ServiceError
 
 ACTIVE = 16
 """Maximum questions under way at once, for questions of few rows and of many rows each."""
@@ -110,8 +110,12 @@ class Engine:
 
         Raises:
             Loading: It is not loaded yet.
-            SelfCheckFailed: The self-check did not hold.
+            SelfCheckFailed: The self-check did not hold, or the engine has failed.
         """
+        if self.fatal is not None:
+            fatal = self.fatal
+            reason = fatal.detail if isinstance(fatal, ServiceError) else type(fatal).__name__
+            raise SelfCheckFailed(f"The engine has failed: {reason}", retry_after=60.0)
         if self._sound is None or self._model is None:
             raise Loading("The model is still loading.")
         if not self._sound:

@@ -1,4 +1,4 @@
-"""Keys: nothing but probes and documentation without one, where there are any."""
+"""API keys: where there are any, only probes and documentation are open without one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from tests.api.wire import problem
         (f"Bearer {KEY}x", "wrong_key"),
     ],
 )
-def test_keys(narrow: Heard, path: str, header: str | None, code: str) -> None:
-    """Without one of the keys nothing is read, not even whether the body is any good."""
+def test_missing_or_wrong_key_is_refused(
+    narrow: Heard, path: str, header: str | None, code: str
+) -> None:
+    """Without a valid key the service reads no body, not even a malformed one."""
     method = "POST" if path in PATHS.values() else "GET"
     headers = {"Authorization": header} if header else {}
     response = httpx.request(method, narrow.served.url + path, content=b"{", headers=headers)
@@ -31,13 +33,13 @@ def test_keys(narrow: Heard, path: str, header: str | None, code: str) -> None:
 
 
 @pytest.mark.parametrize("key", [KEY, "another"])
-def test_each_key_opens(narrow: Heard, key: str) -> None:
-    """Each of the configured keys opens the service."""
+def test_each_key_is_accepted(narrow: Heard, key: str) -> None:
+    """Each of the configured keys is accepted."""
     headers = {"Authorization": f"Bearer {key}"}
     assert httpx.get(f"{narrow.served.url}/v1/model", headers=headers).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/openapi.json", "/docs"])
-def test_open_without_key(narrow: Heard, path: str) -> None:
+def test_probes_and_documentation_need_no_key(narrow: Heard, path: str) -> None:
     """Probes and documentation are never authenticated."""
     assert httpx.get(narrow.served.url + path).status_code == 200

@@ -89,17 +89,34 @@ def document(tiny_heard: Heard) -> dict[str, Any]:
     return answer
 
 
-def test_valid(document: dict[str, Any]) -> None:
-    """The document is OpenAPI."""
+def test_document_is_openapi(document: dict[str, Any]) -> None:
+    """The document follows the OpenAPI specification."""
     validate(document)
 
 
-def test_self_contained(document: dict[str, Any]) -> None:
+def test_references_resolve(document: dict[str, Any]) -> None:
     """Every reference of the document is to a schema in it."""
     schemas = document["components"]["schemas"]
     text = json.dumps(document)
     for reference in (part.split('"')[0] for part in text.split('"$ref": "')[1:]):
         assert reference.removeprefix("#/components/schemas/") in schemas
+
+
+def test_schemas_are_the_services_own(document: dict[str, Any]) -> None:
+    """FastAPI's own validation errors, which the service never sends, are not in the document."""
+    text = json.dumps(document)
+    assert "ValidationError" not in text
+    assert "Validation Error" not in text
+    for methods in document["paths"].values():
+        for operation in methods.values():
+            for status, said in operation["responses"].items():
+                assert status == "200" or list(said["content"]) == ["application/problem+json"]
+
+
+def test_description_credits_each_paper(document: dict[str, Any]) -> None:
+    """The description cites the four papers whose ideas the service computes."""
+    for paper in ("2507.16003", "2510.08734", "2511.17864", "2512.11255"):
+        assert f"arxiv.org/abs/{paper}" in document["info"]["description"]
 
 
 def test_operations_are_described(document: dict[str, Any]) -> None:
@@ -114,7 +131,7 @@ def test_operations_are_described(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", MAY_OCCUR)
-def test_problems_are_documented(document: dict[str, Any], path: str) -> None:
+def test_problems_of_each_path_are_documented(document: dict[str, Any], path: str) -> None:
     """Each problem that a path may answer with is named under its status, with its media type."""
     (operation,) = document["paths"][path].values()
     for code in MAY_OCCUR[path]:
@@ -125,7 +142,7 @@ def test_problems_are_documented(document: dict[str, Any], path: str) -> None:
             assert "Retry-After" in said["headers"]
 
 
-def test_every_code_is_documented(document: dict[str, Any]) -> None:
+def test_every_problem_code_is_documented(document: dict[str, Any]) -> None:
     """Every code of the contract's table is somewhere in the document."""
     text = json.dumps(document)
     assert [code for code in STATUS if f"`{code}`" not in text] == []
@@ -172,7 +189,7 @@ def test_examples_are_served(document: dict[str, Any]) -> None:
     assert served == EXAMPLES
 
 
-def test_model(tiny_client: httpx.Client) -> None:
+def test_model_answer_names_each_hook_point_once(tiny_client: httpx.Client) -> None:
     """`/v1/model` validates, says what is loaded and names each hook point once."""
     answer = read_answer(ModelAnswer, tiny_client.get("/v1/model").content)
     assert (answer.n_layers, answer.d_model, answer.d_mlp) == (3, 32, 128)

@@ -138,7 +138,7 @@ def test_load_error_is_fatal_and_refuses_questions(tiny: Model, part: str) -> No
             await until(lambda: engine.fatal is error)
             with pytest.raises(Draining):
                 await engine.ask(Plan(reading(1)), SECONDS)
-            with pytest.raises(Loading):
+            with pytest.raises(SelfCheckFailed, match="no such model"):
                 engine.model
 
     in_loop(main())

@@ -13,8 +13,9 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+from tests.web.questions import VIEWS
+
 SIZES = {"phone": (390, 844), "tablet": (820, 1180), "desktop": (1440, 900)}
-VIEWS = ("equivalence", "next-tokens", "tokens", "updates", "trajectory", "attribution")
 SECONDS = 30.0
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.service_process import Served
+from tests.web.questions import VIEWS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -39,8 +40,8 @@ def violations(tab: Explorer) -> list[tuple[str, list[str]]]:
 def test_axe_finds_no_serious_violation(
     browser: Browser, explored: Served, size: str, theme: str
 ) -> None:
-    """The page has none with results, open drawers, stale results, a problem, and the dialog."""
-    from tests.web.browser import VIEWS, explorer
+    """With results, with every drawer open, with stale ones, with a problem, with the dialog."""
+    from tests.web.browser import explorer
 
     with explorer(browser, explored.url, size, theme) as tab:
         tab.open(**LONG)
