@@ -186,8 +186,8 @@ PROBLEMS: dict[str, Kind] = {
     "self_check_failed": Kind(
         503,
         "Self-check failed",
-        "The equivalence check at start did not hold, or the engine has failed. The service returns no "
-        "numbers.",
+        "The equivalence check at start did not hold, or the engine has failed. The service "
+        "returns no numbers.",
     ),
     "deadline_exceeded": Kind(
         504,
