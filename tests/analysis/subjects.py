@@ -7,17 +7,27 @@ The agreement rule (theory.md 9): a captured vector agrees with the oracle's to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from schemas.common import UNSET, Unset
+from schemas.activations import ActivationsRequest
+from schemas.attributions import AttributionsRequest
+from schemas.common import UNSET, Request, Unset
+from schemas.equivalence_checks import EquivalenceChecksRequest
 from schemas.pairs import AnotherContext, Baseline, WithoutSpans
+from schemas.trajectories import TrajectoriesRequest
+from schemas.weight_updates import WeightUpdatesRequest
+from service.analysis.activations import plan_activations
+from service.analysis.attributions import plan_attributions
+from service.analysis.equivalence_checks import plan_equivalence_checks
 from service.analysis.pairs import Pair, resolve_pair
-from service.engine import Model
+from service.analysis.trajectories import plan_trajectories
+from service.analysis.weight_updates import plan_weight_updates
+from service.engine import Model, Plan
 from tests import oracle as theirs
 from tests.oracle import GPT2, Question
 
@@ -86,6 +96,21 @@ class Subject:
                 anchor=self.model.tokenizer.anchor,
             )
         return self.asked[baseline]
+
+
+PLANS: Mapping[type[Request], Callable[[Model, Any], Plan[Any]]] = {
+    ActivationsRequest: plan_activations,
+    AttributionsRequest: plan_attributions,
+    EquivalenceChecksRequest: plan_equivalence_checks,
+    TrajectoriesRequest: plan_trajectories,
+    WeightUpdatesRequest: plan_weight_updates,
+}
+"""The planning function of each resource, by its request."""
+
+
+def plan_of(model: Model, request: Request) -> Plan[Any]:
+    """The plan of a request to any resource."""
+    return PLANS[type(request)](model, request)
 
 
 def distance(actual: ArrayLike, expected: ArrayLike) -> float:

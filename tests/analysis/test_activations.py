@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from schemas.activations import Reduce
-from service.analysis.activations import activations
+from service.analysis.activations import activations, hook_points
 from service.engine import drive
+from service.errors import UnknownHookPoint
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS
 from tests.oracle import HOOK_POINTS
@@ -59,3 +60,15 @@ def test_no_neighbouring_site_or_position_agrees(subject: Subject) -> None:
         alike = [vector for vector in wrong if vector.shape == values.shape]
         assert distance(values, trace[layer, point][4]) <= CAPTURED
         assert min(distance(values, vector) for vector in alike) > 100 * CAPTURED
+
+
+def test_hook_points_are_given_once_in_the_requested_order() -> None:
+    """Repeated names count once, at their first place."""
+    assert hook_points(["mlp_out", "mlp_in", "mlp_out"]) == ("mlp_out", "mlp_in")
+
+
+def test_unknown_hook_point_is_refused_with_its_path() -> None:
+    """The refusal names the path of the first unknown hook point, and lists the known ones."""
+    with pytest.raises(UnknownHookPoint, match="resid_mid") as refused:
+        hook_points(["mlp_in", "mlp_hidden", ""])
+    assert refused.value.at == ("hook_points", 1)

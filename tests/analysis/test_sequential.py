@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from schemas.common import UNSET
-from schemas.equivalence_checks import Apply, Scope
+from schemas.equivalence_checks import Apply
 from schemas.pairs import Stream
 from schemas.weight_updates import Update
 from service.analysis.block_checks import Procedure, block_checks
@@ -18,6 +18,7 @@ from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
 from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject, agree, distance
+from tests.oracle.checks import Scope
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 GATE: dict[tuple[Scope, torch.dtype], float] = {

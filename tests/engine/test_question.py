@@ -173,7 +173,7 @@ def test_equal_tokens_at_other_positions_are_other_rows() -> None:
     assert distinct_rows([run((5, 0), (6, 1)), run((5, 1), (6, 2))]) == 4
 
 
-def test_distinct_rows_orders_large_ids_and_positions() -> None:
+def test_distinct_rows_counts_rows_with_large_ids_and_positions() -> None:
     """Ids and positions above 255 and 65,535 share their beginnings too."""
     runs = [run((70_000, 300), (i, 301), (256, 302)) for i in (255, 256, 65_535, 65_536, 256)]
     assert distinct_rows(runs) == 1 + 4 * 2
