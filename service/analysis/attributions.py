@@ -47,7 +47,7 @@ def plan_attributions(model: Model, request: AttributionsRequest) -> Plan[Attrib
     spans = sentence_spans(model, pair) if given is None else given_spans(pair, given, cover=False)
     size = AnswerSize(
         entries=len(layers) * len(pair.positions) * (1 + len(spans)),
-        tokens=len(pair.context) + len(pair.query),
+        tokens=pair.echoed_tokens,
         entry_bytes=256,
     )
     return plan(model, attributions(model, pair, layers, spans), size)

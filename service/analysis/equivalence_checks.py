@@ -45,7 +45,7 @@ def plan_equivalence_checks(
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more.", "joint")
         refuse(stream != "free", "`joint` needs the stream `free`.", "joint")
     entries = len(layers) + (LOGITS_ENTRIES if request.scope == "model" else 0)
-    size = AnswerSize(entries * len(pair.positions), len(pair.context) + len(pair.query))
+    size = AnswerSize(entries * len(pair.positions), pair.echoed_tokens)
     question = equivalence_checks(model, pair, layers, stream, request)
     # The control of scope `model` runs the baseline of each position once more.
     again = len(pair.positions) * len(pair.baseline.ids)

@@ -96,6 +96,12 @@ class Pair:
     positions: tuple[int, ...]
     border_merges: bool | None
 
+    @property
+    def echoed_tokens(self) -> int:
+        """Number of tokens that an answer repeats: context, query, and the baseline's context."""
+        other = isinstance(self.requested, AnotherContext)
+        return len(self.context) + len(self.baseline.ids if other else self.query)
+
     def relation(self, model: Model, stream: Stream = "free") -> Relation:
         """The part of an answer that says what its numbers are relative to."""
         length = len(self.query)

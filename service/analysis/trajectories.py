@@ -38,7 +38,7 @@ def plan_trajectories(model: Model, request: TrajectoriesRequest) -> Plan[Trajec
     spans = token_spans(pair) if given is None else given_spans(pair, given, cover=True)
     size = AnswerSize(
         entries=len(layers) * len(pair.positions) * (1 + len(spans)),
-        tokens=len(pair.context) + len(pair.query),
+        tokens=pair.echoed_tokens,
         entry_bytes=256,
     )
     return plan(model, trajectories(model, pair, layers, spans), size)

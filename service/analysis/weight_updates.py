@@ -51,7 +51,7 @@ def plan_weight_updates(
     entries = len(layers) * (1 if request.joint else len(pair.positions))
     size = AnswerSize(
         entries=entries * (1 + len(probes)) + len(pair.positions),
-        tokens=len(pair.context) + len(pair.query),
+        tokens=pair.echoed_tokens,
         numbers=entries * numbers(model, request, len(pair.positions)),
     )
     include = frozenset(request.include)

@@ -109,7 +109,6 @@ def test_answer_has_at_most_the_expected_bytes(
     assert actual <= expected
 
 
-@pytest.mark.xfail(strict=True, reason="the size leaves out the echoed context of the baseline")
 def test_answer_with_a_long_baseline_context_has_at_most_the_expected_bytes(
     app: FastAPI, tmp_path: Path
 ) -> None:
