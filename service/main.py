@@ -14,18 +14,14 @@ from schemas.problems import PROBLEMS
 from service import __version__
 from service.analysis.self_check import self_check
 from service.api import (
-    activations,
-    attributions,
+    analyses,
     docs_pages,
-    equivalence_checks,
     model,
     openapi,
     page,
     probes,
     problems,
     tokenize,
-    trajectories,
-    weight_updates,
 )
 from service.api.head import HeadAsGet
 from service.api.hosts import KnownHosts
@@ -102,16 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.deltaw = state
     locked = [Depends(require_key)]
-    resources = (
-        activations,
-        weight_updates,
-        equivalence_checks,
-        trajectories,
-        attributions,
-        tokenize,
-        model,
-    )
-    for resource in resources:
+    for resource in (analyses, tokenize, model):
         app.include_router(resource.router, dependencies=locked, tags=["analysis"])
     app.include_router(probes.router, tags=["operation"])
     app.include_router(docs_pages.router, tags=["operation"])

@@ -114,6 +114,10 @@ def serve(settings: Settings) -> int:
         url = settings.model_copy(update={"port": port}).url
         Server(config, state, url).run([listener])
     fatal = state.engine.fatal
+    if fatal is None and not state.engine.checked:
+        # The threads of a download would keep the process until it has ended.
+        sys.stderr.flush()
+        os._exit(0)
     if fatal is None:
         return 0
     if not isinstance(fatal, ServiceError):

@@ -138,6 +138,18 @@ class Cut(Hub):
         self.close_connection = True
 
 
+class Held(Hub):
+    """A hub that sends no weights before they are released."""
+
+    released: threading.Event
+
+    def send_file(self, file: Path) -> None:
+        """Send a file; weights only after the release."""
+        if file.suffix == ".safetensors" and self.command == "GET":
+            self.released.wait(STALL_SECONDS * 10)
+        super().send_file(file)
+
+
 class Stalling(Cut):
     """A hub that sends half of a weights file, and then nothing."""
 
@@ -147,6 +159,18 @@ class Stalling(Cut):
         if file.suffix == ".safetensors" and self.command == "GET":
             self.wfile.flush()
             time.sleep(STALL_SECONDS)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[tuple[str, threading.Event]]:
+    """Serve a folder without its weights; the URL of the hub, and the event that releases them."""
+    event = threading.Event()
+    handler = type("HeldOnce", (Held,), {"released": event})
+    with hub(handler, folder) as (url, _):
+        try:
+            yield url, event
+        finally:
+            event.set()
 
 
 @contextmanager
@@ -163,6 +187,23 @@ def hub(handler: type[Hub], folder: Path) -> Iterator[tuple[str, list[str]]]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def online(url: str, cache: Path, timeout: int = 1) -> dict[str, str]:
+    """The environment of a process that downloads from this hub.
+
+    Args:
+        url: The hub.
+        cache: Folder of the hub's cache.
+        timeout: Seconds that the hub may stay silent.
+    """
+    return {
+        "HF_ENDPOINT": url,
+        "HF_HOME": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_ETAG_TIMEOUT": str(timeout),
+        "HF_HUB_DOWNLOAD_TIMEOUT": str(timeout),
+    }
 
 
 @contextmanager

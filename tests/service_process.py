@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,7 @@ def served(
     ready: bool = True,
     port: int | None = None,
     prints_to: IO[bytes] | None = None,
+    variables: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Iterator[Served]:
     """Run `deltaw serve` with these settings in its environment, and kill it at the end.
@@ -55,6 +56,7 @@ def served(
         ready: Whether to wait until the service is ready (default true).
         port: Port of the service (default a free one).
         prints_to: File for its output (default the log).
+        variables: Further environment variables.
         settings: Settings by their names.
     """
     port = port or free_port()
@@ -65,6 +67,7 @@ def served(
         "DELTAW_PORT": str(port),
         "DELTAW_LOG_FORMAT": "json",
         **{f"DELTAW_{name.upper()}": str(value) for name, value in settings.items()},
+        **(variables or {}),
     }
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "service.cli", "serve"]

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from tests.api.wire import log_of
-from tests.hub import COMMIT, REPOSITORY, Address, Cut, Failing, Hub, hub, nobody, silent
+from tests.hub import COMMIT, REPOSITORY, Address, Cut, Failing, Hub, hub, nobody, online, silent
 from tests.service_process import served
 
 MiB = 1 << 20
@@ -106,17 +106,6 @@ def test_a_damaged_checkpoint_is_one_sentence(
     sentence = one_sentence(ended("serve", "--port", "0", "--model", str(folder)))
     assert "damaged" in sentence
     assert "DELTAW_MODEL" in sentence
-
-
-def online(url: str, cache: Path) -> dict[str, str]:
-    """The environment of a process that downloads from this hub, with timeouts of 1 s."""
-    return {
-        "HF_ENDPOINT": url,
-        "HF_HOME": str(cache),
-        "HF_HUB_OFFLINE": "0",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-    }
 
 
 @pytest.mark.slow

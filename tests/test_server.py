@@ -25,6 +25,7 @@ from service import server
 from service.settings import Settings
 from tests.api.wire import Log, client_of, listening, log_of, metric, problem, until
 from tests.checkpoints import save_tiny
+from tests.hub import REPOSITORY, held, online
 from tests.service_process import Served, served
 
 CHECKS = "/v1/equivalence-checks"
@@ -129,9 +130,16 @@ def test_drain_ends_after_drain_seconds(large_folder: Path) -> None:
 def test_sigterm_while_loading_ends_the_process(tmp_path: Path) -> None:
     """SIGTERM while the model loads ends the process with 0."""
     with torch.inference_mode(False):
-        save_tiny(tmp_path)
-    os.mkfifo(tmp_path / "zz.safetensors")
-    with served(ready=False, model=tmp_path, drain_seconds=1) as running:
+        folder = save_tiny(tmp_path / "tiny")
+    with (
+        held(folder) as (url, _),
+        served(
+            ready=False,
+            model=REPOSITORY,
+            drain_seconds=1,
+            variables=online(url, tmp_path / "cache", 30),
+        ) as running,
+    ):
         log_of(running)
         listening(running)
         running.process.send_signal(signal.SIGTERM)

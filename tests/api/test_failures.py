@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,25 +17,24 @@ from tests.api.conftest import KEY, Heard, poison
 from tests.api.test_bodies import PATHS
 from tests.api.wire import CANARY, client_of, listening, log_of, metric, problem, until
 from tests.checkpoints import save_tiny
+from tests.hub import REPOSITORY, held, online
 from tests.service_process import Served, served
 
 BODY = {"context": "abc", "query": " cd"}
 
 
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """A checkpoint of NaN that keeps loading until its pipe is opened and closed."""
-    with torch.inference_mode(False):
-        poison(save_tiny(tmp_path), slice(None))
-    pipe = tmp_path / "zz.safetensors"
-    os.mkfifo(pipe)
-    return pipe
-
-
-def test_unready_service_returns_503_with_the_reason(gate: Path) -> None:
+def test_unready_service_returns_503_with_the_reason(tmp_path: Path) -> None:
     """While loading every answer is 503 `loading`; after a failed self-check it is 503
     `self_check_failed`, with a metric and a log line."""
-    with served(ready=False, model=gate.parent) as running, client_of(running) as client:
+    with torch.inference_mode(False):
+        poison(folder := save_tiny(tmp_path / "nan"), slice(None))
+    with (
+        held(folder) as (url, release),
+        served(
+            ready=False, model=REPOSITORY, variables=online(url, tmp_path / "cache", 30)
+        ) as running,
+        client_of(running) as client,
+    ):
         log = log_of(running)
         listening(running)
         for code in ("loading", "self_check_failed"):
@@ -48,10 +46,10 @@ def test_unready_service_returns_503_with_the_reason(gate: Path) -> None:
             assert client.get("/livez").status_code == 200
             if code == "loading":
                 assert metric(client, "deltaw_equivalence_failures_total") == 0
-                gate.open("wb").close()
+                release.set()
                 until(lambda: client.get("/readyz").json()["code"] != "loading" or None)
         assert metric(client, "deltaw_equivalence_failures_total") == 1
-        until(lambda: "the equivalence check at start says `fails`" in log.text or None)
+        until(lambda: "The equivalence check at start ended with `fails`" in log.text or None)
         running.process.terminate()
         assert running.process.wait(10.0) == 0
 
