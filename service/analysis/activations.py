@@ -29,15 +29,7 @@ REDUCTIONS: Mapping[Reduce, Callable[[Tensor], Tensor]] = {
 
 
 def plan_activations(model: Model, request: ActivationsRequest) -> Plan[ActivationsAnswer[Tensor]]:
-    """Plan the capture of activations.
-
-    Args:
-        model: The resident model.
-        request: The prompts, and the activations to capture.
-
-    Raises:
-        Refused: An input does not fit the model.
-    """
+    """Plan the capture of activations. Raises `Refused` if an input does not fit."""
     points = hook_points(request.hook_points)
     layers = resolve_layers(model, request.layers)
     prompts = [resolve_prompt(model, p, ("prompts", i)) for i, p in enumerate(request.prompts)]

@@ -23,26 +23,18 @@ from schemas.attributions import (
 )
 from schemas.pairs import Span
 from service.analysis.factors import ratios
-from service.analysis.inputs import resolve_layers
-from service.analysis.pairs import Pair, requested_pair, require_reading_in_parts
+from service.analysis.inputs import require_reading_in_parts, resolve_layers
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.spans import given_spans, sentence_spans
 from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan
 from service.theory import RankOne, below_noise, update_on_base
 
 
 def plan_attributions(model: Model, request: AttributionsRequest) -> Plan[AttributionsAnswer]:
-    """Plan the attribution of each layer's update to spans of the context.
-
-    Args:
-        model: The resident model.
-        request: A pair, and the spans of its context.
-
-    Raises:
-        Refused: An input does not fit the model, or the combination has no answer.
-    """
+    """Plan an attribution to spans of the context. Raises `Refused` if an input does not fit."""
     require_reading_in_parts(request)
     layers = resolve_layers(model, request.layers)
-    pair = requested_pair(model, request)
+    pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     given = request.spans
     spans = sentence_spans(model, pair) if given is None else given_spans(pair, given, cover=False)
     size = AnswerSize(

@@ -16,9 +16,9 @@ from schemas.equivalence_checks import (
 )
 from schemas.pairs import Stream
 from service.analysis.block_checks import Procedure, block_checks
-from service.analysis.inputs import resolve_layers
+from service.analysis.inputs import refuse, resolve_layers
 from service.analysis.model_checks import model_checks
-from service.analysis.pairs import Pair, refuse, requested_pair
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.verdicts import worst
 from service.engine import AnswerSize, Model, Plan, Question, plan
 
@@ -29,18 +29,10 @@ LOGITS_ENTRIES = 3
 def plan_equivalence_checks(
     model: Model, request: EquivalenceChecksRequest
 ) -> Plan[EquivalenceChecksAnswer]:
-    """Plan an equivalence check.
-
-    Args:
-        model: The resident model.
-        request: A pair, and how its equivalence is checked.
-
-    Raises:
-        Refused: An input does not fit the model, or the combination has no answer.
-    """
+    """Plan an equivalence check. Raises `Refused` if an input does not fit."""
     layers = resolve_layers(model, request.layers)
     stream = checked_stream(request)
-    pair = requested_pair(model, request)
+    pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     if request.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more.", "joint")
         refuse(stream != "free", "`joint` needs the stream `free`.", "joint")

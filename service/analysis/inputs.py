@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from schemas.pairs import PairRequest
 from service.engine import Model
 from service.errors import (
     EmptyQuery,
     Invalid,
     LayerOutOfRange,
+    NotSupported,
     Path,
     PositionOutOfRange,
     PromptTooLong,
@@ -127,3 +129,27 @@ def _distinct(values: tuple[int, ...], field: str) -> tuple[int, ...]:
     if len(set(values)) < len(values):
         raise Invalid(f"`{field}` names the same index twice.", at=(field,))
     return values
+
+
+def refuse(wrong: bool, detail: str, *at: str | int) -> None:
+    """Refuse a combination that has no answer.
+
+    Raises:
+        NotSupported: It is one.
+    """
+    if wrong:
+        raise NotSupported(detail, at=at)
+
+
+def require_reading_in_parts(request: PairRequest) -> None:
+    """Refuse what is not defined where the context is read in parts.
+
+    Raises:
+        NotSupported: The baseline is not `matched` or `anchored`, or the stream is not `free`.
+    """
+    refuse(
+        request.baseline not in ("matched", "anchored"),
+        "This resource supports the baselines `matched` and `anchored`.",
+        "baseline",
+    )
+    refuse(request.stream != "free", "This resource supports the stream `free`.", "stream")

@@ -29,7 +29,6 @@ from schemas.pairs import (
     Baseline,
     BaselineName,
     PairPositions,
-    PairRequest,
     PairTokens,
     Span,
     Stream,
@@ -37,7 +36,7 @@ from schemas.pairs import (
 )
 from service.analysis.inputs import Text, check_length, resolve_ids, resolve_positions
 from service.engine import Activations, Follow, Model, Run, Site
-from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, NotSupported, Path
+from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
 QUERY: Path = ("query",)
 SLICE = 32
@@ -136,15 +135,10 @@ class Pair:
         dtype: torch.dtype | None = None,
         apply: Apply = "factored",
     ) -> list[Run]:
-        """Form the baseline's runs: one in the free stream, one per position in the sequential.
+        """Form the baseline's runs, which read hook points of layers at the requested positions.
 
-        Args:
-            layers: Layers from 0.
-            points: The hook points to read in each layer.
-            stream: In the `sequential` stream each run follows the run with context at its
-                position.
-            dtype: The dtype of the runs; None: the model's.
-            apply: How the sequential stream applies W + ΔW.
+        There is one run in the free stream. In the sequential stream there is one per position,
+        which follows the run with context there and applies W + ΔW as `apply` says.
         """
         sites = [Site(layer, point) for layer in layers for point in points]
         if stream == "free":
@@ -185,35 +179,6 @@ def gathered(runs: Sequence[Activations]) -> Activations:
     if len(runs) == 1:
         return runs[0]
     return {site: torch.cat([run[site] for run in runs]) for site in runs[0]}
-
-
-def requested_pair(model: Model, request: PairRequest) -> Pair:
-    """Lay a request's context and query out as two prompts; raises as `resolve_pair`."""
-    return resolve_pair(model, request.context, request.query, request.baseline, request.positions)
-
-
-def refuse(wrong: bool, detail: str, *at: str | int) -> None:
-    """Refuse a combination that has no answer.
-
-    Raises:
-        NotSupported: It is one.
-    """
-    if wrong:
-        raise NotSupported(detail, at=at)
-
-
-def require_reading_in_parts(request: PairRequest) -> None:
-    """Refuse what is not defined where the context is read in parts.
-
-    Raises:
-        NotSupported: The baseline is not `matched` or `anchored`, or the stream is not `free`.
-    """
-    refuse(
-        request.baseline not in ("matched", "anchored"),
-        "This resource supports the baselines `matched` and `anchored`.",
-        "baseline",
-    )
-    refuse(request.stream != "free", "This resource supports the stream `free`.", "stream")
 
 
 def resolve_pair(

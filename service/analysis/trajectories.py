@@ -14,26 +14,18 @@ from torch import Tensor
 from schemas.pairs import Span
 from schemas.trajectories import LayerTrajectory, Step, TrajectoriesAnswer, TrajectoriesRequest
 from service.analysis.factors import finite, ratios
-from service.analysis.inputs import resolve_layers
-from service.analysis.pairs import Pair, requested_pair, require_reading_in_parts
+from service.analysis.inputs import require_reading_in_parts, resolve_layers
+from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.spans import given_spans, token_spans
 from service.engine import AnswerSize, Model, Plan, Question, Site, plan
 from service.theory import below_noise, trajectory
 
 
 def plan_trajectories(model: Model, request: TrajectoriesRequest) -> Plan[TrajectoriesAnswer]:
-    """Plan the trajectory of each layer's weight.
-
-    Args:
-        model: The resident model.
-        request: A pair, and the steps in which its context is read.
-
-    Raises:
-        Refused: An input does not fit the model, or the combination has no answer.
-    """
+    """Plan the trajectory of each layer's weight. Raises `Refused` if an input does not fit."""
     require_reading_in_parts(request)
     layers = resolve_layers(model, request.layers)
-    pair = requested_pair(model, request)
+    pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     given = request.spans
     spans = token_spans(pair) if given is None else given_spans(pair, given, cover=True)
     size = AnswerSize(

@@ -22,10 +22,10 @@ from schemas.weight_updates import (
     WeightUpdatesRequest,
 )
 from service.analysis.factors import factors, layer_update, ratio, ratios
-from service.analysis.inputs import resolve_layers
+from service.analysis.inputs import refuse, resolve_layers
 from service.analysis.joints import joint_updates
 from service.analysis.next_tokens import next_tokens
-from service.analysis.pairs import Pair, gathered, refuse, requested_pair, resolve_pair
+from service.analysis.pairs import Pair, gathered, resolve_pair
 from service.analysis.reuse import reuses
 from service.analysis.split import splits
 from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan, together
@@ -35,17 +35,9 @@ from service.theory import Comparison, below_noise, compare
 def plan_weight_updates(
     model: Model, request: WeightUpdatesRequest
 ) -> Plan[WeightUpdatesAnswer[Tensor] | JointUpdatesAnswer[Tensor]]:
-    """Plan the weight updates of a context.
-
-    Args:
-        model: The resident model.
-        request: A pair, and the parts of its updates to return.
-
-    Raises:
-        Refused: An input does not fit the model, or the combination has no answer.
-    """
+    """Plan the weight updates of a context. Raises `Refused` if an input does not fit."""
     layers = resolve_layers(model, request.layers)
-    pair = requested_pair(model, request)
+    pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     check_combination(request, pair)
     probes = probe_pairs(model, request, pair)
     entries = len(layers) * (1 if request.joint else len(pair.positions))

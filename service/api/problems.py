@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -18,31 +19,13 @@ from service.theory import MAX_CONDITION, DependentRows, NonFinite
 MEDIA_TYPE = "application/problem+json"
 
 CODES: Mapping[type[Exception], str] = {
-    errors.NotSupported: "not_supported",
-    errors.NoAnchorToken: "no_anchor_token",
-    errors.BadSpan: "bad_span",
-    errors.EmptyContext: "empty_context",
-    errors.EmptyQuery: "empty_query",
-    errors.PromptTooLong: "prompt_too_long",
-    errors.LayerOutOfRange: "layer_out_of_range",
-    errors.PositionOutOfRange: "position_out_of_range",
-    errors.TokenOutOfRange: "token_out_of_range",
-    errors.UnknownHookPoint: "unknown_hook_point",
-    errors.TooManyItems: "too_many_items",
-    errors.NeverFits: "never_fits",
     errors.Invalid: "validation",
-    errors.Loading: "loading",
-    errors.Draining: "draining",
-    errors.QueueFull: "queue_full",
-    errors.OutOfMemory: "out_of_memory",
-    errors.SelfCheckFailed: "self_check_failed",
-    errors.DeadlineExceeded: "deadline_exceeded",
     errors.NonFiniteActivation: "non_finite",
     MemoryError: "out_of_memory",
     NonFinite: "non_finite",
     DependentRows: "not_supported",
 }
-"""The problem code of each error of the layers below."""
+"""Problem codes of errors whose name is not that of their code."""
 
 STATUS_CODES = {404: "not_found", 405: "method_not_allowed"}
 """The problem codes of the router's own errors."""
@@ -88,6 +71,12 @@ def pointer(path: Sequence[str | int]) -> str:
     return "".join(f"/{step}" for step in steps)[:POINTER_LENGTH]
 
 
+def code_of(kind: type[Exception]) -> str:
+    """The problem code of an error: by the table, or its name in snake case; else `internal`."""
+    code = CODES.get(kind) or re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return code if code in PROBLEMS else "internal"
+
+
 def named(error: Exception) -> ProblemError:
     """The problem of an error."""
     if isinstance(error, ProblemError):
@@ -95,7 +84,7 @@ def named(error: Exception) -> ProblemError:
     if isinstance(error, HTTPException):
         code = STATUS_CODES.get(error.status_code, "internal")
         return ProblemError(code, headers=error.headers)
-    code = next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), "internal")
+    code = code_of(type(error))
     if code == "internal":
         return ProblemError(code)
     if isinstance(error, DependentRows):
