@@ -28,7 +28,7 @@ SAFETENSORS = "application/vnd.safetensors"
 POINTER_LENGTH = 64
 
 STATUSES = {
-    400: ("malformed_json",),
+    400: ("malformed_json", "malformed_request"),
     401: ("missing_key",),
     403: ("wrong_key",),
     404: ("not_found",),
