@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Generic, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from schemas.common import (
     Answer,
@@ -18,6 +18,7 @@ from schemas.common import (
     Text,
     Token,
     Values,
+    with_examples,
 )
 
 HookPoint = Literal[
@@ -38,45 +39,27 @@ Reduce = Literal["none", "norm", "mean"]
 class ActivationsRequest(Request):
     """Prompts, and the activations to capture."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "prompts": ["The capital of Germany is Berlin"],
-                    "layers": [-1],
-                    "hook_points": ["mlp_in", "resid_post"],
-                    "positions": "last",
-                    "reduce": "norm",
-                },
-                {
-                    "prompts": ["The capital of Germany is", [0]],
-                    "layers": [0],
-                    "encoding": "base64",
-                },
-            ]
-        }
+    model_config = with_examples(
+        {
+            "prompts": ["The capital of Germany is Berlin"],
+            "layers": [-1],
+            "hook_points": ["mlp_in", "resid_post"],
+            "positions": "last",
+            "reduce": "norm",
+        },
+        {"prompts": ["The capital of Germany is", [0]], "layers": [0], "encoding": "base64"},
     )
 
-    prompts: Annotated[list[Text], Field(min_length=1, description="Each is a run of its own.")]
+    prompts: Annotated[list[Text], Field(min_length=1)]
+    """Each is a run of its own."""
     layers: Layers = "all"
-    hook_points: Annotated[
-        list[str],
-        Field(
-            min_length=1,
-            max_length=9,
-            description="Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, "
-            "`mlp_pre`, `mlp_act`, `mlp_out`, `resid_post`. `/v1/model` describes each.",
-        ),
-    ] = ["mlp_in"]
+    hook_points: Annotated[list[str], Field(min_length=1, max_length=9)] = ["mlp_in"]
+    """Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, `mlp_pre`, `mlp_act`,
+    `mlp_out`, `resid_post`. `/v1/model` describes each."""
     positions: Annotated[Positions, Field(description="Token indices into each prompt.")] = "last"
-    reduce: Annotated[
-        Reduce,
-        Field(
-            description="`none`: the vectors, [positions, width]. `norm`: the norm of each vector, "
-            "[positions]. `mean`: the mean over the positions, [width]. Norms and means are "
-            "computed in float64."
-        ),
-    ] = "none"
+    reduce: Reduce = "none"
+    """`none`: the vectors, [positions, width]. `norm`: the norm of each vector, [positions].
+    `mean`: the mean over the positions, [width]. Norms and means are computed in float64."""
     encoding: Encoding = "json"
 
 
@@ -86,7 +69,8 @@ class Activation(Answer, Generic[Values]):
 
     layer: int
     hook_point: HookPoint
-    positions: Annotated[Sequence[int], Field(description="Token indices into the prompt.")]
+    positions: Sequence[int]
+    """Token indices into the prompt."""
     values: Values
 
 

@@ -24,13 +24,26 @@ Integer = Annotated[StrictInt, Field(ge=-(2**53), le=2**53)]
 class Request(BaseModel):
     """A request body. Unknown fields, coerced values and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, frozen=True, use_attribute_docstrings=True
+    )
+
+
+def with_examples(*bodies: dict[str, Any]) -> ConfigDict:
+    """Return the configuration of a request with examples of its body."""
+    return ConfigDict(json_schema_extra={"examples": list(bodies)})
 
 
 class Answer:
-    """Base of every dataclass that is part of an answer."""
+    """Base of every dataclass that is part of an answer.
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    A field's docstring is its description. A dataclass that has subclasses describes its fields in
+    `Field` instead, because pydantic does not find the docstrings of inherited fields.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", use_attribute_docstrings=True
+    )
 
 
 class Unset(Enum):
@@ -56,7 +69,6 @@ class Unset(Enum):
 
 UNSET = Unset.UNSET
 T = TypeVar("T")
-
 
 adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 """The pydantic adapter that reads and writes a kind of answer."""
@@ -93,41 +105,28 @@ Asked = Annotated[T | Unset, Field(exclude_if=_is_unset, json_schema_extra=_with
 """A field that is present only if it was asked for."""
 
 
-def _kind_of_text(value: Any) -> str | None:
-    return "text" if isinstance(value, str) else "ids" if isinstance(value, list) else None
+def _tag(value: Any) -> str | None:
+    return "string" if isinstance(value, str) else "list" if isinstance(value, list) else None
 
 
+def _string_or_list(message: str) -> Discriminator:
+    return Discriminator(_tag, custom_error_type="string_or_list", custom_error_message=message)
+
+
+Integers = Annotated[list[Integer], Field(fail_fast=True), Tag("list")]
 Text = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Integer], Field(fail_fast=True), Tag("ids")],
-    Discriminator(
-        _kind_of_text,
-        custom_error_type="text_or_ids",
-        custom_error_message="give a string or a list of token ids",
-    ),
+    Annotated[str, Tag("string")] | Integers,
+    _string_or_list("give a string or a list of token ids"),
 ]
 """A prompt as text, or as token ids."""
-
-
-def _kind_of_choice(value: Any) -> str | None:
-    return "word" if isinstance(value, str) else "list" if isinstance(value, list) else None
-
-
-def _choice(message: str) -> Discriminator:
-    return Discriminator(
-        _kind_of_choice, custom_error_type="word_or_list", custom_error_message=message
-    )
-
-
 Layers = Annotated[
-    Annotated[Literal["all"], Tag("word")]
-    | Annotated[list[Integer], Field(fail_fast=True), Tag("list")],
-    _choice("give `all` or a list of layers"),
+    Annotated[Literal["all"], Tag("string")] | Integers,
+    _string_or_list("give `all` or a list of layers"),
     Field(description="`all`, or layer indices from 0. Negative indices count from the end."),
 ]
 Positions = Annotated[
-    Annotated[Literal["last", "all"], Tag("word")]
-    | Annotated[list[Integer], Field(fail_fast=True), Tag("list")],
-    _choice("give `last`, `all` or a list of positions"),
+    Annotated[Literal["last", "all"], Tag("string")] | Integers,
+    _string_or_list("give `last`, `all` or a list of positions"),
     Field(description="`last`, `all`, or token indices. Negative indices count from the end."),
 ]
 Encoding = Annotated[
@@ -146,9 +145,8 @@ class Tensor(Answer):
     dtype: Literal["float32", "float64"]
     shape: Sequence[int]
     encoding: Literal["json", "base64"]
-    data: Annotated[
-        list[Any] | str, Field(description="Nested lists of numbers, or base64 of the bytes.")
-    ]
+    data: list[Any] | str
+    """Nested lists of numbers, or base64 of the bytes."""
 
 
 Values = TypeVar("Values", default=Tensor)
@@ -180,12 +178,12 @@ DType = Literal["float32", "bfloat16", "float16"]
 class ModelSummary(Answer):
     """The weights that the numbers come from."""
 
-    id: Annotated[str, Field(description="`bundled`, the hub id, or the folder's name.")]
-    revision: Annotated[str | None, Field(description="Commit on the hub. Null for a folder.")]
-    weights_digest: Annotated[
-        str,
-        Field(description="SHA-256 of the loaded safetensors files, in the order of their names."),
-    ]
+    id: str
+    """`bundled`, the hub id, or the folder's name."""
+    revision: str | None
+    """Commit on the hub. Null for a folder."""
+    weights_digest: str
+    """SHA-256 of the loaded safetensors files, in the order of their names."""
     dtype: DType
     device: str
     attention: Literal["sdpa"]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from schemas.activations import HookPoint
 from schemas.common import UNSET, Answer, Asked, ModelSummary
@@ -18,14 +16,16 @@ class HookPointInfo(Answer):
     """The place of a hook point in the checkpoint, and its name elsewhere."""
 
     name: HookPoint
-    module: Annotated[str, Field(description="Module path in the checkpoint, with {layer}.")]
-    side: Annotated[Literal["input", "output"], Field(description="Input or output of the module.")]
-    width: Annotated[int, Field(description="Length of the vector.")]
-    transformer_lens: Annotated[
-        str | None,
-        Field(description="Name in TransformerLens, with {layer}. Null if it has no such point."),
-    ]
-    note: Annotated[Asked[str], Field(description="Differences from similar names there.")] = UNSET
+    module: str
+    """Module path in the checkpoint, with {layer}."""
+    side: Literal["input", "output"]
+    """Input or output of the module."""
+    width: int
+    """Length of the vector."""
+    transformer_lens: str | None
+    """Name in TransformerLens, with {layer}. Null if it has no such point."""
+    note: Asked[str] = UNSET
+    """Differences from similar names there."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,16 @@ class Limits(Answer):
 
     max_body_bytes: int
     max_prompts: int
-    max_tokens_per_request: Annotated[
-        int,
-        Field(
-            description="Rows (tokens at positions) that the runs of one request compute. Shared "
-            "beginnings count once."
-        ),
-    ]
+    max_tokens_per_request: int
+    """Rows (tokens at positions) that the runs of one request compute. Shared beginnings count
+    once."""
     max_response_bytes: int
-    n_positions: Annotated[int, Field(description="Tokens of one prompt, context and query.")]
-    queue_size: Annotated[int, Field(description="Requests that may wait.")]
-    deadline_seconds: Annotated[float, Field(description="Seconds to wait and to compute.")]
+    n_positions: int
+    """Tokens of one prompt, context and query."""
+    queue_size: int
+    """Requests that may wait."""
+    deadline_seconds: float
+    """Seconds to wait and to compute."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +59,18 @@ class Versions(Answer):
 class SelfCheck(Answer):
     """The block check of every layer on a fixed prompt, in float32, made at start."""
 
-    when: Annotated[str, Field(description="UTC, ISO 8601.")]
-    verdict: Annotated[
-        Verdict, Field(description="`vacuous` only if no layer could tell, `fails` if one failed.")
-    ]
-    layers: Annotated[int, Field(description="Number of checked layers.")]
-    worst_relative_error: Annotated[
-        float | None, Field(description="Largest error of a patched run. Null if not finite.")
-    ]
-    least_unpatched_relative_error: Annotated[
-        float | None, Field(description="Smallest error of an unpatched run. Null if not finite.")
-    ]
-    reason: Annotated[Asked[str], Field(description="Reason of a failure, if known.")] = UNSET
+    when: str
+    """UTC, ISO 8601."""
+    verdict: Verdict
+    """`vacuous` only if no layer could tell, `fails` if one failed."""
+    layers: int
+    """Number of checked layers."""
+    worst_relative_error: float | None
+    """Largest error of a patched run. Null if not finite."""
+    least_unpatched_relative_error: float | None
+    """Smallest error of an unpatched run. Null if not finite."""
+    reason: Asked[str] = UNSET
+    """Reason of a failure, if known."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,10 @@ class ModelAnswer(Answer):
     d_mlp: int
     n_positions: int
     vocab_size: int
-    tokenizer_digest: Annotated[
-        str, Field(description="SHA-256 of the tokenizer, as it turns texts into ids.")
-    ]
-    fan_in_fan_out: Annotated[
-        bool, Field(description="Whether weights are stored as (d_in, d_out), as ΔW is given.")
-    ]
+    tokenizer_digest: str
+    """SHA-256 of the tokenizer, as it turns texts into ids."""
+    fan_in_fan_out: bool
+    """Whether weights are stored as (d_in, d_out), as ΔW is given."""
     hook_points: Sequence[HookPointInfo]
     limits: Limits
     versions: Versions

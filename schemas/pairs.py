@@ -26,22 +26,20 @@ SEED_CONTEXT = (
     "of Germany is"
 )
 SEED_QUERY = " Berlin"
+SEED = {"context": SEED_CONTEXT, "query": SEED_QUERY}
 
 Span = tuple[Integer, Integer]
 """Token indices [start, end) of a part of the context."""
 BaselineName = Literal["matched", "alone", "anchored"]
 Stream = Literal["free", "sequential"]
+QueryIndex = Annotated[int, Field(description="Index into the query.")]
 
 
 class WithoutSpans(Request):
     """The baseline that lacks spans of the context. The other tokens keep their positions."""
 
-    without: Annotated[
-        list[Span],
-        Field(
-            description="Half-open spans of context tokens, in ascending order, without overlap."
-        ),
-    ]
+    without: list[Span]
+    """Half-open spans of context tokens, in ascending order, without overlap."""
 
 
 class AnotherContext(Request):
@@ -82,20 +80,15 @@ Baseline = Annotated[
 class PairRequest(Request):
     """A context, a query, and the baseline that their difference is relative to."""
 
-    context: Annotated[Text, Field(description="Text before the query.")]
-    query: Annotated[
-        Text,
-        Field(description="Tokenised separately from the context. It often begins with a space."),
-    ]
+    context: Text
+    """Text before the query."""
+    query: Text
+    """Tokenised separately from the context. It often begins with a space."""
     baseline: Baseline = "matched"
-    stream: Annotated[
-        Stream,
-        Field(
-            description="`free`: each layer's baseline is read from the ordinary run, in which no "
-            "layer is patched. `sequential`: it is read from the stream that the patched layers "
-            "below it produce (arXiv 2511.17864), with one run per position."
-        ),
-    ] = "free"
+    stream: Stream = "free"
+    """`free`: each layer's baseline is read from the ordinary run, in which no layer is patched.
+    `sequential`: it is read from the stream that the patched layers below it produce (arXiv
+    2511.17864), with one run per position."""
     layers: Layers = "all"
     positions: Annotated[Positions, Field(description="Token indices into the query.")] = "last"
 
@@ -106,13 +99,9 @@ class PairTokens(Answer):
 
     context: Sequence[Token]
     query: Sequence[Token]
-    border_merges: Annotated[
-        Asked[bool],
-        Field(
-            description="Whether tokenising context and query together would give other ids. "
-            "Absent if one was given as ids."
-        ),
-    ] = UNSET
+    border_merges: Asked[bool] = UNSET
+    """Whether tokenising context and query together would give other ids. Absent if one was given
+    as ids."""
 
 
 @dataclass(frozen=True)

@@ -6,31 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from schemas.common import UNSET, Answer, Asked, ModelSummary, Request, Text, Token
-from schemas.pairs import SEED_CONTEXT, SEED_QUERY
+from schemas.common import UNSET, Answer, Asked, ModelSummary, Request, Text, Token, with_examples
+from schemas.pairs import SEED
 
 
 class TokenizeRequest(Request):
     """The prompts to tokenise, or a context and a query."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompts": ["The capital of Germany is Berlin"]},
-                {"context": SEED_CONTEXT, "query": SEED_QUERY},
-            ]
-        }
-    )
+    model_config = with_examples({"prompts": ["The capital of Germany is Berlin"]}, SEED)
 
-    prompts: Annotated[
-        list[Text] | None, Field(min_length=1, description="Each is tokenised separately.")
-    ] = None
-    context: Annotated[Text | None, Field(description="Text before the query.")] = None
-    query: Annotated[Text | None, Field(description="Tokenised separately from the context.")] = (
-        None
-    )
+    prompts: Annotated[list[Text] | None, Field(min_length=1)] = None
+    """Each is tokenised separately."""
+    context: Text | None = None
+    """Text before the query."""
+    query: Text | None = None
+    """Tokenised separately from the context."""
 
     @model_validator(mode="after")
     def _one_form(self) -> TokenizeRequest:
@@ -45,12 +37,8 @@ class TokenizeRequest(Request):
 class PlacedToken(Token):
     """One token and its place in its text."""
 
-    offset: Annotated[
-        Asked[tuple[int, int]],
-        Field(
-            description="Characters [start, end) that the token covers. Absent for a prompt of ids."
-        ),
-    ] = UNSET
+    offset: Asked[tuple[int, int]] = UNSET
+    """Characters [start, end) that the token covers. Absent for a prompt of ids."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +56,7 @@ class TokenizeAnswer(Answer):
     prompts: Asked[Sequence[TokenizedText]] = UNSET
     context: Asked[TokenizedText] = UNSET
     query: Asked[TokenizedText] = UNSET
-    border_merges: Annotated[
-        Asked[bool],
-        Field(description="Whether context and query, tokenised together, have other ids."),
-    ] = UNSET
-    together: Annotated[
-        Asked[TokenizedText], Field(description="The tokens of context + query as one text.")
-    ] = UNSET
+    border_merges: Asked[bool] = UNSET
+    """Whether context and query, tokenised together, have other ids."""
+    together: Asked[TokenizedText] = UNSET
+    """The tokens of context + query as one text."""

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import ConfigDict, Field
-
-from schemas.common import Answer
-from schemas.pairs import SEED_CONTEXT, SEED_QUERY, PairAnswer, PairRequest, Span
+from schemas.common import Answer, with_examples
+from schemas.pairs import SEED, PairAnswer, PairRequest, QueryIndex, Span
 
 
 class TrajectoriesRequest(PairRequest):
@@ -18,41 +15,34 @@ class TrajectoriesRequest(PairRequest):
     Baselines `matched` and `anchored`, stream `free`.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"context": SEED_CONTEXT, "query": SEED_QUERY, "layers": [-1]},
-                {"context": [5, 6, 7, 8], "query": [9], "layers": [0], "spans": [[0, 1], [1, 4]]},
-            ]
-        }
+    model_config = with_examples(
+        {**SEED, "layers": [-1]},
+        {"context": [5, 6, 7, 8], "query": [9], "layers": [0], "spans": [[0, 1], [1, 4]]},
     )
 
-    spans: Annotated[
-        list[Span] | None,
-        Field(
-            description="Half-open spans of context tokens that cover the context without gaps. "
-            "The anchor of `anchored` is token 0 and belongs to no span. Null: one step per token."
-        ),
-    ] = None
+    spans: list[Span] | None = None
+    """Half-open spans of context tokens that cover the context without gaps. The anchor of
+    `anchored` is token 0 and belongs to no span. Null: one step per token."""
 
 
 @dataclass(frozen=True)
 class Step(Answer):
     """The effect of reading one span: W after = W before − η·G (arXiv 2507.16003)."""
 
-    span: Annotated[Sequence[int], Field(description="[start, end) of the context's tokens.")]
-    norm: Annotated[float, Field(description="‖ΔW‖ after the step, Frobenius, float64.")]
-    step_norm: Annotated[float, Field(description="‖W after − W before‖ = η·gradient_norm.")]
-    gradient_norm: Annotated[float, Field(description="‖G‖.")]
-    cosine_to_final: Annotated[
-        float | None,
-        Field(
-            description="Cosine of ΔW after the step and ΔW of the whole context. Null if one is 0 "
-            "or below noise."
-        ),
-    ]
-    loss_before: Annotated[float, Field(description="Implicit loss trace(Gᵀ·W before).")]
-    loss_after: Annotated[float, Field(description="Implicit loss trace(Gᵀ·W after).")]
+    span: Sequence[int]
+    """[start, end) of the context's tokens."""
+    norm: float
+    """‖ΔW‖ after the step, Frobenius, float64."""
+    step_norm: float
+    """‖W after − W before‖ = η·gradient_norm."""
+    gradient_norm: float
+    """‖G‖."""
+    cosine_to_final: float | None
+    """Cosine of ΔW after the step and ΔW of the whole context. Null if one is 0 or below noise."""
+    loss_before: float
+    """Implicit loss trace(Gᵀ·W before)."""
+    loss_after: float
+    """Implicit loss trace(Gᵀ·W after)."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +50,14 @@ class LayerTrajectory(Answer):
     """The trajectory of one layer's weight at one query position."""
 
     layer: int
-    position: Annotated[int, Field(description="Index into the query.")]
-    eta: Annotated[float, Field(description="1/‖n₀‖², the step size of the gradient form.")]
-    below_noise: Annotated[
-        bool,
-        Field(
-            description="True if ΔW of the whole context is rounding. Ratios to it are null then."
-        ),
-    ]
+    position: QueryIndex
+    eta: float
+    """1/‖n₀‖², the step size of the gradient form."""
+    below_noise: bool
+    """True if ΔW of the whole context is rounding. Ratios to it are null then."""
     steps: Sequence[Step]
-    telescoping_error: Annotated[
-        float | None,
-        Field(description="Rounding error ‖Σ steps − ΔW‖ / ‖ΔW‖. Null if ΔW is 0 or below noise."),
-    ]
+    telescoping_error: float | None
+    """Rounding error ‖Σ steps − ΔW‖ / ‖ΔW‖. Null if ΔW is 0 or below noise."""
 
 
 @dataclass(frozen=True)

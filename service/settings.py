@@ -9,7 +9,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +27,8 @@ KEY = re.compile(r"[!-~]+")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Origin = Annotated[str, AfterValidator(addresses.read_origin)]
+AllowedHost = Annotated[str, AfterValidator(addresses.read_allowed_host)]
 
 
 def _device(value: str) -> str:
@@ -38,151 +39,90 @@ def _device(value: str) -> str:
 
 
 class Settings(BaseSettings):
-    """Settings of the service.
+    """Settings of the service. A field's docstring is its help.
 
     The field `queue_size` is read from `DELTAW_QUEUE_SIZE` and from `deltaw serve --queue-size`.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=ENV_FILE, extra="ignore", frozen=True, env_ignore_empty=True
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
-    model: Annotated[
-        str,
-        Field(min_length=1, description="Model: `bundled`, a hub id such as `gpt2`, or a folder."),
-    ] = "bundled"
-    revision: Annotated[str | None, Field(description="Branch, tag or commit of a hub id.")] = None
-    device: Annotated[
-        str,
-        AfterValidator(_device),
-        Field(description="`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or `cuda:1`."),
-    ] = "auto"
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"],
-        Field(description="Data type of the resident weights: `float32`, `bfloat16` or `float16`."),
-    ] = "float32"
-    host: Annotated[
-        str,
-        AfterValidator(addresses.read_host),
-        Field(description="Name or IP address to listen on, without scheme and port."),
-    ] = "127.0.0.1"
-    port: Annotated[
-        int, Field(ge=0, le=65535, description="Port to listen on. 0 takes a free one.")
-    ] = 8000
-    root_path: Annotated[
-        str,
-        AfterValidator(addresses.read_root_path),
-        Field(
-            description="Path prefix in front of everything that is served, such as `/deltaw`. A "
-            "proxy may strip it or pass it on."
-        ),
-    ] = ""
-    threads: Annotated[
-        int,
-        Field(
-            ge=0,
-            le=1024,
-            description="CPU threads of the computation, at most 1024. 0 takes one for each core "
-            "that this process may use.",
-        ),
-    ] = 0
-    row_budget: Annotated[
-        Count, Field(description="Maximum rows of one forward. Longer work takes several.")
-    ] = 512
-    batching: Annotated[
-        bool, Field(description="Whether runs of different requests share a forward.")
-    ] = True
-    prefix_cache_bytes: Annotated[
-        int,
-        Field(ge=0, description="Maximum bytes of the prefix cache. 0 turns the cache off."),
-    ] = 128 * MiB
-    max_body_bytes: Annotated[Count, Field(description="Maximum bytes of a request body.")] = MiB
-    header_seconds: Annotated[
-        Seconds, Field(description="Seconds to receive the request line and the headers.")
-    ] = 10.0
-    body_seconds: Annotated[Seconds, Field(description="Seconds to receive the request body.")] = (
-        30.0
-    )
-    idle_seconds: Annotated[
-        Count,
-        Field(
-            description="Whole seconds until a connection that sends no request, or does not read "
-            "its answer, is closed."
-        ),
-    ] = 75
-    max_connections: Annotated[
-        Count,
-        Field(
-            description="Maximum open connections. Above it, the longest-idle connection is closed."
-        ),
-    ] = 512
-    max_response_bytes: Annotated[
-        Count, Field(description="Maximum bytes of an answer, predicted before any work.")
-    ] = 64 * MiB
-    max_prompts: Annotated[Count, Field(description="Maximum prompts in one request.")] = 64
-    max_tokens_per_request: Annotated[
-        Count, Field(description="Maximum rows that one request computes, over all its runs.")
-    ] = 16384
-    queue_size: Annotated[
-        int,
-        Field(ge=0, description="Maximum requests that wait. Above it, the service answers 429."),
-    ] = 64
-    deadline_seconds: Annotated[
-        Seconds, Field(description="Seconds for a request to wait and to be computed.")
-    ] = 60.0
-    drain_seconds: Annotated[
-        float,
-        Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="Seconds after SIGTERM to finish the requests already accepted.",
-        ),
-    ] = 30.0
-    stuck_seconds: Annotated[
-        Seconds,
-        Field(description="Seconds without progress of the computation until the process exits."),
-    ] = 120.0
-    api_keys: Annotated[
-        tuple[SecretStr, ...],
-        NoDecode,
-        Field(description="API keys, separated by commas. Without any, no request needs one."),
-    ] = ()
-    api_keys_file: Annotated[
-        Path | None, Field(description="File of further API keys, one a line.")
-    ] = None
-    insecure: Annotated[
-        bool, Field(description="Whether to listen on a public address without an API key.")
-    ] = False
-    cors_origins: Annotated[
-        tuple[Annotated[str, AfterValidator(addresses.read_origin)], ...],
-        NoDecode,
-        Field(
-            description="Origins of web pages that may call, separated by commas, such as "
-            "`https://a.example`. `*` allows any."
-        ),
-    ] = ()
-    allowed_hosts: Annotated[
-        tuple[Annotated[str, AfterValidator(addresses.read_allowed_host)], ...],
-        NoDecode,
-        Field(
-            description="Further hosts to accept in the `Host` header, separated by commas, "
-            "without scheme and port. `*` accepts any."
-        ),
-    ] = ()
-    log_format: Annotated[
-        Literal["auto", "json", "console"],
-        Field(
-            description="`json` (one line a request), `console`, or `auto` (`console` on a "
-            "terminal, else `json`)."
-        ),
-    ] = "auto"
+    model: Annotated[str, Field(min_length=1)] = "bundled"
+    """Model: `bundled`, a hub id such as `gpt2`, or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """`auto` (the first GPU, else the CPU), `cpu`, `cuda`, or `cuda:1`."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Data type of the resident weights: `float32`, `bfloat16` or `float16`."""
+    host: Annotated[str, AfterValidator(addresses.read_host)] = "127.0.0.1"
+    """Name or IP address to listen on, without scheme and port."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Port to listen on. 0 takes a free one."""
+    root_path: Annotated[str, AfterValidator(addresses.read_root_path)] = ""
+    """Path prefix in front of everything that is served, such as `/deltaw`. A proxy may strip it or
+    pass it on."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads of the computation, at most 1024. 0 takes one for each core that this process may
+    use."""
+    row_budget: Count = 512
+    """Maximum rows of one forward. Longer work takes several."""
+    batching: bool = True
+    """Whether runs of different requests share a forward."""
+    prefix_cache_bytes: Annotated[int, Field(ge=0)] = 128 * MiB
+    """Maximum bytes of the prefix cache. 0 turns the cache off."""
+    max_body_bytes: Count = MiB
+    """Maximum bytes of a request body."""
+    header_seconds: Seconds = 10.0
+    """Seconds to receive the request line and the headers."""
+    body_seconds: Seconds = 30.0
+    """Seconds to receive the request body."""
+    idle_seconds: Count = 75
+    """Whole seconds until a connection that sends no request, or does not read its answer, is
+    closed."""
+    max_connections: Count = 512
+    """Maximum open connections. Above it, the longest-idle connection is closed."""
+    max_response_bytes: Count = 64 * MiB
+    """Maximum bytes of an answer, predicted before any work."""
+    max_prompts: Count = 64
+    """Maximum prompts in one request."""
+    max_tokens_per_request: Count = 16384
+    """Maximum rows that one request computes, over all its runs."""
+    queue_size: Annotated[int, Field(ge=0)] = 64
+    """Maximum requests that wait. Above it, the service answers 429."""
+    deadline_seconds: Seconds = 60.0
+    """Seconds for a request to wait and to be computed."""
+    drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    """Seconds after SIGTERM to finish the requests already accepted."""
+    stuck_seconds: Seconds = 120.0
+    """Seconds without progress of the computation until the process exits."""
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
+    """API keys, separated by commas. Without any, no request needs one."""
+    api_keys_file: Path | None = None
+    """File of further API keys, one a line."""
+    insecure: bool = False
+    """Whether to listen on a public address without an API key."""
+    cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()
+    """Origins of web pages that may call, separated by commas, such as `https://a.example`. `*`
+    allows any."""
+    allowed_hosts: Annotated[tuple[AllowedHost, ...], NoDecode] = ()
+    """Further hosts to accept in the `Host` header, separated by commas, without scheme and port.
+    `*` accepts any."""
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`json` (one line a request), `console`, or `auto` (`console` on a terminal, else `json`)."""
 
     @field_validator("api_keys", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        entries = tuple(part for part in (piece.strip() for piece in value.split(",")) if part)
+        entries = tuple(part for piece in value.split(",") if (part := piece.strip()))
         if value and not entries:
             raise ValueError("the list is empty: give an entry, or leave the setting out")
         return entries
@@ -241,16 +181,11 @@ def read_settings(**flags: Any) -> Settings:
         ValueError: A value is refused, or a `DELTAW_` name is unknown.
         OSError: The file of API keys cannot be read.
     """
-    unknown = sorted({*_unknown(os.environ), *_unknown(dotenv_values(ENV_FILE))})
-    if unknown:
-        raise ValueError(f"{unknown[0]} is not a setting: `deltaw serve --help` lists them")
-    return Settings(**flags)
-
-
-def _unknown(environment: Mapping[str, Any]) -> Iterator[str]:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    named = (name for name in environment if name.upper().startswith(PREFIX))
-    return (name for name in named if name.upper() not in known)
+    for name in sorted({*os.environ, *dotenv_values(ENV_FILE)}):
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise ValueError(f"{name} is not a setting: `deltaw serve --help` lists them")
+    return Settings(**flags)
 
 
 def _is_loopback(host: str) -> bool:

@@ -8,10 +8,15 @@ import re
 import secrets
 import sys
 from contextlib import suppress
+from functools import partial
 from typing import Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from structlog.dev import ConsoleRenderer, plain_traceback
+from structlog.processors import JSONRenderer, TimeStamper, add_log_level, format_exc_info
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import Processor
 from typing_extensions import Buffer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -25,79 +30,57 @@ class Metrics:
     """Metrics of the service and of its process, in a registry of their own."""
 
     def __init__(self) -> None:
-        registry = CollectorRegistry()
-        self.registry = registry
-        ProcessCollector(registry=registry)
-        self.requests = Counter(
-            "deltaw_http_requests",
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        counter = partial(Counter, namespace="deltaw", registry=self.registry)
+        gauge = partial(Gauge, namespace="deltaw", registry=self.registry)
+        histogram = partial(Histogram, namespace="deltaw", registry=self.registry)
+        seconds = partial(histogram, buckets=SECONDS)
+        tokens = partial(histogram, buckets=TOKENS)
+
+        self.requests = counter(
+            "http_requests",
             "Requests answered, by method, route template and status.",
             ["method", "route", "status"],
-            registry=registry,
         )
-        self.duration = Histogram(
-            "deltaw_http_request_duration_seconds",
+        self.duration = seconds(
+            "http_request_duration_seconds",
             "Seconds from the head of a request to the end of its answer.",
             ["method", "route"],
-            buckets=SECONDS,
-            registry=registry,
         )
-        self.queue_depth = Gauge(
-            "deltaw_queue_depth", "Requests that wait in the queue.", registry=registry
+        self.queue_depth = gauge("queue_depth", "Requests that wait in the queue.")
+        self.queue_wait = seconds(
+            "queue_wait_seconds", "Seconds that a request waited in the queue."
         )
-        self.queue_wait = Histogram(
-            "deltaw_queue_wait_seconds",
-            "Seconds that a request waited in the queue.",
-            buckets=SECONDS,
-            registry=registry,
+        self.forward = seconds("forward_seconds", "Seconds of one forward.")
+        self.batch_size = tokens("batch_size", "Runs in one forward.")
+        self.rejected = counter(
+            "rejected", "Requests answered with a problem, by its code.", ["reason"]
         )
-        self.forward = Histogram(
-            "deltaw_forward_seconds", "Seconds of one forward.", buckets=SECONDS, registry=registry
+        self.input_tokens = tokens(
+            "input_tokens", "Rows that a request computes, cached ones included."
         )
-        self.batch_size = Histogram(
-            "deltaw_batch_size", "Runs in one forward.", buckets=TOKENS, registry=registry
+        self.response_bytes = histogram(
+            "response_bytes", "Bytes of an answer's body.", buckets=BYTES
         )
-        self.rejected = Counter(
-            "deltaw_rejected",
-            "Requests answered with a problem, by its code.",
-            ["reason"],
-            registry=registry,
+        self.prefix_cache_hits = gauge("prefix_cache_hits", "Rows found in the prefix cache.")
+        self.prefix_cache_misses = gauge(
+            "prefix_cache_misses", "Rows not found in the prefix cache, which had to be computed."
         )
-        self.input_tokens = Histogram(
-            "deltaw_input_tokens",
-            "Rows that a request computes, cached ones included.",
-            buckets=TOKENS,
-            registry=registry,
-        )
-        self.response_bytes = Histogram(
-            "deltaw_response_bytes", "Bytes of an answer's body.", buckets=BYTES, registry=registry
-        )
-        self.prefix_cache_hits = Gauge(
-            "deltaw_prefix_cache_hits", "Rows found in the prefix cache.", registry=registry
-        )
-        self.prefix_cache_misses = Gauge(
-            "deltaw_prefix_cache_misses",
-            "Rows not found in the prefix cache, which had to be computed.",
-            registry=registry,
-        )
-        self.prefix_cache_bytes = Gauge(
-            "deltaw_prefix_cache_bytes", "Bytes of the prefix cache.", registry=registry
-        )
-        self.equivalence_error = Histogram(
-            "deltaw_equivalence_relative_error",
+        self.prefix_cache_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache.")
+        self.equivalence_error = histogram(
+            "equivalence_relative_error",
             "Relative error of each equivalence check, including the self-check at start.",
             buckets=ERRORS,
-            registry=registry,
         )
-        self.equivalence_failures = Counter(
-            "deltaw_equivalence_failures",
+        self.equivalence_failures = counter(
+            "equivalence_failures",
             "Equivalence checks that failed, including the self-check at start.",
-            registry=registry,
         )
-        self.build_info = Gauge(
-            "deltaw_build_info",
+        self.build_info = gauge(
+            "build_info",
             "Always 1; the labels name the version and the loaded model.",
             ["version", "model", "revision", "device", "dtype"],
-            registry=registry,
         )
 
     def observe_forward(self, seconds: float, runs: int) -> None:
@@ -142,27 +125,16 @@ def configure_logs(log_format: Literal["auto", "json", "console"]) -> None:
         )
     terminal = sys.stderr.isatty()
     console = log_format == "console" or (log_format == "auto" and terminal)
-    shared: list[structlog.typing.Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
-    last: list[structlog.typing.Processor] = [
-        structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(),
-    ]
+    shared: list[Processor] = [add_log_level, TimeStamper(fmt="iso", utc=True)]
+    last: list[Processor] = [format_exc_info, JSONRenderer()]
     if console:
-        plain = structlog.dev.plain_traceback
-        last = [structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=plain)]
+        last = [ConsoleRenderer(colors=terminal, exception_formatter=plain_traceback)]
     structlog.configure(
         processors=[*shared, *last],
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # a line is one write
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler()
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
-        )
-    )
+    plain = [ProcessorFormatter.remove_processors_meta, *last]
+    handler.setFormatter(ProcessorFormatter(processors=plain, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -1,4 +1,4 @@
-"""Requests are parsed strictly, without coercion, and are immutable."""
+"""Requests are parsed strictly and are immutable. Fields keep their descriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
+from schemas.common import Answer, Token, adapter
 from schemas.equivalence_checks import EquivalenceChecksRequest
+from schemas.pairs import PairAnswer
 from schemas.tokenize import TokenizeRequest
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import WeightUpdatesRequest
@@ -69,3 +71,18 @@ def test_spans_are_arrays_of_two(spans: list[list[int]]) -> None:
     assert json.loads(read.model_dump_json(include={"baseline"})) == {
         "baseline": {"without": spans}
     }
+
+
+def _derived(base: type[Answer]) -> list[type[Answer]]:
+    return [kind for kind in base.__subclasses__() if kind.__module__.startswith("schemas.")]
+
+
+def test_answers_inherit_the_descriptions_of_fields() -> None:
+    """An answer that extends another describes each inherited field as the other does."""
+    bases = {base for base in _derived(Answer) if _derived(base)}
+    assert bases == {Token, PairAnswer}
+    for base in bases:
+        inherited = adapter(base).json_schema()["properties"]
+        for derived in _derived(base):
+            own = adapter(derived).json_schema()["properties"]
+            assert {name: own[name] for name in inherited} == inherited, derived
