@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# On a busy machine, waiting threads that spin make the work up to 50 times slower. torch reads this at import.
+# Without this, waiting threads spin, which makes work up to 50 times slower on a busy machine. torch reads it at import.
 export OMP_WAIT_POLICY ?= PASSIVE
-# The CPU build of torch is a tenth of the download: make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The CPU build of torch is a 192 MB download, the default build several GB. To get the CPU build:
+# make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -17,7 +18,7 @@ run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:
 test: $(VENV)/.dev  ## run the tests, except the slow ones
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-fuzz: $(VENV)/.dev  ## send over 20,000 generated and 10,000 corrupted requests
+fuzz: $(VENV)/.dev  ## send over 20,000 generated and 10,000 corrupted requests, in 5 minutes
 	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
 test-slow: $(VENV)/.docs  ## run the slow tests
@@ -36,12 +37,12 @@ format: $(VENV)/.dev  ## format the code and fix lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## measure ratios to the seed script and to peers, on this machine
+bench: $(VENV)/.dev  ## compare speed with the seed script and with peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
 FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py engine/test_checkpoint.py
 
-faults: $(VENV)/.dev  ## test faults by real means: killed, damaged, cut off, out of memory or disk
+faults: $(VENV)/.dev  ## kill, starve and cut off real services, damage checkpoints, fill disks
 	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)
 
 load: $(VENV)/.dev  ## run mixed requests, bursts, slow and leaving clients, and account for every request

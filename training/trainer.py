@@ -1,4 +1,7 @@
-"""Train with Muon and AdamW under one schedule of tokens. A run is resumable and repeatable."""
+"""Train with Muon and AdamW. The number of tokens sets the learning rate.
+
+A stopped run can be resumed, and every run with the same seed gives the same weights.
+"""
 
 import json
 import time
@@ -20,25 +23,28 @@ PLANTED_LR, MATRIX_LR = 1.2e-3, 1.2e-2
 OTHER_LR, POSITION_LR = 1.6e-3, 1e-4
 """AdamW's learning rates for embeddings, biases and norms, and for the positions."""
 OTHER_EPSILON = 1e-5
-"""AdamW's epsilon. Most tokens are in few rows. In all other rows the tied head's softmax gives
-each of them a gradient of about 1e-6 in the same direction (a token in the row gets 1e-4). With
-AdamW's usual 1e-8 these gradients make full steps, and rare tokens drift into one cluster."""
+"""AdamW's epsilon. Most tokens of the vocabulary occur in few rows. In every other row the softmax
+of the tied head gives each of them a gradient of about 1e-6 in the same direction; a token that
+occurs in the row gets 1e-4. With AdamW's default epsilon of 1e-8 the small gradients cause full
+steps, and rare tokens drift into one cluster."""
 CLIP = 1.0
+"""Maximum norm of the gradient of all parameters."""
 WARM_UP_STEPS = 60
+"""Steps in which the learning rate rises linearly to its full value."""
 TOKENS, CONSTANT_TOKENS, LAST_LR = 15_000_000, 7_000_000, 0.02
 """Tokens of the training, tokens at a constant rate, and the final factor on the rate."""
 ROWS, LENGTH = 16, 256
 """Rows of a batch, and tokens of a row."""
 PARTS = 2
-"""Parts of a batch, one per thread. With `torch.set_num_threads(1)`, two cores wait for each other
-once per step, not at every operation, and the result does not depend on the number of cores."""
+"""Parts of a batch, one per Python thread. torch itself uses one thread, so two cores wait for each
+other once per step, not at every operation, and the result does not depend on the core count."""
 SAVE_EVERY, LOG_EVERY = 100, 20
 """Steps between two saved states, and between two lines of the log."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase of the training, with its mix of rows and its rate.
+    """A phase of the training, with its own mix of rows and its own rate.
 
     Args:
         until: Number of tokens at which the phase ends.
@@ -55,6 +61,7 @@ Part = tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]
 
 COPYING = {"natural": 0.15, "tasks": 0.60, "token lists": 0.10, "repeats": 0.15}
 ALL = {"natural": 0.34, "tasks": 0.54, "token lists": 0.06, "repeats": 0.06}
+"""Share of each kind of row. The first phase uses `COPYING`, the others `ALL`."""
 PHASES = (
     Phase(1_200_000, COPYING, 1.0),
     Phase(4_500_000, ALL, 1.6),
@@ -65,7 +72,7 @@ PHASES = (
 
 @dataclass
 class Progress:
-    """The progress of a training: the state, besides tensors, that a resumed run needs.
+    """The progress of a training: what a resumed run needs besides tensors.
 
     Args:
         step: Index of the next step.
@@ -81,7 +88,7 @@ class Progress:
 class Trainer:
     """Trains a new model, or resumes from the state in `folder`, up to `TOKENS` tokens.
 
-    The result depends neither on stops nor on the time that a step takes.
+    The result does not depend on interruptions or on the duration of a step.
 
     Args:
         sampler: Makes the batches.

@@ -1,8 +1,8 @@
-"""The tests' oracle: theory.md in float64 NumPy, each quantity computed the most direct way.
+"""The tests' oracle: the formulas of docs/theory.md in float64 NumPy, in the most direct form.
 
-It shares no code with the service: its own checkpoint reader, its own GPT-2, separate full runs,
-dense matrices. Read in this order: checkpoint, model, questions, updates,
-distributions, sequential, checks, joints, trajectories, attributions.
+It shares no code with the service. It has its own checkpoint reader and its own GPT-2, makes a
+separate full run for everything, and forms dense matrices. Read in this order: checkpoint, model,
+questions, updates, distributions, sequential, checks, joints, trajectories, attributions.
 """
 
 from .attributions import Attribution, Share, attribution

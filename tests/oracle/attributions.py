@@ -1,4 +1,6 @@
-"""The contribution of each span of the context, by separate runs (api.md, "attributions").
+"""The contribution of each span of the context, by separate runs.
+
+The formulas are those of docs/theory.md, "Which part of the context".
 
 On the base n_0, the baseline's mlp_in (matched or anchored), with n_s the reading of span s alone
 at its own positions and n_C that of the whole context:
@@ -24,7 +26,7 @@ class Share:
     only_this_span: float  # |ΔW_s|
     cosine_to_total: float  # cos(ΔW_s, ΔW(C))
     share: float  # <ΔW_s, ΔW(C)> / |ΔW(C)|²
-    leave_one_out_cancellation: float  # for `leave_one_out` (theory.md 9)
+    leave_one_out_cancellation: float  # for `leave_one_out` (docs/theory.md, "Numbers")
     cancellation: float  # (|n_s| + |n_0|) / |n_s - n_0|, for the other three figures
 
 

@@ -1,6 +1,7 @@
 """The equivalence checks and their controls, each a run of the baseline under patched weights.
 
-theory.md 3, 4, 9 and api.md, "equivalence-checks". The compared vector, at one query position:
+The tolerance and the controls are those of docs/theory.md, "What an exact check proves". Each scope
+compares one vector at one query position:
 
     projection   mlp_pre of the layer: c_fc's output with its bias
     block        resid_post of the layer
@@ -76,7 +77,7 @@ def relative_error(actual: Array, expected: Array) -> float:
 
 
 def tolerance(gate: float, change: Update, expected: Array) -> float:
-    """gate * max(1, (|h| + |h_C|) / |expected|) (theory.md 9)."""
+    """gate * max(1, (|h| + |h_C|) / |expected|) (docs/theory.md, "What an exact check proves")."""
     return gate * max(1.0, (norm(change.h) + norm(change.h_with)) / norm(expected))
 
 

@@ -1,6 +1,7 @@
 """One patch for several query positions at once, and one update used on another query.
 
-theory.md 6, rows stacked, A⁺ the pseudo-inverse:
+The formulas are those of docs/theory.md, "Several positions at once". Each capital letter stacks
+one row per position, and A⁺ is the pseudo-inverse of A:
 
     ΔW1 = N⁺ (N_C - N) W1        ΔW2 = Φ_C⁺ (H_C - H)        Φ_C: mlp_act with the context
 """

@@ -1,4 +1,6 @@
-"""GPT-2 in float64 NumPy, written to be read from top to bottom (theory.md 1).
+"""GPT-2 in float64 NumPy, written to be read from top to bottom.
+
+The names are those of docs/theory.md, "One block".
 
 Row convention: ``y = x @ W + b`` with W stored [in, out], as in transformers' ``Conv1D``.
 
@@ -105,9 +107,9 @@ class GPT2:
         weights = read_weights(Path(folder))
         activation = config.get("activation_function", "gelu_new")
         if activation not in ("gelu_new", "gelu_pytorch_tanh"):
-            raise ValueError(f"this oracle knows gelu_new, not {activation}")
+            raise ValueError(f"this oracle computes gelu_new, not {activation}")
         if config.get("add_cross_attention"):
-            raise ValueError("this oracle knows no cross attention")
+            raise ValueError("this oracle does not compute cross attention")
         self.n_layers: int = config["n_layer"]
         self.n_heads: int = config["n_head"]
         self.epsilon: float = config.get("layer_norm_epsilon", 1e-5)
@@ -159,7 +161,7 @@ class GPT2:
     def _run_block(
         self, layer: int, resid_pre: Array, sees: NDArray[np.bool_], patch: Patch
     ) -> dict[str, Array]:
-        """Every hook point of one block, from the stream (T, d_model) that enters it."""
+        """Compute every hook point of one block from its input stream (T, d_model)."""
         block = self.blocks[layer]
         w_in = _plus(block.c_fc, patch.w_in)  # (d_model, d_mlp): W1 + ΔW1
         w_out = _plus(block.mlp_c_proj, patch.w_out)  # (d_mlp, d_model): W2 + ΔW2

@@ -1,7 +1,7 @@
 """A context, a query and a baseline: the tokens and positions of each run.
 
-theory.md 5 and api.md, "context and query". The run with the context is always the context at
-0, 1, … followed by the query. The baseline run:
+The baselines are those of docs/theory.md, "Baselines". The run with the context reads the context
+at positions 0, 1, … and then the query. The baseline run reads:
 
     matched           the query alone, at its positions of the full run
     alone             the query alone, at 0, 1, …

@@ -1,9 +1,9 @@
 """The sequential stream: each layer's baseline is the output of the patched layers below it.
 
-theory.md 4 (Goldwaser et al., arXiv 2511.17864, Algorithm 1), computed with whole runs: to find
-layer l's update, run the baseline from the start under the patches of the layers below l, and read
-n and h of layer l. The patches act on every row of the run. Each target position has its own
-sequence of runs.
+See docs/theory.md, "Streams" (Goldwaser et al., arXiv 2511.17864, Algorithm 1). This module makes
+whole runs: to find layer l's update, it runs the baseline from the start with the patches of the
+layers below l, and reads n and h of layer l. The patches act on every row of the run. Each target
+position has its own sequence of runs.
 """
 
 from dataclasses import dataclass

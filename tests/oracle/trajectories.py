@@ -1,6 +1,7 @@
-"""ΔW as the context is read, with a separate run for each prefix (theory.md 7).
+"""ΔW as the context is read, with a separate run for each prefix.
 
-With n_i the query's reading after the first i spans, the query at its positions of the full run:
+The formulas are those of docs/theory.md, "As the context is read". n_i is the query's mlp_in after
+the first i spans; the query keeps its positions of the full run:
 
     ΔW_i = n_0ᵀ((n_i - n_0) W1) / |n_0|²      W_i = W1 + ΔW_i      η = 1 / |n_0|²
     G_i  = n_0ᵀ((n_i - n_{i+1}) W1)           W_{i+1} - W_i = -η G_i

@@ -1,4 +1,6 @@
-"""The update of one layer at one query position, with the dense matrix (theory.md 2, 3, 5).
+"""The update of one layer at one query position, with the dense matrix.
+
+The formulas are those of docs/theory.md, "One block"; W1 is the MLP's first weight:
 
 Δn = n_C - n     Δh = h_C - h     ΔW1 = nᵀ(Δn W1) / |n|²     n (W1 + ΔW1) = n_C W1
 """
@@ -50,7 +52,7 @@ class Update:
 
     @property
     def patch(self) -> Patch:
-        """ΔW1 on c_fc.weight and Δh on the block's output: exact (theory.md 3)."""
+        """The exact patch: ΔW1 on c_fc.weight and Δh on the block's output."""
         return Patch(w_in=self.dense, output_bias=self.delta_h)
 
     @property
@@ -65,7 +67,7 @@ class Update:
 
     @property
     def spectral_share(self) -> float:
-        """|ΔW1|_2 / |W1|_2, of W1 by SVD (ΔW1 has rank one: its |.|_2 equals its |.|_F)."""
+        """|ΔW1|_2 / |W1|_2. |W1|_2 is by SVD; ΔW1 has rank one, so its |.|_2 equals its |.|_F."""
         return self.norm / self.block.spectral_norm
 
     def singular_values(self) -> Array:
@@ -84,12 +86,12 @@ class Update:
         return difference(self.h_with, self.h)
 
     def below_noise(self, epsilon: float) -> bool:
-        """Whether |Δn| < 32 ε |n|, with ε of the pass's dtype (theory.md 2)."""
+        """Whether |Δn| < 32 ε |n|, with the machine epsilon of the run's dtype."""
         return norm(self.delta_n) < 32 * epsilon * norm(self.n)
 
     @property
     def cancellation(self) -> float:
-        """(|n_C| + |n|) / |Δn|: the factor by which rounding in n grows (theory.md 9)."""
+        """(|n_C| + |n|) / |Δn|: the factor by which rounding errors in n grow in Δn."""
         return cancellation(self.n_with, self.n)
 
 
@@ -105,7 +107,7 @@ class Difference:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of an update on a common base: |.| and dense ΔW (d_model, d_mlp)."""
+    """One part of an update that is split on a common base, dense (d_model, d_mlp)."""
 
     dense: Array
     output_factor: Array  # (d_mlp); the input factor is the total's
@@ -117,14 +119,14 @@ class Part:
 
 
 def update(question: Question, layer: int, position: int = -1) -> Update:
-    """The update in the free stream: both runs are without a patch."""
+    """Form the update in the free stream, from two runs without a patch."""
     return between(question, layer, position, question.full, question.base)
 
 
 def between(
     question: Question, layer: int, position: int, with_context: Trace, baseline: Trace
 ) -> Update:
-    """The update from one trace's row to another's; any two traces give one (theory.md 2)."""
+    """Form the update from a row of any two traces of the query."""
     return Update(
         block=question.model.blocks[layer],
         n_with=with_context[layer, "mlp_in"][position],
@@ -140,7 +142,7 @@ def on_base(n: Array, n_from: Array, n_to: Array, weight: Array) -> Array:
 
 
 def split(question: Question, layer: int, position: int = -1) -> dict[str, Part]:
-    """The parts ``content`` and ``position`` of an ``alone`` update (theory.md 5).
+    """The parts ``content`` and ``position`` of an ``alone`` update (docs/theory.md, "Baselines").
 
     ΔW_content  = nᵀ((n_C - n_matched) W1) / |n|²      n: the query alone at 0, 1, …
     ΔW_position = nᵀ((n_matched - n)   W1) / |n|²
@@ -183,6 +185,6 @@ def difference(with_context: Array, baseline: Array) -> Difference:
 
 
 def cancellation(one: Array, other: Array) -> float:
-    """(|a| + |b|) / |a - b|, infinite where a = b (theory.md 9)."""
+    """(|a| + |b|) / |a - b|, infinite where a = b (docs/theory.md, "Numbers")."""
     distance = norm(one - other)
     return (norm(one) + norm(other)) / distance if distance else math.inf
