@@ -82,7 +82,7 @@ def test_problem_is_shown(tab: Explorer) -> None:
     tab.run()
     alert = tab.page.get_by_role("alert")
     assert "Empty context" in alert.inner_text()
-    assert "the context has no tokens" in alert.inner_text()
+    assert "The context has no tokens." in alert.inner_text()
     assert "/context" in alert.inner_text()
     assert tab.states()["equivalence"] == "failed"
     assert tab.view("equivalence").is_hidden()

@@ -66,7 +66,8 @@ def test_verdict_is_the_services(tab: Explorer, api: httpx.Client) -> None:
     assert chart.locator("circle.dot").count() == len(rows) + 1
     assert chart.locator("circle.unpatched").count() == len(rows) + 1
     assert chart.locator("path.tolerance").count() == len(rows) + 1
-    assert chart.locator("path.control").count() == 5 * (len(rows) + 1)
+    assert chart.locator("path.control").count() == 4 * (len(rows) + 1)
+    assert chart.locator("path.exact").count() == len(rows) + 1
 
 
 def test_errors_lie_on_a_logarithmic_axis(tab: Explorer) -> None:
