@@ -133,3 +133,8 @@ class NonFiniteActivation(ServiceError): ...
 
 
 class CannotLoad(ServiceError): ...
+
+
+def sentence(error: BaseException) -> str:
+    """The detail of an error of the service; the type and the message of any other error."""
+    return error.detail if isinstance(error, ServiceError) else f"{type(error).__name__}: {error}"
