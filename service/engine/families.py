@@ -157,8 +157,10 @@ class Block:
         if self.w_in.weight.dtype == dtype:
             return self
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        weights = {name: part for name, part in parts.items() if isinstance(part, Norm | Affine)}
-        return replace(self, **{name: part.to(dtype) for name, part in weights.items()})
+        weights: dict[str, Any] = {
+            name: part.to(dtype) for name, part in parts.items() if isinstance(part, Norm | Affine)
+        }
+        return replace(self, **weights)
 
 
 @dataclass(frozen=True)

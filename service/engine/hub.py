@@ -51,8 +51,10 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     if _bound not in hooks:
         hooks.append(_bound)
     try:
-        chosen = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"]}
-        return Path(snapshot_download(name, revision=revision, **chosen))
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
+        )
+        return Path(folder)
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise CannotLoad(_sentence(error, name, revision)) from error
 
