@@ -61,102 +61,80 @@ class ServiceError(Exception):
         self.actual = actual
 
 
-class Refused(ServiceError):
-    """This model cannot answer the question as asked."""
+class Refused(ServiceError): ...
 
 
-class Invalid(Refused):
-    """A value is one that no model accepts."""
+class Invalid(Refused): ...
 
 
-class NotSupported(Refused):
-    """The combination of options has no answer."""
+class NotSupported(Refused): ...
 
 
-class NoAnchorToken(Refused):
-    """The tokenizer has no <|endoftext|>, which the baseline `anchored` needs."""
+class NoAnchorToken(Refused): ...
 
 
-class BadSpan(Refused):
-    """A span is out of range, empty, out of order or overlapping, or the spans leave nothing."""
+class BadSpan(Refused): ...
 
 
-class EmptyContext(Refused):
-    """The context has no tokens."""
+class EmptyContext(Refused): ...
 
 
-class EmptyQuery(Refused):
-    """The query, or the prompt, has no tokens."""
+class EmptyQuery(Refused): ...
 
 
-class PromptTooLong(Refused):
-    """The prompt needs more positions than the model has."""
+class PromptTooLong(Refused): ...
 
 
-class LayerOutOfRange(Refused):
-    """The model has no such layer."""
+class LayerOutOfRange(Refused): ...
 
 
-class PositionOutOfRange(Refused):
-    """The query, or the prompt, has no such position."""
+class PositionOutOfRange(Refused): ...
 
 
-class TokenOutOfRange(Refused):
-    """The id is outside the vocabulary."""
+class TokenOutOfRange(Refused): ...
 
 
-class UnknownHookPoint(Refused):
-    """A name is no hook point."""
+class UnknownHookPoint(Refused): ...
 
 
-class TooManyItems(Refused):
-    """The request has more prompts than the limit."""
+class TooManyItems(Refused): ...
 
 
-class NeverFits(Refused):
-    """The work, or the answer, is above the limit."""
+class NeverFits(Refused): ...
 
 
 class NotNow(ServiceError):
-    """The same question may succeed later.
-
-    Args:
-        detail: One sentence for the caller.
-        retry_after: Seconds to wait before asking again.
-    """
+    """The same question may succeed after `retry_after` seconds."""
 
     def __init__(self, detail: str, *, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
 
 
-class Loading(NotNow):
-    """The model is still loading."""
+class Loading(NotNow): ...
 
 
-class Draining(NotNow):
-    """The service is shutting down and accepts no new work."""
+class Draining(NotNow): ...
 
 
-class QueueFull(NotNow):
-    """The queue is full, or the expected wait exceeds the deadline."""
+class QueueFull(NotNow): ...
 
 
-class OutOfMemory(NotNow):
-    """There was not enough memory for this question."""
+class OutOfMemory(NotNow): ...
 
 
-class SelfCheckFailed(NotNow):
-    """The equivalence check at start did not hold, or the engine has failed."""
+class SelfCheckFailed(NotNow): ...
 
 
-class DeadlineExceeded(NotNow):
-    """Waiting and computing took longer than the deadline."""
+class DeadlineExceeded(NotNow): ...
 
 
-class NonFiniteActivation(ServiceError):
-    """The model computed NaN or infinity."""
+class NonFiniteActivation(ServiceError): ...
 
 
-class CannotLoad(ServiceError):
-    """The model cannot be loaded. The sentence says which setting to change."""
+class CannotLoad(ServiceError): ...
+
+
+def sentence(error: BaseException) -> str:
+    """The detail of an error of the service; the type and the message of any other error."""
+    return error.detail if isinstance(error, ServiceError) else f"{type(error).__name__}: {error}"

@@ -15,19 +15,16 @@ from service import __version__
 from service.analysis.self_check import self_check
 from service.api import (
     analyses,
-    docs_pages,
     model,
     openapi,
-    page,
+    pages,
     probes,
     problems,
     tokenize,
 )
-from service.api.head import HeadAsGet
-from service.api.hosts import KnownHosts
 from service.api.keys import require_key
-from service.api.prefix import Prefix
 from service.api.request_log import RequestLog
+from service.api.routing import Routing
 from service.api.state import State
 from service.engine import Engine, Model, drive, load
 from service.settings import Settings, read_settings
@@ -101,13 +98,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for resource in (analyses, tokenize, model):
         app.include_router(resource.router, dependencies=locked, tags=["analysis"])
     app.include_router(probes.router, tags=["operation"])
-    app.include_router(docs_pages.router, tags=["operation"])
-    docs_pages.serve_assets(app)
-    app.include_router(page.router)
-    page.serve_parts(app)
+    app.include_router(pages.router, tags=["operation"])
+    pages.serve_files(app)
     openapi.describe(app, locked=bool(state.keys))
     problems.install(app)
-    app.add_middleware(HeadAsGet)
     if chosen.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -116,9 +110,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    if chosen.root_path:
-        app.add_middleware(Prefix, root_path=chosen.root_path)
-    app.add_middleware(KnownHosts, hosts=chosen.hosts)
+    app.add_middleware(Routing, hosts=chosen.hosts, root_path=chosen.root_path)
     app.add_middleware(RequestLog, metrics=metrics)
     return app
 

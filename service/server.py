@@ -21,13 +21,13 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 from service.api.request_log import GUARD
 from service.api.state import State
-from service.errors import ServiceError
+from service.errors import ServiceError, sentence
 from service.guard import Guard
 from service.main import create_app
 from service.settings import Settings
 
 NOT_READY_SECONDS = 1.0
-"""For which a service whose computation is stuck says that it is not ready, before it ends."""
+"""Seconds that a service whose computation is stuck is not ready before its process ends."""
 log = structlog.get_logger("deltaw")
 
 
@@ -65,12 +65,8 @@ class Server(uvicorn.Server):
             # Its thread can be neither ended nor waited for, and what it holds is lost.
             engine.draining = True
             await asyncio.sleep(NOT_READY_SECONDS)
-            print(
-                f"deltaw: the computation has been stuck for {engine.stuck_for:.0f} s; the process "
-                "ends",
-                file=sys.stderr,
-                flush=True,
-            )
+            stuck = f"the computation has been stuck for {engine.stuck_for:.0f} s"
+            print(f"deltaw: {stuck}; the process ends", file=sys.stderr, flush=True)
             os._exit(1)
         if self._drained_by is not None:
             left = self._drained_by - time.monotonic()
@@ -113,17 +109,15 @@ def serve(settings: Settings) -> int:
         port = listener.getsockname()[1]
         url = settings.model_copy(update={"port": port}).url
         Server(config, state, url).run([listener])
-    fatal = state.engine.fatal
-    if fatal is None and not state.engine.checked:
-        # The threads of a download would keep the process until it has ended.
-        sys.stderr.flush()
-        os._exit(0)
-    if fatal is None:
+    if (fatal := state.engine.fatal) is None:
+        if not state.engine.checked:
+            # The threads of a download would keep the process until it has ended.
+            sys.stderr.flush()
+            os._exit(0)
         return 0
     if not isinstance(fatal, ServiceError):
         log.error("the computation ended", exc_info=fatal)
-    said = fatal.detail if isinstance(fatal, ServiceError) else f"{type(fatal).__name__}: {fatal}"
-    print(f"deltaw: {said}", file=sys.stderr)
+    print(f"deltaw: {sentence(fatal)}", file=sys.stderr)
     return 1
 
 
@@ -134,10 +128,12 @@ def _guarded(state: State) -> Callable[..., Guard]:
     guards: set[Guard] = set()
 
     def guarded(*, app_state: dict[str, Any], **known: Any) -> Guard:
-        def inner(guard: Guard) -> asyncio.Protocol:
-            return protocol(app_state={**app_state, GUARD: guard}, **known)
-
-        return Guard(state.settings, state.metrics, guards, inner)
+        return Guard(
+            state.settings,
+            state.metrics,
+            guards,
+            lambda guard: protocol(app_state={**app_state, GUARD: guard}, **known),
+        )
 
     return guarded
 

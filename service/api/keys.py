@@ -11,14 +11,10 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from service.api.problems import ProblemError
 from service.api.state import Found
 
-Bearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Depends(
-        HTTPBearer(
-            auto_error=False, description="An API key. Needed only where the service has keys."
-        )
-    ),
-]
+SCHEME = HTTPBearer(
+    auto_error=False, description="An API key. Needed only where the service has keys."
+)
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(SCHEME)]
 
 
 async def require_key(state: Found, sent: Bearer) -> None:

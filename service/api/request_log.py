@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -80,20 +79,15 @@ class RequestLog:
         self._metrics.duration.labels(method, route).observe(seconds)
         if problem := scope.get("deltaw.problem"):
             self._metrics.rejected.labels(problem).inc()
-        known: dict[str, Any] = {
+        timings = scope.get("deltaw.timings", {})
+        known = {
+            "request_id": scope["deltaw.request_id"],
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(1000 * seconds, 3),
             "problem": problem,
             "rows": scope.get("deltaw.rows"),
-            "timings_ms": {
-                name: round(1000 * value, 3)
-                for name, value in scope.get("deltaw.timings", {}).items()
-            },
+            "timings_ms": {name: round(1000 * value, 3) for name, value in timings.items()} or None,
         }
-        log.info(
-            "request",
-            request_id=scope["deltaw.request_id"],
-            method=method,
-            route=route,
-            status=status,
-            duration_ms=round(1000 * seconds, 3),
-            **{name: value for name, value in known.items() if value},
-        )
+        log.info("request", **{name: value for name, value in known.items() if value is not None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ Cell = float | str | Text | None
 STYLES = {"holds": "bold green", "fails": "bold red", "vacuous": "bold yellow"}
 LIKELIEST = 5
 """Number of next tokens shown; the answer has ten."""
+ERRORS = {
+    "layer": "layer",
+    "position": "position",
+    "relative_error": "patched",
+    "tolerance": "tolerance",
+    "unpatched_relative_error": "unpatched",
+    "bias_only_relative_error": "bias only",
+}
+"""The head of each column of a check's errors, by field."""
+DIVERGENCE = attrgetter("position", "kl_divergence", "kl_tolerance", "unpatched_kl_divergence")
+UPDATE = attrgetter(
+    *("layer", "position", "norm", "relative_norm", "spectral_share"),
+    *("mlp_in.cosine", "resid_mid.norm_difference"),
+)
 
 
 def shown(cell: Cell) -> Text:
@@ -33,7 +48,9 @@ def shown(cell: Cell) -> Text:
     return Text("–") if cell is None else cell if isinstance(cell, Text) else Text(cell)
 
 
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Table:
+def table(
+    title: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], caption: str = ""
+) -> RenderableType:
     """Lay out rows, with numbers right-aligned. A table without a head has two columns."""
     made = Table(title=Text(title, "table.title"), title_justify="left", show_header=bool(head))
     cells = list(rows)
@@ -42,12 +59,8 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Cell]]) -> Ta
         made.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in cells:
         made.add_row(*map(shown, row))
-    return made
-
-
-def captioned(made: Table, caption: str) -> RenderableType:
-    """Put a caption below a table, as wide as the terminal."""
-    return Group(made, Text(caption, "table.caption"))
+    # A table's own caption would be no wider than the table.
+    return Group(made, Text(caption, "table.caption")) if caption else made
 
 
 def verdict(word: str) -> Text:
@@ -78,7 +91,7 @@ def of_self_check(found: Mapping[str, Any]) -> RenderableType:
     }
     facts["verdict"] = verdict(found["verdict"])
     caption = "every layer's block on a fixed prompt; baseline matched, stream free, float32"
-    return captioned(table("self-check", (), facts.items()), caption)
+    return table("self-check", (), facts.items(), caption)
 
 
 def of_checks(answer: EquivalenceChecks) -> RenderableType:
@@ -87,91 +100,44 @@ def of_checks(answer: EquivalenceChecks) -> RenderableType:
         f"errors relative to the run with context; {answer.apply} in {answer.precision}; "
         f"{relation(answer)}"
     )
-    errors = _of_errors(f"equivalence, scope {answer.scope}", answer.checks)
-    parts = [captioned(errors, caption), *_of_controls(answer.checks)]
-    if answer.logits:
-        parts += [_of_errors("logits", answer.logits), *_of_controls(answer.logits)]
-        parts.append(_of_divergences(answer.logits))
+    parts = [*_of_errors(f"equivalence, scope {answer.scope}", answer.checks, caption)]
+    if logits := answer.logits:
+        head = ["position", "patched", "tolerance", "unpatched", "likeliest next token"]
+        rows = [
+            (*DIVERGENCE(check), repr(check.top_tokens.with_context[0].text)) for check in logits
+        ]
+        caption = "KL divergence of the other run from the run with context, in nats"
+        parts += [*_of_errors("logits", logits), table("divergence", head, rows, caption)]
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
 
 
-def _labels(check: Check | LogitsCheck) -> dict[str, Cell]:
-    """Label a check with its layer and position, by column."""
-    layer: dict[str, Cell] = {"layer": check.layer} if isinstance(check, Check) else {}
-    return layer | {"position": check.position}
-
-
-def _bias_only(check: Check | LogitsCheck) -> dict[str, Cell]:
-    """Return the error with Δh at the attention output and no ΔW, if it was asked for."""
-    if not isinstance(check, Check) or check.bias_only_relative_error is UNSET:
-        return {}
-    return {"bias only": check.bias_only_relative_error}
-
-
-def _of_errors(title: str, checks: Sequence[Check | LogitsCheck]) -> Table:
-    """Lay out the errors with the patch and without it, and the verdicts."""
-    rows: list[dict[str, Cell]] = [
-        {
-            **_labels(check),
-            "patched": check.relative_error,
-            "tolerance": check.tolerance,
-            "unpatched": check.unpatched_relative_error,
-            **_bias_only(check),
-            "verdict": verdict(check.verdict),
-        }
-        for check in checks
-    ]
-    return table(title, list(rows[0]), [list(row.values()) for row in rows])
-
-
-def _of_controls(checks: Sequence[Check | LogitsCheck]) -> Iterator[RenderableType]:
-    """Lay out the controls, if there are any."""
-    names = list(checks[0].controls or ())
-    if names:
-        head = [*_labels(checks[0]), *(name.replace("_", " ") for name in names)]
-        rows = [
-            [*_labels(check).values(), *map((check.controls or {}).get, names)] for check in checks
-        ]
+def _of_errors(
+    title: str, checks: Sequence[Check | LogitsCheck], caption: str = ""
+) -> Iterator[RenderableType]:
+    """Lay out the errors with the patch and without it, and the controls, if there are any."""
+    # Checks of logits have no layer; the error with Δh alone is there if it was asked for.
+    names = [name for name in ERRORS if getattr(checks[0], name, UNSET) is not UNSET]
+    head = [*map(ERRORS.__getitem__, names), "verdict"]
+    rows = [[*(getattr(check, name) for name in names), verdict(check.verdict)] for check in checks]
+    yield table(title, head, rows, caption)
+    if controls := list(checks[0].controls or ()):
+        labels = names.index("position") + 1
+        head = [*head[:labels], *(name.replace("_", " ") for name in controls)]
+        errors = [[*map((check.controls or {}).get, controls)] for check in checks]
+        rows = [row[:labels] + others for row, others in zip(rows, errors, strict=True)]
         caption = "relative errors with other patches, which must be far larger"
-        yield captioned(table("controls", head, rows), caption)
-
-
-def _of_divergences(logits: Sequence[LogitsCheck]) -> RenderableType:
-    """Lay out the divergences of the next-token probabilities."""
-    head = ["position", "patched", "tolerance", "unpatched", "likeliest next token"]
-    rows = [
-        (
-            check.position,
-            check.kl_divergence,
-            check.kl_tolerance,
-            check.unpatched_kl_divergence,
-            repr(check.top_tokens.with_context[0].text),
-        )
-        for check in logits
-    ]
-    caption = "KL divergence of the other run from the run with context, in nats"
-    return captioned(table("divergence", head, rows), caption)
+        yield table("controls", head, rows, caption)
 
 
 def of_updates(answer: WeightUpdates) -> RenderableType:
     """Lay out the updates of each layer and position, and the likeliest next tokens."""
     head = ["layer", "position", "‖ΔW‖", "‖ΔW‖/‖W‖", "‖ΔW‖₂/‖W‖₂", "cos(n, n_C)", "‖Δh‖", "note"]
     rows = [
-        (
-            update.layer,
-            update.position,
-            update.norm,
-            update.relative_norm,
-            update.spectral_share,
-            update.mlp_in.cosine,
-            update.resid_mid.norm_difference,
-            "below noise" if update.below_noise else "",
-        )
-        for update in answer.updates
+        (*UPDATE(update), "below noise" if update.below_noise else "") for update in answer.updates
     ]
     caption = f"W is the MLP's first weight, n its input; {relation(answer)}"
-    made = table("implicit weight updates", head, rows)
-    return Group(captioned(made, caption), *map(_of_next_tokens, answer.next_tokens or ()))
+    made = table("implicit weight updates", head, rows, caption)
+    return Group(made, *map(_of_next_tokens, answer.next_tokens or ()))
 
 
 def _of_next_tokens(told: NextTokens) -> RenderableType:
@@ -179,7 +145,7 @@ def _of_next_tokens(told: NextTokens) -> RenderableType:
     caption = f"KL divergence {shown(told.kl_divergence)} nats, over the whole vocabulary"
     pairs = zip(told.with_context[:LIKELIEST], told.baseline[:LIKELIEST], strict=True)
     rows = [(repr(a.text), a.probability, repr(b.text), b.probability) for a, b in pairs]
-    return captioned(table(title, ["with context", "p", "baseline", "p"], rows), caption)
+    return table(title, ["with context", "p", "baseline", "p"], rows, caption)
 
 
 def of_trajectories(answer: Trajectories) -> RenderableType:
@@ -199,7 +165,7 @@ def of_trajectories(answer: Trajectories) -> RenderableType:
         for layer in answer.layers
         for step in layer.steps
     ]
-    return captioned(table("‖ΔW‖ as the context is read", head, rows), relation(answer))
+    return table("‖ΔW‖ as the context is read", head, rows, relation(answer))
 
 
 def of_activations(answer: Activations, file: Path) -> RenderableType:
@@ -217,7 +183,7 @@ def of_activations(answer: Activations, file: Path) -> RenderableType:
         for i, prompt in enumerate(answer.prompts)
         for j, activation in enumerate(prompt.activations)
     ]
-    return captioned(table(f"activations in {file}", head, rows), of_model_summary(answer.model))
+    return table(f"activations in {file}", head, rows, of_model_summary(answer.model))
 
 
 def _positions(positions: Sequence[int]) -> str:

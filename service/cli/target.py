@@ -30,18 +30,12 @@ A = TypeVar("A")
 API_KEY = f"{PREFIX}API_KEY"
 NO_ANSWER = 3
 POLL_SECONDS = 0.01
-LOCAL_URL = "http://localhost"
-"""URL of the application in this process, whose host it accepts."""
+INSTALL = "{} is not installed: install deltaw[server], or give --url"
 MODEL_SETTINGS = ("model", "revision", "device", "dtype", "threads")
 
 
 class NoModel(Exception):
     """The model cannot be loaded in this process."""
-
-    @classmethod
-    def without(cls, error: ModuleNotFoundError) -> NoModel:
-        """Say how to install the service."""
-        return cls(f"{error.name} is not installed: install deltaw[server], or give --url")
 
 
 def _local(name: str) -> Any:
@@ -108,20 +102,14 @@ class Target:
 
     async def _answer(self, call: Callable[[AsyncDeltawClient], Awaitable[A]]) -> A:
         async with AsyncExitStack() as stack:
-            if self.url is not None:
-                client = AsyncDeltawClient(
-                    self.url, api_key=self.api_key, deadline_seconds=self.deadline
-                )
-            else:
+            url, how = self.url, dict[str, Any](api_key=self.api_key)
+            if url is None:
                 # `--api-key` has an environment variable that is no setting of the service.
                 os.environ.pop(API_KEY, None)
                 resident = resident_app(settings(**self.local_settings), self.deadline)
-                client = AsyncDeltawClient(
-                    LOCAL_URL,
-                    deadline_seconds=self.deadline,
-                    retries=0,
-                    transport=await stack.enter_async_context(resident),
-                )
+                url, transport = "http://localhost", await stack.enter_async_context(resident)
+                how = {"retries": 0, "transport": transport}
+            client = AsyncDeltawClient(url, deadline_seconds=self.deadline, **how)
             return await call(await stack.enter_async_context(client))
 
 
@@ -145,10 +133,10 @@ async def resident_app(chosen: Settings, deadline: float) -> AsyncIterator[httpx
     try:
         import structlog
 
-        from service.errors import ServiceError
+        from service.errors import sentence
         from service.main import create_app
     except ModuleNotFoundError as error:
-        raise NoModel.without(error) from error
+        raise NoModel(INSTALL.format(error.name)) from error
 
     before = structlog.get_config()
     structlog.configure(
@@ -162,11 +150,9 @@ async def resident_app(chosen: Settings, deadline: float) -> AsyncIterator[httpx
         async with app.router.lifespan_context(app):
             while not engine.checked and engine.fatal is None:
                 await asyncio.sleep(POLL_SECONDS)
-            if isinstance(engine.fatal, ServiceError):
-                raise NoModel(engine.fatal.detail) from engine.fatal
             if engine.fatal is not None:
                 # An exit code of 1 would say that a check does not hold.
-                raise NoModel(f"{type(engine.fatal).__name__}: {engine.fatal}") from engine.fatal
+                raise NoModel(sentence(engine.fatal)) from engine.fatal
             yield httpx.ASGITransport(app)
     finally:
         structlog.configure(**before)

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import service.checkpoints
 from schemas.common import DType
-from service.engine.families import FAMILIES, Family, Norm
+from service.engine.families import FAMILIES, Norm
 from service.engine.hub import INSTEAD, fetch
 from service.engine.model import DTYPES, Model
 from service.engine.text import Tokenizer
@@ -93,23 +93,40 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         )
         theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         tokenizer = Tokenizer(theirs)
-        digest = _digest(files)
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as stream:
+                while chunk := stream.read(1 << 20):
+                    digest.update(chunk)
+    refusal = None
     if theirs.init_kwargs.get("auto_map"):
-        raise CannotLoad(f"{name!r} cannot be served: {OWN_CODE.format('tokenizer_config.json')}")
-    if missing := sorted(loading["missing_keys"]):
-        raise CannotLoad(f"{name!r} lacks {len(missing)} weights, {missing[0]} among them")
-    if left := sorted(key for key in loading["unexpected_keys"] if BLOCK_WEIGHT.search(key)):
-        raise CannotLoad(
-            f"{name!r} has weights that its config.json does not name, such as {left[0]}"
-        )
-    if any(ACTIVATION_WEIGHT.search(key) for key, _ in model.named_parameters()):
-        raise CannotLoad(
-            f"{name!r} cannot be served: its activation function has weights of its own"
-        )
-    shown = folder.name if Path(name).is_dir() else name
+        refusal = f"cannot be served: {OWN_CODE.format('tokenizer_config.json')}"
+    elif missing := sorted(loading["missing_keys"]):
+        refusal = f"lacks {len(missing)} weights, {missing[0]} among them"
+    elif left := sorted(key for key in loading["unexpected_keys"] if BLOCK_WEIGHT.search(key)):
+        refusal = f"has weights that its config.json does not name, such as {left[0]}"
+    elif any(ACTIVATION_WEIGHT.search(key) for key, _ in model.named_parameters()):
+        refusal = "cannot be served: its activation function has weights of its own"
+    if refusal:
+        raise CannotLoad(f"{name!r} {refusal}")
     try:
         model.requires_grad_(False).eval().to(where)
-        return _resident(shown, commit, digest, family, model, tokenizer)
+        body, output = model.transformer, model.get_output_embeddings().weight
+        # Copies, as views would keep the whole file in memory.
+        own = body.wte.weight.clone()
+        return Model(
+            id=folder.name if Path(name).is_dir() else name,
+            revision=commit,
+            weights_digest=f"sha256:{digest.hexdigest()}",
+            architecture=type(model).__name__,
+            family=family,
+            tokenizer=tokenizer,
+            blocks=family.blocks(model),
+            token_embedding=own,
+            position_embedding=body.wpe.weight.clone(),
+            final_norm=Norm(body.ln_f.weight.clone(), body.ln_f.bias.clone(), body.ln_f.eps),
+            unembedding=own if output is body.wte.weight else output.clone(),
+        )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CannotLoad(
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
@@ -124,28 +141,6 @@ def _reading(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise CannotLoad(f"{what} cannot be read ({type(error).__name__}): {INSTEAD}") from error
-
-
-def _resident(
-    name: str, commit: str | None, digest: str, family: Family, model: Any, tokenizer: Tokenizer
-) -> Model:
-    body = model.transformer
-    embedding, output = body.wte.weight, model.get_output_embeddings().weight
-    # Copies, as views would keep the whole file in memory.
-    own = embedding.clone()
-    return Model(
-        id=name,
-        revision=commit,
-        weights_digest=digest,
-        architecture=type(model).__name__,
-        family=family,
-        tokenizer=tokenizer,
-        blocks=family.blocks(model),
-        token_embedding=own,
-        position_embedding=body.wpe.weight.clone(),
-        final_norm=Norm(body.ln_f.weight.clone(), body.ln_f.bias.clone(), body.ln_f.eps),
-        unembedding=own if output is embedding else output.clone(),
-    )
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
@@ -192,9 +187,7 @@ def _refusal(config: Any) -> str | None:
         return "it is quantized (`quantization_config` in config.json): save it dequantized"
     if getattr(config, "transformers_weights", None) is not None:
         return f"config.json names other weights (`transformers_weights`) than {WEIGHTS}"
-    if getattr(config, "auto_map", None):
-        return OWN_CODE.format("config.json")
-    return None
+    return OWN_CODE.format("config.json") if getattr(config, "auto_map", None) else None
 
 
 def _weights(name: str, folder: Path, commit: str | None) -> list[Path]:
@@ -228,13 +221,3 @@ def _device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise CannotLoad(f"there is no device {name!r} here: {instead}") from error
-
-
-def _digest(files: list[Path]) -> str:
-    """sha256 over the bytes of the files, one after the other."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"

@@ -13,15 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 
-from service.engine.machine import (
-    available_cores,
-    give_back_free_memory,
-    give_back_large_blocks,
-)
+from service.engine.machine import available_cores, give_back_free_memory, give_back_large_blocks
 from service.engine.model import Model
 from service.engine.prefixes import Prefixes
 from service.engine.question import Answer, Plan
@@ -65,12 +62,17 @@ class Engine:
         self._load = load
         self._check = check
         self._queue_size = queue_size
-        self._row_budget = row_budget
         self._active = ACTIVE if batching else 1
         self._batching = batching
         self._prefix_cache_bytes = prefix_cache_bytes
         self._threads = threads or available_cores()
-        self._observe = observe
+        self._schedule = partial(
+            Scheduler,
+            row_budget=row_budget,
+            batching=batching,
+            observe=observe,
+            beats=self._beats,
+        )
         self._thread = threading.Thread(target=self._main, name="compute", daemon=True)
         self._changed = threading.Condition()
         self._waiting: deque[Ticket] = deque()
@@ -112,8 +114,7 @@ class Engine:
             Loading: It is not loaded yet.
             SelfCheckFailed: The self-check did not hold, or the engine has failed.
         """
-        if self.fatal is not None:
-            fatal = self.fatal
+        if (fatal := self.fatal) is not None:
             reason = fatal.detail if isinstance(fatal, ServiceError) else type(fatal).__name__
             raise SelfCheckFailed(f"The engine has failed: {reason}", retry_after=60.0)
         if self._sound is None or self._model is None:
@@ -179,27 +180,22 @@ class Engine:
             ticket.cancelled = True
             with self._changed:
                 if ticket in self._waiting:
-                    self._waiting.remove(ticket)
-                    self._cost -= plan.work.cost
+                    self._drop(ticket)
 
     def _admit(self, ticket: Ticket, seconds: float) -> None:
         """Put a question into the queue, or refuse it."""
         if self.draining:
             raise Draining("The service is shutting down.", retry_after=5.0)
         before = self.outstanding_seconds
+        refusal, retry_after = "", 0
         if len(self._waiting) >= self._queue_size + max(0, self._active - self._running):
-            retry_after = float(max(1, math.ceil(before)))
-            raise QueueFull(
-                f"The queue is full: {len(self._waiting)} requests wait. Retry after "
-                f"{retry_after:g} s.",
-                retry_after=retry_after,
-            )
-        if before > seconds:
-            raise QueueFull(
-                f"The expected wait of {before:.0f} s exceeds the deadline of {seconds:g} s. Retry "
-                f"after {math.ceil(before - seconds)} s.",
-                retry_after=float(math.ceil(before - seconds)),
-            )
+            refusal = f"The queue is full: {len(self._waiting)} requests wait."
+            retry_after = max(1, math.ceil(before))
+        elif before > seconds:
+            refusal = f"The expected wait of {before:.0f} s exceeds the deadline of {seconds:g} s."
+            retry_after = math.ceil(before - seconds)
+        if refusal:
+            raise QueueFull(f"{refusal} Retry after {retry_after} s.", retry_after=retry_after)
         self._waiting.append(ticket)
         self._cost += ticket.plan.work.cost
         self._changed.notify_all()
@@ -214,14 +210,8 @@ class Engine:
                 give_back_free_memory()
                 self._sound = self._check(self._model)
                 self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.dtype)
-                scheduler = self._scheduler = Scheduler(
-                    self._model,
-                    row_budget=self._row_budget,
-                    batching=self._batching,
-                    prefixes=self.prefixes,
-                    observe=self._observe,
-                    beats=self._beats,
-                )
+                scheduler = self._schedule(self._model, prefixes=self.prefixes)
+                self._scheduler = scheduler
                 while self._take(scheduler):
                     start, before = time.monotonic(), tuple(scheduler.active)
                     scheduler.turn()
@@ -243,8 +233,7 @@ class Engine:
                 return False
             for ticket in tuple(self._waiting):
                 if not ticket.wanted:
-                    self._waiting.remove(ticket)
-                    self._cost -= ticket.plan.work.cost
+                    self._drop(ticket)
                     ticket.settle(None, expiry(ticket))
                 elif self._has_slot(ticket, scheduler.active):
                     self._waiting.remove(ticket)
@@ -253,11 +242,17 @@ class Engine:
             self._running = len(scheduler.active)
         return True
 
+    def _drop(self, ticket: Ticket) -> None:
+        """Take a question out of the queue that will not run."""
+        self._waiting.remove(ticket)
+        self._cost -= ticket.plan.work.cost
+
     def _has_slot(self, ticket: Ticket, active: Iterable[Ticket]) -> bool:
         """Whether a question may run. Questions of few and of many rows have separate slots, so
         that neither waits for the others."""
-        alike = [one for one in active if not self._batching or _is_small(one) == _is_small(ticket)]
-        return len(alike) < self._active
+        few = ticket.plan.work.rows <= FEW_ROWS
+        alike = [(one.plan.work.rows <= FEW_ROWS) == few or not self._batching for one in active]
+        return sum(alike) < self._active
 
     def _note_pace(self, seconds: float, ended: Sequence[Ticket]) -> None:
         """Update the moving average of compute seconds per unit of answered cost.
@@ -273,7 +268,6 @@ class Engine:
             self._cost -= sum(ticket.plan.work.cost for ticket in ended)
 
     def _beats(self) -> None:
-        """Record a heartbeat of the compute thread."""
         self._beat = time.monotonic()
 
     def _refuse_all(self) -> None:
@@ -286,10 +280,6 @@ class Engine:
             for ticket in self._waiting:
                 ticket.settle(None, refusal)
             self._waiting.clear()
-
-
-def _is_small(ticket: Ticket) -> bool:
-    return ticket.plan.work.rows <= FEW_ROWS
 
 
 def _settle(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -19,8 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from schemas.activations import HookPoint
-
-Activation = Callable[[Tensor], Tensor]
 
 PACKED = (
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -131,7 +129,7 @@ class Block:
     ln_2: Norm
     w_in: Affine
     w_out: Affine
-    act: Activation
+    act: Callable[[Tensor], Tensor]
     n_heads: int
     scaling: float
 
@@ -158,18 +156,11 @@ class Block:
         """The block in another dtype, for one use: the casts do not stay resident."""
         if self.w_in.weight.dtype == dtype:
             return self
-        return Block(
-            ln_1=self.ln_1.to(dtype),
-            queries=self.queries.to(dtype),
-            keys_values=self.keys_values.to(dtype),
-            attn_out=self.attn_out.to(dtype),
-            ln_2=self.ln_2.to(dtype),
-            w_in=self.w_in.to(dtype),
-            w_out=self.w_out.to(dtype),
-            act=self.act,
-            n_heads=self.n_heads,
-            scaling=self.scaling,
-        )
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        weights: dict[str, Any] = {
+            name: part.to(dtype) for name, part in parts.items() if isinstance(part, Norm | Affine)
+        }
+        return replace(self, **weights)
 
 
 @dataclass(frozen=True)
@@ -196,13 +187,12 @@ class Family:
 def _refuse_gpt2(config: Any) -> str | None:
     if config.add_cross_attention:
         return "it has cross attention, for which the theorem is not stated"
-    if config.n_layer < 1:
-        return "it has no layers"
-    return None
+    return "it has no layers" if config.n_layer < 1 else None
 
 
 def _gpt2_blocks(model: Any) -> tuple[Block, ...]:
     width = model.config.n_embd
+    gelu_new = model.config.activation_function == "gelu_new"
     return tuple(
         Block(
             ln_1=_norm(block.ln_1),
@@ -212,7 +202,8 @@ def _gpt2_blocks(model: Any) -> tuple[Block, ...]:
             ln_2=_norm(block.ln_2),
             w_in=affine(*_columns(block.mlp.c_fc), keep=True),
             w_out=affine(*_columns(block.mlp.c_proj)),
-            act=_activation(model.config.activation_function, block.mlp.act),
+            # `gelu_new` is eight element-wise calls; torch has it in one.
+            act=nn.GELU(approximate="tanh") if gelu_new else block.mlp.act,
             n_heads=block.attn.num_heads,
             scaling=block.attn.scaling,
         )
@@ -240,11 +231,6 @@ def affine(weight: Tensor, bias: Tensor, *, keep: bool = False) -> Affine:
         return Affine(weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T)
     return Affine(packed, bias.clone(), weight.clone() if keep else None)
-
-
-def _activation(name: str, module: Activation) -> Activation:
-    """The activation function. `gelu_new` is eight element-wise calls; torch has it in one."""
-    return nn.GELU(approximate="tanh") if name == "gelu_new" else module
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -21,14 +21,8 @@ from huggingface_hub.errors import (
 from service.errors import CannotLoad
 
 INSTEAD = "set DELTAW_MODEL to a folder that holds a GPT-2 checkpoint, or to `bundled`"
-CLIENT_VARIABLES = (
-    "ALL_PROXY",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "NO_PROXY",
-    "SSL_CERT_DIR",
-    "SSL_CERT_FILE",
-)
+PROXY_VARIABLES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+CLIENT_VARIABLES = (*PROXY_VARIABLES, "SSL_CERT_DIR", "SSL_CERT_FILE")
 """Environment variables from which the hub's HTTP client is made, in either case."""
 
 
@@ -49,18 +43,18 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         hooks = get_session().event_hooks["request"]
     except Exception as error:
+        named = sorted(name for name in os.environ if name.upper() in CLIENT_VARIABLES)
         raise CannotLoad(
             f"the HTTP client for the hub cannot be set up ({_said(error)}): correct "
-            f"{_set_variables()}"
+            f"{' or '.join(named) or 'its environment'}"
         ) from error
     if _bound not in hooks:
         hooks.append(_bound)
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
-            )
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
         )
+        return Path(folder)
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise CannotLoad(_sentence(error, name, revision)) from error
 
@@ -111,9 +105,3 @@ def _said(error: Exception) -> str:
     """The type of an error and the first line of its message."""
     lines = str(error).strip().splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])
-
-
-def _set_variables() -> str:
-    """The environment variables that the hub's HTTP client has read."""
-    named = [name for name in os.environ if name.upper() in CLIENT_VARIABLES]
-    return " or ".join(sorted(named)) or "its environment"

@@ -24,8 +24,8 @@ def available_cores(quota: Path = QUOTA) -> int:
     Args:
         quota: File in which control groups (version 2) give microseconds and their period.
     """
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    cores = affinity or 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     try:
         granted, period = quota.read_text().split()
         return max(1, min(cores, int(granted) // int(period)))

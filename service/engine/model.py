@@ -120,22 +120,20 @@ class Model:
 
     @cached_property
     def weight_norms(self) -> WeightNorms:
-        """Norms of the first MLP weights, each computed when its layer is first asked for."""
+        """Norms of each layer's first MLP weight."""
         return WeightNorms(self.blocks)
 
 
-class WeightNorms:
-    """‖W‖ of each layer's first MLP weight in float64, computed at its first use and kept."""
+class WeightNorms(dict[int, tuple[float, float]]):
+    """Frobenius norm and spectral norm of each layer's first MLP weight in float64, computed when
+    the layer is first asked for."""
 
     def __init__(self, blocks: tuple[Block, ...]) -> None:
         self._blocks = blocks
-        self._known: dict[int, tuple[float, float]] = {}
 
-    def __getitem__(self, layer: int) -> tuple[float, float]:
-        """Frobenius norm and spectral norm of the layer's weight."""
-        if layer not in self._known:
-            w = self._blocks[layer].w_in.weight.double()
-            # The largest eigenvalue of W·Wᵀ takes a fifth of the time of an SVD.
-            largest = torch.linalg.eigvalsh(w @ w.T)[-1]
-            self._known[layer] = float(torch.linalg.vector_norm(w)), float(largest.sqrt())
-        return self._known[layer]
+    def __missing__(self, layer: int) -> tuple[float, float]:
+        w = self._blocks[layer].w_in.weight.double()
+        # The largest eigenvalue of W·Wᵀ takes a fifth of the time of an SVD.
+        largest = torch.linalg.eigvalsh(w @ w.T)[-1]
+        self[layer] = float(torch.linalg.vector_norm(w)), float(largest.sqrt())
+        return self[layer]

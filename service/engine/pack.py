@@ -106,8 +106,7 @@ class Pack:
     """Runs laid out for one forward.
 
     Args:
-        tokens: (rows,).
-        positions: (rows,).
+        tokens, positions: (rows,) each.
         sees: A bool mask, (rows, cached + rows).
         cached: The cached rows of the mask's first columns.
         begins: The cached prefix of each run.
@@ -153,12 +152,7 @@ def pack(runs: Sequence[Run], find: Find = nothing_cached) -> Pack:
     trie = Trie()
     begins = [find(run) for run in runs]
     paths = [trie.add(run, cached) for run, cached in zip(runs, begins, strict=True)]
-    sources = [
-        trie.add(run.patch.source, _source_cached(run, run.patch.source, find))
-        if isinstance(run.patch, Follow)
-        else None
-        for run in runs
-    ]
+    sources = [_add_source(trie, run, find) for run in runs]
     depth, owner = np.full((2, len(trie)), -1, np.int64)
     reads: dict[Site, list[tuple[int, Index]]] = {}
     patched: list[PatchedRun] = []
@@ -195,13 +189,15 @@ def fill(runs: Sequence[Run], budget: int, find: Find = nothing_cached) -> int:
     trie = Trie()
     for count, run in enumerate(runs):
         trie.add(run, find(run))
-        if isinstance(run.patch, Follow):
-            trie.add(run.patch.source, _source_cached(run, run.patch.source, find))
+        _add_source(trie, run, find)
         if count and len(trie) > budget:
             return count
     return len(runs)
 
 
-def _source_cached(run: Run, source: Run, find: Find) -> Sequence[CachedRows]:
-    """The cached prefix of the run that another follows, if that prefix has all layers."""
-    return find(source) if source.depth >= run.depth else ()
+def _add_source(trie: Trie, run: Run, find: Find) -> Index | None:
+    """Add the run that another follows. Its cached prefix is used if that has all layers."""
+    if not isinstance(run.patch, Follow):
+        return None
+    source = run.patch.source
+    return trie.add(source, find(source) if source.depth >= run.depth else ())

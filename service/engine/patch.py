@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
 from service.engine.families import Affine, Block, MLPPatch
-from service.engine.pack import Index, PatchedRun
+from service.engine.pack import Index, Pack
 from service.engine.run import Fixed, Follow
 from service.theory import ImplicitUpdate, JointUpdate, LowRank, RankOne, implicit_update
 
@@ -107,31 +108,6 @@ class _AllRows:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerPatch:
-    """The patches of one block in one pack.
-
-    Args:
-        update: ΔW and Δh of each patched run, stacked, (updates, ...).
-        applies: How each update is applied.
-        of_run: Index of the update of each patched run of the pack; -1: none in this block.
-    """
-
-    update: ImplicitUpdate
-    applies: tuple[Apply, ...]
-    of_run: tuple[int, ...]
-
-    def of_rows(self, owner: Index) -> _PatchedRows:
-        """The patches of rows.
-
-        Args:
-            owner: Index of the patched run that each row belongs to; -1: none, (rows,).
-        """
-        device = self.update.bias.device
-        of_run = torch.tensor([*self.of_run, -1], device=device)
-        return _PatchedRows(self.update, self.applies, of_run[torch.from_numpy(owner).to(device)])
-
-
-@dataclass(frozen=True, eq=False)
 class _PatchedRows:
     """Rows of several runs, each with the weights of its own run.
 
@@ -165,19 +141,20 @@ class _PatchedRows:
 
 
 def layer_patch(
-    patched: Sequence[PatchedRun], layer: int, block: Block, rows: Index, h: Tensor, n: Tensor
-) -> LayerPatch | None:
+    pack: Pack, layer: int, block: Block, rows: Index, left: Index, h: Tensor, n: Tensor
+) -> MLPPatch | None:
     """Form the patches of a block; None if it has none.
 
     Args:
-        patched: The patched runs of the pack.
+        pack: The pack.
         layer: Index of the block.
         block: The block, in the dtype of the runs.
-        rows: The pack's rows that reach the block, ascending.
-        h: resid_mid of these rows, (rows, d_model).
-        n: mlp_in of these rows, (rows, d_model).
+        rows: The pack's rows that reach mlp_in, ascending.
+        left: Those of them that pass through the MLP.
+        h: resid_mid of `rows`, (rows, d_model).
+        n: mlp_in of `rows`, (rows, d_model).
     """
-    here = [(i, run) for i, run in enumerate(patched) if layer <= run.depth]
+    here = [(i, run) for i, run in enumerate(pack.patched) if layer <= run.depth]
     following = [(i, run) for i, run in here if isinstance(run.patch, Follow)]
     fixed = [
         (i, run.patch.updates[layer])
@@ -205,12 +182,11 @@ def layer_patch(
         ),
         torch.cat([part.bias.to(h.dtype) for part in parts]),
     )
-    of_run = {owner: i for i, owner in enumerate(owners)}
-    return LayerPatch(
-        update,
-        tuple(patched[owner].patch.apply for owner in owners),
-        tuple(of_run.get(i, -1) for i in range(len(patched))),
-    )
+    applies = tuple(pack.patched[owner].patch.apply for owner in owners)
+    # The last entry is for rows of no patched run, whose owner is -1.
+    of_run = np.full(len(pack.patched) + 1, -1)
+    of_run[owners] = np.arange(len(owners))
+    return _PatchedRows(update, applies, torch.from_numpy(of_run[pack.owner[left]]).to(h.device))
 
 
 def _places(rows: Index, wanted: Sequence[int], device: torch.device) -> Tensor:

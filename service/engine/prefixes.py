@@ -76,7 +76,7 @@ class Prefixes:
         dtype: The model's dtype. Runs in another dtype are not cached.
     """
 
-    def __init__(self, budget: int, dtype: torch.dtype) -> None:
+    def __init__(self, budget: int = 0, dtype: torch.dtype = torch.float32) -> None:
         self.budget = budget
         self.dtype = dtype
         self.bytes = 0

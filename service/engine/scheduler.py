@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import GEN_CREATED, getgeneratorstate
-from itertools import takewhile, zip_longest
+from itertools import repeat, takewhile, zip_longest
 from typing import Any
 
 import torch
 
 from service.engine.model import Model
 from service.engine.pack import fill
-from service.engine.prefixes import Prefixes, cached_rows, nothing_cached
+from service.engine.prefixes import Prefixes, cached_rows
 from service.engine.question import Plan
 from service.engine.run import Activations, Run
 from service.engine.walk import forward
@@ -78,6 +78,7 @@ class _Unwanted(Exception):
     """No client waits for this pack any more."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Scheduler:
     """The questions under way on one model, driven by one thread.
 
@@ -90,24 +91,13 @@ class Scheduler:
         beats: Called before each block and each step of a question, as a heartbeat.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        *,
-        row_budget: int,
-        batching: bool,
-        prefixes: Prefixes | None = None,
-        observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
-        beats: Callable[[], None] = lambda: None,
-    ) -> None:
-        self._model = model
-        self._row_budget = row_budget
-        self._batching = batching
-        self._prefixes = prefixes
-        self._find = nothing_cached if prefixes is None else prefixes.find
-        self._observe = observe
-        self._beats = beats
-        self.active: deque[Ticket] = deque()
+    model: Model = field(kw_only=False)
+    row_budget: int
+    batching: bool
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    observe: Callable[[float, int], None] = lambda _seconds, _runs: None
+    beats: Callable[[], None] = lambda: None
+    active: deque[Ticket] = field(default_factory=deque)
 
     def admit(self, ticket: Ticket) -> None:
         """Take a question out of the queue."""
@@ -125,8 +115,7 @@ class Scheduler:
                 self._advance(ticket)
                 if time.monotonic() > give_way:
                     break
-        sharing = self._sharing()
-        if sharing:
+        if sharing := self._sharing():
             first = self.active[0]
             self._run(sharing)
             if self.active and self.active[0] is first:
@@ -139,60 +128,55 @@ class Scheduler:
 
     def _advance(self, ticket: Ticket) -> None:
         """Advance a question by one step: to its next runs, its answer, or its error."""
-        self._beats()
+        self.beats()
         received, ticket.received = ticket.received, []
         question = ticket.plan.question
         start = time.monotonic()
-        failure: Exception | None = None
-        answer: Any = None
-        ended = False
+        end: tuple[Any, Exception | None] | None = None
         try:
             created = getgeneratorstate(question) == GEN_CREATED
             self._receive_runs(ticket, next(question) if created else question.send(received))
         except StopIteration as stop:
-            ended, answer = True, stop.value
+            end = stop.value, None
         except Exception as error:
-            ended, failure = True, _named(error)
+            end = None, _named(error)
         ticket.timings.compute += time.monotonic() - start
-        if ended:
-            self._end(ticket, answer, failure)
+        if end is not None:
+            self._end(ticket, *end)
 
     def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
         ticket.outstanding = list(runs)
-        ticket.timings.cached_rows += cached_rows(map(self._find, runs))
+        ticket.timings.cached_rows += cached_rows(map(self.prefixes.find, runs))
 
     def _sharing(self) -> list[tuple[Ticket, Run]]:
         """The runs of the next pack with their tickets: runs of one dtype within the row budget."""
         waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
-        dtype = self._dtype(waiting[0].outstanding[0])
-        columns = [
-            [
-                (ticket, run)
-                for run in takewhile(lambda r: self._dtype(r) == dtype, ticket.outstanding)
-            ]
-            for ticket in (waiting if self._batching else waiting[:1])
-        ]
-        rounds = zip_longest(*columns)
-        alike = [one for round_ in rounds for one in round_ if one is not None]
-        return alike[: fill([run for _, run in alike], self._row_budget, self._find)]
+        dtype = waiting[0].outstanding[0].dtype or self.model.dtype
 
-    def _dtype(self, run: Run) -> torch.dtype:
-        return run.dtype or self._model.dtype
+        def alike(run: Run) -> bool:
+            return (run.dtype or self.model.dtype) == dtype
+
+        columns = [
+            zip(repeat(ticket), takewhile(alike, ticket.outstanding), strict=False)
+            for ticket in (waiting if self.batching else waiting[:1])
+        ]
+        turns = [one for round_ in zip_longest(*columns) for one in round_ if one is not None]
+        return turns[: fill([run for _, run in turns], self.row_budget, self.prefixes.find)]
 
     def _run(self, sharing: list[tuple[Ticket, Run]]) -> None:
         owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
 
         def proceed() -> None:
-            self._beats()
+            self.beats()
             if not any(owner.wanted for owner in owners):
                 raise _Unwanted
 
         start = time.monotonic()
         failure: Exception | None = None
         try:
-            activations = forward(self._model, [run for _, run in sharing], proceed, self._prefixes)
+            activations = forward(self.model, [run for _, run in sharing], proceed, self.prefixes)
         except _Unwanted:
             return
         except Exception as error:
@@ -206,14 +190,12 @@ class Scheduler:
                     self._run([(ticket, run) for ticket, run in sharing if ticket is owner])
             return
         seconds = time.monotonic() - start
-        self._observe(seconds, len(sharing))
+        self.observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
         for (ticket, _), read in zip(sharing, activations, strict=True):
             ticket.received.append(read)
-        for owner in owners:
-            count = sum(ticket is owner for ticket, _ in sharing)
-            owner.outstanding = owner.outstanding[count:]
+            ticket.outstanding.pop(0)
 
     def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         self.active.remove(ticket)
@@ -233,10 +215,8 @@ def _named(error: Exception) -> Exception:
     if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
         # The device is lost to this process, so no later result could be trusted.
         raise error
-    lacking = isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-    if lacking:
+    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    if no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return OutOfMemory("There was not enough memory for this request. Retry, or ask for less.")
     # The frames of a traceback would keep their tensors alive.
     return error.with_traceback(None) if isinstance(error, ServiceError) else error

@@ -58,13 +58,11 @@ class Tokenizer:
 
     def token(self, id: int) -> Token:
         """The token of one id, as it is echoed."""
-        if id in self._specials:
-            return Token(id, self._fast.id_to_token(id), special=True)
         piece = self._fast.id_to_token(id)
-        if piece is None:
-            return Token(id, "")
-        if id in self._added:
-            return Token(id, piece)
+        if id in self._specials:
+            return Token(id, piece, special=True)
+        if piece is None or id in self._added:
+            return Token(id, piece or "")
         if not self._byte_level or any(character not in _BYTES for character in piece):
             return Token(id, self._fast.decode([id], skip_special_tokens=False))
         spelled = bytes(_BYTES[character] for character in piece)

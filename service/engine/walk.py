@@ -25,7 +25,7 @@ from service.engine.families import Block
 from service.engine.model import Model
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch
-from service.engine.prefixes import CachedRows, Prefixes, nothing_cached, stacked
+from service.engine.prefixes import CachedRows, Prefixes, stacked
 from service.engine.run import STAGE, Activations, Run, Site
 from service.errors import NonFiniteActivation
 
@@ -50,14 +50,11 @@ def forward(
     Raises:
         NonFiniteActivation: A site that is read holds NaN or infinity.
     """
-    dtype = runs[0].dtype or model.dtype
-    kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else None
-    find = nothing_cached if kept is None else kept.find
-    reading = _Reading(model, runs, pack(runs, find), kept is not None)
-    _walk(model, reading, dtype, proceed)
-    if kept is not None:
-        for run, cached, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
-            kept.keep(run, cached, partial(reading.node, path))
+    kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else Prefixes()
+    reading = _Reading(model, runs, pack(runs, kept.find), kept.budget > 0)
+    _walk(model, reading, runs[0].dtype or model.dtype, proceed)
+    for run, cached, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
+        kept.keep(run, cached, partial(reading.node, path))
     return reading.activations
 
 
@@ -166,13 +163,8 @@ def _block(
     if not asked.any():
         return x[:0], rows[:0], sees[:0, : sum(part.rows for part in cached)]
     every = None if asked.all() else torch.from_numpy(np.flatnonzero(asked)).to(x.device)
-    attended, keys, values = attention(
-        block,
-        normed,
-        sees,
-        every,
-        [part.node.layers[layer, :, :, : part.rows] for part in cached],
-    )
+    known = [part.node.layers[layer, :, :, : part.rows] for part in cached]
+    attended, keys, values = attention(block, normed, sees, every, known)
     reading.computed(rows, keys, values)
     if every is not None:
         rows, x, sees = _keep(asked, rows, x, sees)
@@ -181,15 +173,14 @@ def _block(
     note("resid_mid", x)
     normed = block.ln_2(x)
     note("mlp_in", normed)
-    patch = layer_patch(reading.pack.patched, layer, block, rows, x, normed)
     asked = stage[rows] >= STAGE["mlp_pre"]
+    patch = layer_patch(reading.pack, layer, block, rows, rows[asked], x, normed)
     if not asked.all():
         normed = normed[torch.from_numpy(np.flatnonzero(asked)).to(x.device)]
         rows, x, sees = _keep(asked, rows, x, sees)
-    if not len(rows):
-        return x, rows, sees
-    rows_patch = None if patch is None else patch.of_rows(reading.pack.owner[rows])
-    return block.mlp(x, normed, note, rows_patch), rows, sees
+    if len(rows):
+        x = block.mlp(x, normed, note, patch)
+    return x, rows, sees
 
 
 def attention(

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.api.hosts import host_name
+from service.api.routing import host_name
 from service.settings import Settings
 from tests.api.conftest import Heard
 from tests.api.test_bodies import PATHS

@@ -1,14 +1,15 @@
-"""API documentation: each problem by its code, and Swagger UI without a CDN."""
+"""Pages and their files: the explorer, each problem by its code, and Swagger UI without a CDN."""
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import fastapi_offline
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi import Path as PathParameter
 from fastapi.openapi.docs import swagger_ui_default_parameters
 from fastapi.responses import HTMLResponse
@@ -46,6 +47,15 @@ START = f"""SwaggerUIBundle({{
   presets: [SwaggerUIBundle.presets.apis, SwaggerUIBundle.SwaggerUIStandalonePreset],
 }});
 """
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".md": "text/markdown; charset=utf-8",
+    ".svg": "image/svg+xml",
+    ".woff2": "font/woff2",
+}
+"""Media type by suffix, since the table of `mimetypes` differs from system to system."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,7 @@ async def problem(
     if code not in PROBLEMS:
         raise ProblemError("not_found")
     kind = PROBLEMS[code]
-    return ProblemMeaning(
-        code=code,
-        status=kind.status,
-        title=kind.title,
-        meaning=kind.meaning,
-        retryable=kind.retryable,
-    )
+    return ProblemMeaning(code, kind.status, kind.title, kind.meaning, kind.retryable)
 
 
 @router.get("/docs", include_in_schema=False)
@@ -91,8 +95,11 @@ async def start() -> Response:
     return Response(START, media_type="text/javascript")
 
 
-class Whole(StaticFiles):
-    """Static files that ignore `Range`, since Starlette answers a bad one in plain text."""
+class Files(StaticFiles):
+    """Static files that ignore `Range`, since Starlette answers a bad one in plain text.
+
+    Browsers revalidate them by ETag each time, so that an upgrade shows at once.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the whole file."""
@@ -101,8 +108,31 @@ class Whole(StaticFiles):
         headers = [field for field in scope["headers"] if field[0] != b"range"]
         await super().__call__({**scope, "headers": headers}, receive, send)
 
+    def file_response(
+        self,
+        full_path: os.PathLike[str] | str,
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        """Answer with the file, or with 304 where the browser has it."""
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Cache-Control"] = "no-cache"
+        if media_type := MEDIA_TYPES.get(Path(full_path).suffix):
+            response.headers["Content-Type"] = media_type
+        return response
 
-def serve_assets(app: FastAPI) -> None:
-    """Serve the scripts and styles of Swagger UI, which the package fastapi-offline contains."""
-    folder = Path(fastapi_offline.__path__[0]) / "static"
-    app.mount(f"/{ASSETS}", Whole(directory=folder), name="docs-assets")
+
+explorer = Files(directory=Path(__file__).parent.parent / "web")
+
+
+@router.get("/", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """Serve the explorer page, which names its parts relatively, like the page of the docs."""
+    return await explorer.get_response("index.html", request.scope)
+
+
+def serve_files(app: FastAPI) -> None:
+    """Serve the explorer's parts, and Swagger UI's, which the package fastapi-offline contains."""
+    app.mount("/web", explorer)
+    app.mount(f"/{ASSETS}", Files(directory=Path(fastapi_offline.__path__[0]) / "static"))
