@@ -108,9 +108,18 @@ def failure(reply: Reply) -> DeltawError:
         media = reply.media or "no media type"
         return UnexpectedAnswer(f"the answer has {media}, not {PROBLEM}", reply.status, wait)
     try:
-        problem: Problem = adapter(Problem).validate_json(reply.content, extra="ignore")
+        return problem_error(reply.content, wait)
     except ValidationError as error:
         return UnexpectedAnswer(_said("the problem cannot be read", error), reply.status, wait)
+
+
+def problem_error(content: str | bytes, wait: float | None = None) -> ProblemError:
+    """Read a problem from its JSON.
+
+    Raises:
+        pydantic.ValidationError: The content is no problem.
+    """
+    problem: Problem = adapter(Problem).validate_json(content, extra="ignore")
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem, wait)
 
 

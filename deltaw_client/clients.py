@@ -16,6 +16,7 @@ from deltaw_client.answers import Received, Reply
 from deltaw_client.calls import Call
 from deltaw_client.connection import http_client
 from deltaw_client.errors import DeltawError, Timeout
+from deltaw_client.ledger import open_sweep
 from deltaw_client.pool import run_in_order, run_in_order_async
 from deltaw_client.retries import (
     LATE,
@@ -27,7 +28,7 @@ from deltaw_client.retries import (
     random_jitter,
     steps,
 )
-from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, open_sweep, plan_sweep
+from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, plan_sweep
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Received)
@@ -183,11 +184,11 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
             TypeError: The resource does not have such a field.
         """
         plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, self.model(), out, progress) as running:
-            run_in_order(self._entry, running.tasks, concurrency, running.take)
-            return running.result()
+        with open_sweep(plan, self.model(), out, progress) as ledger:
+            run_in_order(self._entry, ledger.waiting, concurrency, ledger.take)
+            return ledger.result()
 
-    def _entry(self, task: Task) -> Entry | DeltawError:
+    def _entry(self, task: Task) -> Entry:
         try:
             return task.answered(self.make(task.call))
         except DeltawError as error:
@@ -260,11 +261,11 @@ class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     ) -> Sweep:
         """Ask the same about many pairs, like `DeltawClient.sweep`."""
         plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, await self.model(), out, progress) as running:
-            await run_in_order_async(self._entry, running.tasks, concurrency, running.take)
-            return running.result()
+        with open_sweep(plan, await self.model(), out, progress) as ledger:
+            await run_in_order_async(self._entry, ledger.waiting, concurrency, ledger.take)
+            return ledger.result()
 
-    async def _entry(self, task: Task) -> Entry | DeltawError:
+    async def _entry(self, task: Task) -> Entry:
         try:
             return task.answered(await self.make(task.call))
         except DeltawError as error:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 
 
 @contextmanager
-def progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on standard error; yield a function that sets the number of finished items.
+def progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error; yield a function to call for each finished item.
 
     Args:
         total: Number of items.
@@ -23,7 +23,7 @@ def progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable
     if shown is None:
         shown = sys.stderr.isatty() and find_spec("rich") is not None
     if not shown:
-        yield lambda _: None
+        yield lambda: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -31,4 +31,4 @@ def progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("", total=total, completed=done)
-        yield lambda now: progress.update(bar, completed=now)
+        yield lambda: progress.advance(bar)
