@@ -83,22 +83,11 @@ class Reply:
         """The media type, without its parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def server_timing(self) -> dict[str, float]:
-        """`Server-Timing` as seconds by name. Entries without a duration are ignored."""
-        found = DURATION.findall(self.headers.get("server-timing", ""))
-        return {name: round(float(ms) / 1000, 6) for name, ms in found}
-
 
 class Received:
     """The reply that an answer was read from."""
 
     _reply: Reply
-
-    def attach(self, reply: Reply) -> None:
-        """Keep the reply."""
-        # The dataclasses of answers are frozen; the reply is no field of theirs.
-        object.__setattr__(self, "_reply", reply)
 
     @property
     def request_id(self) -> str:
@@ -108,7 +97,8 @@ class Received:
     @property
     def server_timing(self) -> dict[str, float]:
         """The service's own seconds: `queue`, `tokenize`, `forward`, `compute`, `serialize`."""
-        return self._reply.server_timing
+        found = DURATION.findall(self._reply.headers.get("server-timing", ""))
+        return {name: round(float(ms) / 1000, 6) for name, ms in found}
 
     @property
     def content(self) -> bytes:

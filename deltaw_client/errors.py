@@ -1,16 +1,8 @@
-"""Every error that a call can raise, as one tree.
-
-DeltawError
-├── InvalidConfiguration    the URL, the key or an environment variable cannot be used
-├── ConnectionFailed        the connection could not be made, or it broke
-├── Timeout                 the call's deadline passed
-├── UnexpectedAnswer        the answer is neither deltaw's nor a problem of deltaw's
-├── OtherSweep              the sweep's file has other pairs or parameters, or another model
-└── ProblemError            the service reported a problem: `deltaw_client.problems`
-    └── Validation, LayerOutOfRange, QueueFull, …: one class for each code
-"""
+"""Every error that a call can raise; `deltaw_client.problems` has one for each problem code."""
 
 from __future__ import annotations
+
+LATE = "the deadline passed before the answer arrived"
 
 
 class DeltawError(Exception):

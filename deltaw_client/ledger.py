@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
@@ -19,7 +21,6 @@ from typing import Any, NamedTuple
 
 from deltaw_client.answers import LoadedModel
 from deltaw_client.errors import OtherSweep
-from deltaw_client.progress import progress_bar
 from deltaw_client.sweep import Entry, Origin, Plan, Sweep, Task, differences
 
 
@@ -136,10 +137,31 @@ def open_sweep(
     tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
     with (
         closing(Ledger(Path(out), tasks, origin)) as ledger,
-        progress_bar(len(tasks), ledger.kept, progress) as advance,
+        _progress_bar(len(tasks), ledger.kept, progress) as advance,
     ):
         ledger.advance = advance
         yield ledger
+
+
+@contextmanager
+def _progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error; yield a function to call for each finished item.
+
+    Raises:
+        ModuleNotFoundError: `shown` is True and rich is not installed (extra `progress`).
+    """
+    if shown is None:
+        shown = sys.stderr.isatty() and find_spec("rich") is not None
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        yield lambda: progress.advance(bar)
 
 
 def _identity(text: bytes) -> tuple[int, Any, bool, Origin]:

@@ -1,10 +1,5 @@
 """The service's problems as exceptions: one class for each code in `schemas.problems.PROBLEMS`.
 
-    try:
-        client.weight_updates(context, query)
-    except problems.QueueFull as error:
-        print(error.retry_after)
-
 A code that this client does not know, from a later service, raises a plain `ProblemError`.
 """
 

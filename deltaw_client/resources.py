@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import Unpack
 
 from deltaw_client import answers
-from deltaw_client.answers import Received
-from deltaw_client.calls import JSON, SAFETENSORS, Call
+from deltaw_client.calls import JSON, SAFETENSORS, A, Call
 from schemas.activations import ActivationsRequest, HookPoint, Reduce
 from schemas.attributions import AttributionsRequest
 from schemas.common import Request
@@ -28,7 +27,6 @@ from schemas.tokenize import TokenizeRequest
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Include, WeightUpdatesRequest
 
-A = TypeVar("A", bound=Received)
 F = TypeVar("F", bound=Callable[..., Any])
 
 Text = str | Sequence[int] | NDArray[np.integer[Any]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from deltaw_client import resources
 from deltaw_client.answers import Received
@@ -34,7 +34,8 @@ FATAL = {"missing_key", "wrong_key", "unknown_host", "not_found", "method_not_al
 """Codes of the problems that every other pair would have too; they end the sweep."""
 
 
-class Entry(NamedTuple):
+@dataclass(frozen=True)
+class Entry:
     """A line to write, with its newline, and the index of its pair."""
 
     index: int
