@@ -23,12 +23,7 @@ from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import (
-    JointUpdate,
-    JointUpdatesAnswer,
-    Update,
-    WeightUpdatesAnswer,
-)
+from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
 
 
 def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
@@ -52,8 +47,7 @@ def _tensor(array: NDArray[Any]) -> dict[str, Any]:
     """Write a tensor in base64, which keeps every bit."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     data = base64.b64encode(little.tobytes()).decode()
-    name = array.dtype.name
-    return {"dtype": name, "shape": array.shape, "encoding": "base64", "data": data}
+    return {"dtype": array.dtype.name, "shape": array.shape, "encoding": "base64", "data": data}
 
 
 DURATION = re.compile(r"([\w-]+)\s*;(?:[^,;]*;)*?\s*dur=(\d+(?:\.\d+)?)")
@@ -66,13 +60,7 @@ Array = TypeAliasType(
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP response.
-
-    Args:
-        status: HTTP status.
-        headers: Headers by lower-case name.
-        content: Bytes of the body.
-    """
+    """An HTTP response: its status, its headers by lower-case name, and the bytes of its body."""
 
     status: int
     headers: Mapping[str, str]

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from deltaw_client.answers import Received, Reply
-from deltaw_client.errors import LATE, DeltawError, Timeout, UnexpectedAnswer
+from deltaw_client.errors import DeltawError, Timeout, UnexpectedAnswer
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.tensor_file import unpack
 from schemas.common import adapter
@@ -144,12 +144,12 @@ class RetryPolicy:
         for attempt in count():
             left = end - time.monotonic()
             if not left > 0:
-                raise Timeout(LATE)
+                raise Timeout()
             outcome = yield Send(request, min(left, LONGEST_TIMEOUT))
             try:
                 if isinstance(outcome, Reply):
                     return call.read(outcome)
-                raise outcome or Timeout(LATE)
+                raise outcome or Timeout()
             except DeltawError as error:
                 if not error.retryable or attempt == self.retries:
                     raise

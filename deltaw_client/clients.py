@@ -16,7 +16,7 @@ from deltaw_client import resources
 from deltaw_client.answers import Reply
 from deltaw_client.calls import A, Call, Outcome, RetryPolicy, Send, Steps, random_jitter
 from deltaw_client.connection import H, connection_error, http_client
-from deltaw_client.errors import LATE, DeltawError, Timeout
+from deltaw_client.errors import DeltawError, Timeout
 from deltaw_client.ledger import open_sweep
 from deltaw_client.pool import run_in_order, run_in_order_async
 from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, plan_sweep
@@ -122,7 +122,7 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
                 pieces = []
                 for piece in response.iter_bytes():
                     if time.monotonic() > end:
-                        return Timeout(LATE)
+                        return Timeout()
                     pieces.append(piece)
         except httpx.RequestError as error:
             return connection_error(error)
@@ -210,7 +210,7 @@ class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
             async with asyncio.timeout(step.seconds):
                 response = await self._http.send(step.request)
         except TimeoutError:
-            return Timeout(LATE)
+            return Timeout()
         except httpx.RequestError as error:
             return connection_error(error)
         return Reply(response.status_code, response.headers, response.content)

@@ -9,7 +9,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from deltaw_client.errors import LATE, ConnectionFailed, DeltawError, InvalidConfiguration, Timeout
+from deltaw_client.errors import ConnectionFailed, DeltawError, InvalidConfiguration, Timeout
 
 H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
@@ -52,7 +52,7 @@ def http_client(make: Callable[..., H], url: str, api_key: str | None, transport
 def connection_error(error: httpx.RequestError) -> DeltawError:
     """Translate an error of httpx, and name the proxy variables that are set."""
     if isinstance(error, httpx.TimeoutException):
-        return Timeout(LATE)
+        return Timeout()
     names = _names(*PROXIES)
     hint = f" (proxy set by {names})" if names else ""
     detail = f"{type(error).__name__}: {error}{hint}"

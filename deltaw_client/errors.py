@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-LATE = "the deadline passed before the answer arrived"
-
 
 class DeltawError(Exception):
     """The root of the tree."""
@@ -38,6 +36,9 @@ class ConnectionFailed(DeltawError):
 class Timeout(DeltawError):
     """The call's deadline passed before the answer arrived."""
 
+    def __init__(self, detail: str = "the deadline passed before the answer arrived") -> None:
+        super().__init__(detail)
+
 
 class UnexpectedAnswer(DeltawError):
     """The answer is not deltaw's: it comes from another service or from a proxy.
@@ -45,7 +46,6 @@ class UnexpectedAnswer(DeltawError):
     Args:
         detail: What is wrong with it.
         status: HTTP status.
-        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     def __init__(self, detail: str, status: int, retry_after: float | None = None) -> None:

@@ -33,12 +33,7 @@ class Record(NamedTuple):
 
 
 class Ledger:
-    """The file, open for more lines.
-
-    Args:
-        path: Path of the file; created if missing.
-        tasks: The sweep's tasks.
-        origin: Origin of the answers to come.
+    """The file, created if missing, and open for lines of the tasks with answers of this origin.
 
     Raises:
         OtherSweep: A line belongs to another sweep.

@@ -18,10 +18,6 @@ class ProblemError(DeltawError):
     The fields of the problem are attributes: `code`, `status`, `title`, `detail` (one sentence
     about this occurrence), `errors` (each mistake in the body, with `pointer` and `message`),
     `request_id`, and `limit` and `actual` if the request exceeds a limit.
-
-    Args:
-        problem: The service's answer.
-        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     code: str

@@ -45,14 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Task:
-    """One pair of a sweep.
-
-    Args:
-        index: Index among the pairs.
-        pair: The pair's own fields.
-        call: The call with all its fields.
-        origin: Origin of the sweep's numbers.
-    """
+    """One pair of a sweep: its own fields, the call with all its fields, and the sweep's origin."""
 
     index: int
     pair: Mapping[str, Any]
