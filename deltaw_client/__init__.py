@@ -29,25 +29,8 @@ from deltaw_client.errors import (
 from deltaw_client.problems import ProblemError
 from deltaw_client.sweep import Line, Sweep, read_sweep
 
-__all__ = [
-    "Activations",
-    "AsyncDeltawClient",
-    "Attributions",
-    "ConnectionFailed",
-    "DeltawClient",
-    "DeltawError",
-    "EquivalenceChecks",
-    "InvalidConfiguration",
-    "JointUpdates",
-    "Line",
-    "LoadedModel",
-    "OtherSweep",
-    "ProblemError",
-    "Sweep",
-    "Timeout",
-    "Tokenized",
-    "Trajectories",
-    "UnexpectedAnswer",
-    "WeightUpdates",
-    "read_sweep",
-]
+__all__ = ["AsyncDeltawClient", "DeltawClient", "Line", "Sweep", "read_sweep"]
+__all__ += ["Activations", "Attributions", "EquivalenceChecks", "JointUpdates", "LoadedModel"]
+__all__ += ["Tokenized", "Trajectories", "WeightUpdates"]
+__all__ += ["ConnectionFailed", "DeltawError", "InvalidConfiguration", "OtherSweep", "ProblemError"]
+__all__ += ["Timeout", "UnexpectedAnswer"]

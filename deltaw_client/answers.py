@@ -23,12 +23,7 @@ from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import (
-    JointUpdate,
-    JointUpdatesAnswer,
-    Update,
-    WeightUpdatesAnswer,
-)
+from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
 
 
 def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
@@ -52,8 +47,7 @@ def _tensor(array: NDArray[Any]) -> dict[str, Any]:
     """Write a tensor in base64, which keeps every bit."""
     little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     data = base64.b64encode(little.tobytes()).decode()
-    name = array.dtype.name
-    return {"dtype": name, "shape": array.shape, "encoding": "base64", "data": data}
+    return {"dtype": array.dtype.name, "shape": array.shape, "encoding": "base64", "data": data}
 
 
 DURATION = re.compile(r"([\w-]+)\s*;(?:[^,;]*;)*?\s*dur=(\d+(?:\.\d+)?)")
@@ -66,13 +60,7 @@ Array = TypeAliasType(
 
 @dataclass(frozen=True)
 class Reply:
-    """An HTTP response.
-
-    Args:
-        status: HTTP status.
-        headers: Headers by lower-case name.
-        content: Bytes of the body.
-    """
+    """An HTTP response: its status, its headers by lower-case name, and the bytes of its body."""
 
     status: int
     headers: Mapping[str, str]
@@ -83,22 +71,11 @@ class Reply:
         """The media type, without its parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    @property
-    def server_timing(self) -> dict[str, float]:
-        """`Server-Timing` as seconds by name. Entries without a duration are ignored."""
-        found = DURATION.findall(self.headers.get("server-timing", ""))
-        return {name: round(float(ms) / 1000, 6) for name, ms in found}
-
 
 class Received:
     """The reply that an answer was read from."""
 
     _reply: Reply
-
-    def attach(self, reply: Reply) -> None:
-        """Keep the reply."""
-        # The dataclasses of answers are frozen; the reply is no field of theirs.
-        object.__setattr__(self, "_reply", reply)
 
     @property
     def request_id(self) -> str:
@@ -108,7 +85,8 @@ class Received:
     @property
     def server_timing(self) -> dict[str, float]:
         """The service's own seconds: `queue`, `tokenize`, `forward`, `compute`, `serialize`."""
-        return self._reply.server_timing
+        found = DURATION.findall(self._reply.headers.get("server-timing", ""))
+        return {name: round(float(ms) / 1000, 6) for name, ms in found}
 
     @property
     def content(self) -> bytes:

@@ -1,21 +1,29 @@
-"""A call: its request, and how its answer is read. Nothing here sends anything."""
+"""A call: its request, how its answer is read, and when it is retried. Nothing here sends it.
+
+The clients send and sleep, one with threads and one on an event loop. They carry out the steps that
+a generator yields.
+"""
 
 from __future__ import annotations
 
 import json
+import random
 import re
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Generic, TypeVar
+from itertools import count
+from typing import Any, Generic, NamedTuple, TypeVar
 
+import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
 from deltaw_client.answers import Received, Reply
-from deltaw_client.errors import DeltawError, UnexpectedAnswer
+from deltaw_client.errors import DeltawError, Timeout, UnexpectedAnswer
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.tensor_file import unpack
 from schemas.common import adapter
@@ -26,6 +34,12 @@ A = TypeVar("A", bound=Received)
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 PROBLEM = "application/problem+json"
+FIRST_WAIT = 0.25
+"""Seconds before the first retry, without `Retry-After`; doubled for each later one."""
+LONGEST_WAIT = 8.0
+"""Maximum seconds before a retry, without `Retry-After`."""
+LONGEST_TIMEOUT = 1e6
+"""Maximum seconds of one attempt, since sockets refuse infinite timeouts."""
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -53,19 +67,14 @@ class Call(Generic[A]):
         if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
             raise ValueError("a request id has 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_`, `-`")
 
-    @property
-    def method(self) -> str:
-        """GET without fields, otherwise POST."""
-        return "GET" if self.fields is None else "POST"
-
-    def body(self) -> bytes | None:
-        """The fields as JSON."""
-        return None if self.fields is None else json.dumps(self.fields, default=plain).encode()
-
-    def headers(self) -> dict[str, str]:
-        """Headers of the request, with a new request id if the call has none."""
-        typed = {} if self.fields is None else {"Content-Type": JSON}
-        return typed | {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
+    def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
+        """Build the request, with a new request id if the call has none."""
+        headers = {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
+        if self.fields is None:
+            return http.build_request("GET", self.path, headers=headers)
+        body = json.dumps(self.fields, default=plain).encode()
+        typed = headers | {"Content-Type": JSON}
+        return http.build_request("POST", self.path, content=body, headers=typed)
 
     def read(self, reply: Reply) -> A:
         """Read a reply.
@@ -84,8 +93,71 @@ class Call(Generic[A]):
             answer: A = adapter(self.answer).validate_json(text, context=tensors, extra="ignore")
         except ValueError as error:
             raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
-        answer.attach(reply)
+        # The dataclasses of answers are frozen; the reply is no field of theirs.
+        object.__setattr__(answer, "_reply", reply)
         return answer
+
+
+class Send(NamedTuple):
+    """Send a request, whose whole answer must arrive within the seconds."""
+
+    request: httpx.Request
+    seconds: float
+
+
+Outcome = Reply | DeltawError | None
+"""The outcome of a `Send`; a wait has None."""
+Steps = Generator[Send | float, Outcome, A]
+"""Yields requests to send and seconds to wait, receives the outcomes, returns the answer."""
+
+
+def random_jitter(wait: float) -> float:
+    """Return a random addition of up to half the wait, so that clients do not retry in step."""
+    return random.uniform(0.0, wait / 2)
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long and how often a client tries. The fields are arguments of `DeltawClient`."""
+
+    deadline_seconds: float
+    retries: int
+    jitter: Callable[[float], float]
+
+    def wait(self, error: DeltawError, attempt: int) -> float:
+        """Return the seconds to wait after an attempt, counted from 0, that raised an error."""
+        own = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
+        wait = own if error.retry_after is None else error.retry_after
+        return wait + self.jitter(wait)
+
+    def steps(self, call: Call[A], request: httpx.Request) -> Steps[A]:
+        """Make a call. A deadline of the call replaces the policy's.
+
+        Retryable errors are retried after `Retry-After`, or the policy's wait, plus jitter. If that
+        wait would end after the deadline, the error is raised at once.
+
+        Raises:
+            DeltawError: The last attempt failed.
+        """
+        own = call.deadline_seconds
+        end = time.monotonic() + (self.deadline_seconds if own is None else own)
+        for attempt in count():
+            left = end - time.monotonic()
+            if not left > 0:
+                raise Timeout()
+            outcome = yield Send(request, min(left, LONGEST_TIMEOUT))
+            try:
+                if isinstance(outcome, Reply):
+                    return call.read(outcome)
+                raise outcome or Timeout()
+            except DeltawError as error:
+                if not error.retryable or attempt == self.retries:
+                    raise
+                wait = self.wait(error, attempt)
+                if time.monotonic() + wait >= end:
+                    raise
+            yield wait
+        raise AssertionError("counting does not end")
 
 
 def plain(value: Any) -> Any:
@@ -108,9 +180,18 @@ def failure(reply: Reply) -> DeltawError:
         media = reply.media or "no media type"
         return UnexpectedAnswer(f"the answer has {media}, not {PROBLEM}", reply.status, wait)
     try:
-        problem: Problem = adapter(Problem).validate_json(reply.content, extra="ignore")
+        return problem_error(reply.content, wait)
     except ValidationError as error:
         return UnexpectedAnswer(_said("the problem cannot be read", error), reply.status, wait)
+
+
+def problem_error(content: str | bytes, wait: float | None = None) -> ProblemError:
+    """Read a problem from its JSON.
+
+    Raises:
+        pydantic.ValidationError: The content is no problem.
+    """
+    problem: Problem = adapter(Problem).validate_json(content, extra="ignore")
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem, wait)
 
 

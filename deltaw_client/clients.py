@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Iterable
+from contextlib import closing
 from functools import wraps
 from os import PathLike
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
@@ -12,31 +13,16 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 import httpx
 
 from deltaw_client import resources
-from deltaw_client.answers import Received, Reply
-from deltaw_client.calls import Call
-from deltaw_client.connection import http_client
+from deltaw_client.answers import Reply
+from deltaw_client.calls import A, Call, Outcome, RetryPolicy, Send, Steps, random_jitter
+from deltaw_client.connection import H, connection_error, http_client
 from deltaw_client.errors import DeltawError, Timeout
+from deltaw_client.ledger import open_sweep
 from deltaw_client.pool import run_in_order, run_in_order_async
-from deltaw_client.retries import (
-    LATE,
-    Outcome,
-    RetryPolicy,
-    Send,
-    Steps,
-    connection_error,
-    random_jitter,
-    steps,
-)
-from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, open_sweep, plan_sweep
+from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, plan_sweep
 
 P = ParamSpec("P")
-A = TypeVar("A", bound=Received)
-H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 T = TypeVar("T")
-
-URL = "http://127.0.0.1:8000"
-DEADLINE_SECONDS = 120.0
-RETRIES = 4
 
 
 def _method(call: Callable[P, Call[A]]) -> Callable[Concatenate[DeltawClient, P], A]:
@@ -68,11 +54,11 @@ class _Client(Generic[H, T]):
 
     def __init__(
         self,
-        url: str = URL,
+        url: str = "http://127.0.0.1:8000",
         *,
         api_key: str | None = None,
-        deadline_seconds: float = DEADLINE_SECONDS,
-        retries: int = RETRIES,
+        deadline_seconds: float = 120.0,
+        retries: int = 4,
         jitter: Callable[[float], float] = random_jitter,
         transport: T | None = None,
     ) -> None:
@@ -80,13 +66,7 @@ class _Client(Generic[H, T]):
         self._http: H = http_client(self._make_http, url, api_key, transport)
 
     def _steps(self, call: Call[A]) -> Steps[A]:
-        return steps(
-            call,
-            self._http.build_request(
-                call.method, call.path, content=call.body(), headers=call.headers()
-            ),
-            self._policy,
-        )
+        return self._policy.steps(call, call.request(self._http))
 
 
 class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
@@ -122,34 +102,28 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
         Raises:
             DeltawError: The last attempt failed.
         """
-        making = self._steps(call)
-        outcome: Outcome = None
+        making, outcome = self._steps(call), None
         try:
             while True:
-                step = making.send(outcome)
-                outcome = None
-                if isinstance(step, Send):
-                    outcome = self._send(step)
-                else:
-                    time.sleep(step)
+                outcome = self._carry_out(making.send(outcome))
         except StopIteration as answered:
             answer: A = answered.value
             return answer
 
-    def _send(self, step: Send) -> Reply | DeltawError:
-        """Check the deadline after each read, since httpx limits only each read by itself."""
+    def _carry_out(self, step: Send | float) -> Outcome:
+        """Sleep, or send. httpx limits only each read, so check the deadline after each."""
+        if not isinstance(step, Send):
+            time.sleep(step)
+            return None
         end = time.monotonic() + step.seconds
         step.request.extensions["timeout"] = httpx.Timeout(step.seconds).as_dict()
         try:
-            response = self._http.send(step.request, stream=True)
-            try:
+            with closing(self._http.send(step.request, stream=True)) as response:
                 pieces = []
                 for piece in response.iter_bytes():
                     if time.monotonic() > end:
-                        return Timeout(LATE)
+                        return Timeout()
                     pieces.append(piece)
-            finally:
-                response.close()
         except httpx.RequestError as error:
             return connection_error(error)
         return Reply(response.status_code, response.headers, b"".join(pieces))
@@ -183,11 +157,11 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
             TypeError: The resource does not have such a field.
         """
         plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, self.model(), out, progress) as running:
-            run_in_order(self._entry, running.tasks, concurrency, running.take)
-            return running.result()
+        with open_sweep(plan, self.model(), out, progress) as ledger:
+            run_in_order(self._entry, ledger.waiting, concurrency, ledger.take)
+            return ledger.result()
 
-    def _entry(self, task: Task) -> Entry | DeltawError:
+    def _entry(self, task: Task) -> Entry:
         try:
             return task.answered(self.make(task.call))
         except DeltawError as error:
@@ -218,32 +192,25 @@ class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     model = _async_method(resources.model)
 
     async def make(self, call: Call[A]) -> A:
-        """Make a call.
-
-        Raises:
-            DeltawError: The last attempt failed.
-        """
-        making = self._steps(call)
-        outcome: Outcome = None
+        """Make a call, like `DeltawClient.make`."""
+        making, outcome = self._steps(call), None
         try:
             while True:
-                step = making.send(outcome)
-                outcome = None
-                if isinstance(step, Send):
-                    outcome = await self._send(step)
-                else:
-                    await asyncio.sleep(step)
+                outcome = await self._carry_out(making.send(outcome))
         except StopIteration as answered:
             answer: A = answered.value
             return answer
 
-    async def _send(self, step: Send) -> Reply | DeltawError:
+    async def _carry_out(self, step: Send | float) -> Outcome:
+        if not isinstance(step, Send):
+            await asyncio.sleep(step)
+            return None
         step.request.extensions["timeout"] = httpx.Timeout(None).as_dict()
         try:
             async with asyncio.timeout(step.seconds):
                 response = await self._http.send(step.request)
         except TimeoutError:
-            return Timeout(LATE)
+            return Timeout()
         except httpx.RequestError as error:
             return connection_error(error)
         return Reply(response.status_code, response.headers, response.content)
@@ -260,11 +227,11 @@ class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
     ) -> Sweep:
         """Ask the same about many pairs, like `DeltawClient.sweep`."""
         plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, await self.model(), out, progress) as running:
-            await run_in_order_async(self._entry, running.tasks, concurrency, running.take)
-            return running.result()
+        with open_sweep(plan, await self.model(), out, progress) as ledger:
+            await run_in_order_async(self._entry, ledger.waiting, concurrency, ledger.take)
+            return ledger.result()
 
-    async def _entry(self, task: Task) -> Entry | DeltawError:
+    async def _entry(self, task: Task) -> Entry:
         try:
             return task.answered(await self.make(task.call))
         except DeltawError as error:

@@ -9,7 +9,7 @@ from urllib.request import getproxies
 
 import httpx
 
-from deltaw_client.errors import InvalidConfiguration
+from deltaw_client.errors import ConnectionFailed, DeltawError, InvalidConfiguration, Timeout
 
 H = TypeVar("H", httpx.Client, httpx.AsyncClient)
 
@@ -19,13 +19,7 @@ PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 
 
 def http_client(make: Callable[..., H], url: str, api_key: str | None, transport: Any) -> H:
-    """Build an httpx client.
-
-    Args:
-        make: `httpx.Client` or `httpx.AsyncClient`.
-        url: Address of the service.
-        api_key: Key of the service, or None.
-        transport: httpx transport; None is HTTP, configured by the environment.
+    """Build an httpx client. Without a transport it is HTTP, configured by the environment.
 
     Raises:
         InvalidConfiguration: An argument or an environment variable cannot be used.
@@ -55,10 +49,14 @@ def http_client(make: Callable[..., H], url: str, api_key: str | None, transport
         raise InvalidConfiguration(detail) from error
 
 
-def proxy_hint() -> str:
-    """Return a hint at the proxy variables that are set, or nothing."""
+def connection_error(error: httpx.RequestError) -> DeltawError:
+    """Translate an error of httpx, and name the proxy variables that are set."""
+    if isinstance(error, httpx.TimeoutException):
+        return Timeout()
     names = _names(*PROXIES)
-    return f" (proxy set by {names})" if names else ""
+    hint = f" (proxy set by {names})" if names else ""
+    detail = f"{type(error).__name__}: {error}{hint}"
+    return ConnectionFailed(detail, sent=not isinstance(error, httpx.ConnectError))
 
 
 def _require_address(name: str, address: str, schemes: tuple[str, ...]) -> None:

@@ -1,14 +1,4 @@
-"""Every error that a call can raise, as one tree.
-
-DeltawError
-├── InvalidConfiguration    the URL, the key or an environment variable cannot be used
-├── ConnectionFailed        the connection could not be made, or it broke
-├── Timeout                 the call's deadline passed
-├── UnexpectedAnswer        the answer is neither deltaw's nor a problem of deltaw's
-├── OtherSweep              the sweep's file has other pairs or parameters, or another model
-└── ProblemError            the service reported a problem: `deltaw_client.problems`
-    └── Validation, LayerOutOfRange, QueueFull, …: one class for each code
-"""
+"""Every error that a call can raise; `deltaw_client.problems` has one for each problem code."""
 
 from __future__ import annotations
 
@@ -46,6 +36,9 @@ class ConnectionFailed(DeltawError):
 class Timeout(DeltawError):
     """The call's deadline passed before the answer arrived."""
 
+    def __init__(self, detail: str = "the deadline passed before the answer arrived") -> None:
+        super().__init__(detail)
+
 
 class UnexpectedAnswer(DeltawError):
     """The answer is not deltaw's: it comes from another service or from a proxy.
@@ -53,7 +46,6 @@ class UnexpectedAnswer(DeltawError):
     Args:
         detail: What is wrong with it.
         status: HTTP status.
-        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     def __init__(self, detail: str, status: int, retry_after: float | None = None) -> None:

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from itertools import pairwise
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from deltaw_client.answers import LoadedModel
 from deltaw_client.errors import OtherSweep
-
-Origin = Mapping[str, Any]
-"""The fields of the model and of the versions, which decide a sweep's numbers besides the call."""
+from deltaw_client.sweep import Entry, Origin, Plan, Sweep, Task, differences
 
 
 class Record(NamedTuple):
@@ -30,30 +33,32 @@ class Record(NamedTuple):
 
 
 class Ledger:
-    """The file, open for more lines.
-
-    Args:
-        path: Path of the file; created if missing.
-        digests: Digest of each pair's call.
-        origin: Origin of the answers to come.
+    """The file, created if missing, and open for lines of the tasks with answers of this origin.
 
     Raises:
         OtherSweep: A line belongs to another sweep.
     """
 
-    def __init__(self, path: Path, digests: Sequence[str], origin: Origin) -> None:
+    def __init__(self, path: Path, tasks: Sequence[Task], origin: Origin) -> None:
         self._path = path
+        self._digests = [task.digest for task in tasks]
         self._records: dict[int, Record] = {}
         self._lines = 0
-        self.written = 0
         self._file = path.open("a+b")
         try:
-            self._scan(digests, origin)
+            self._scan(origin)
         except OtherSweep:
             self._file.close()
             raise
+        self.kept = self._answered()
+        """Number of answers that the file held."""
+        answered = {index for index, record in self._records.items() if record.answered}
+        self.waiting = [task for task in tasks if task.index not in answered]
+        """Tasks without an answer."""
+        self.advance: Callable[[], None] = lambda: None
+        """Called after each line."""
 
-    def _scan(self, digests: Sequence[str], origin: Origin) -> None:
+    def _scan(self, origin: Origin) -> None:
         """Record each line's place; cut off an incomplete last line."""
         self._file.seek(0)
         offset = 0
@@ -64,7 +69,7 @@ class Ledger:
             self._lines += 1
             index, digest, answered, told = _identity(text)
             where = f"line {self._lines} of {self._path}"
-            if not 0 <= index < len(digests) or digests[index] != digest:
+            if not 0 <= index < len(self._digests) or self._digests[index] != digest:
                 raise OtherSweep(
                     f"{where} belongs to another pair or to other parameters; choose another file"
                 )
@@ -73,28 +78,22 @@ class Ledger:
             self._records[index] = Record(offset, len(text), answered)
             offset += len(text)
 
-    def is_answered(self, index: int) -> bool:
-        """Whether the file holds a pair's answer."""
-        return index in self._records and self._records[index].answered
-
-    @property
-    def answered(self) -> int:
-        """Number of pairs with an answer."""
+    def _answered(self) -> int:
         return sum(record.answered for record in self._records.values())
 
-    @property
-    def failed(self) -> int:
-        """Number of pairs with an error instead of an answer."""
-        return len(self._records) - self.answered
-
-    def write(self, index: int, text: bytes, answered: bool) -> None:
-        """Append a pair's line, which includes its newline."""
+    def take(self, entry: Entry) -> None:
+        """Append a pair's line."""
         offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(text)
+        self._file.write(entry.text)
         self._file.flush()
         self._lines += 1
-        self.written += 1
-        self._records[index] = Record(offset, len(text), answered)
+        self._records[entry.index] = Record(offset, len(entry.text), entry.answered)
+        self.advance()
+
+    def result(self) -> Sweep:
+        """Return the sweep so far."""
+        pairs, answered = len(self._digests), self._answered()
+        return Sweep(self._path, pairs, answered, len(self._records) - answered, self.kept)
 
     def close(self) -> None:
         """Sort the lines, keep one for each pair, and close the file."""
@@ -113,13 +112,51 @@ class Ledger:
             copy.replace(self._path)
 
 
-def differences(told: Origin, origin: Origin) -> str:
-    """Name each field of two origins that differs; empty if none does."""
-    return ", ".join(
-        f"{name} {told.get(name, 'unknown')} (the service: {now})"
-        for name, now in origin.items()
-        if told.get(name, "unknown") != now
-    )
+@contextmanager
+def open_sweep(
+    plan: Plan, loaded: LoadedModel, out: str | PathLike[str], progress: bool | None
+) -> Iterator[Ledger]:
+    """Open a sweep's file, and sort it at the end.
+
+    Args:
+        plan: The calls.
+        loaded: The service's model; the answers of another one are not mixed with its own.
+        out: Path of the file.
+        progress: Whether to show a bar; None shows it on a terminal if rich is installed.
+
+    Raises:
+        OtherSweep: The file has other pairs, parameters, or another origin.
+    """
+    tokenizer = {"tokenizer_digest": loaded.tokenizer_digest}
+    origin = {**vars(loaded.model), **tokenizer, **vars(loaded.versions)}
+    tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
+    with (
+        closing(Ledger(Path(out), tasks, origin)) as ledger,
+        _progress_bar(len(tasks), ledger.kept, progress) as advance,
+    ):
+        ledger.advance = advance
+        yield ledger
+
+
+@contextmanager
+def _progress_bar(total: int, done: int, shown: bool | None) -> Iterator[Callable[[], None]]:
+    """Show a bar on standard error; yield a function to call for each finished item.
+
+    Raises:
+        ModuleNotFoundError: `shown` is True and rich is not installed (extra `progress`).
+    """
+    if shown is None:
+        shown = sys.stderr.isatty() and find_spec("rich") is not None
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        yield lambda: progress.advance(bar)
 
 
 def _identity(text: bytes) -> tuple[int, Any, bool, Origin]:

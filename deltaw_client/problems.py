@@ -1,10 +1,5 @@
 """The service's problems as exceptions: one class for each code in `schemas.problems.PROBLEMS`.
 
-    try:
-        client.weight_updates(context, query)
-    except problems.QueueFull as error:
-        print(error.retry_after)
-
 A code that this client does not know, from a later service, raises a plain `ProblemError`.
 """
 
@@ -23,10 +18,6 @@ class ProblemError(DeltawError):
     The fields of the problem are attributes: `code`, `status`, `title`, `detail` (one sentence
     about this occurrence), `errors` (each mistake in the body, with `pointer` and `message`),
     `request_id`, and `limit` and `actual` if the request exceeds a limit.
-
-    Args:
-        problem: The service's answer.
-        retry_after: Seconds to wait before the next attempt, from `Retry-After`; None without one.
     """
 
     code: str

@@ -5,50 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deltaw_client import answers, problems, resources
-from deltaw_client.answers import LoadedModel, Received
-from deltaw_client.calls import Call, plain
+from deltaw_client import resources
+from deltaw_client.answers import Received
+from deltaw_client.calls import Call, plain, problem_error
 from deltaw_client.errors import DeltawError, OtherSweep, Timeout
-from deltaw_client.ledger import Ledger, Origin, differences
-from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
-from deltaw_client.progress import progress_bar
+from deltaw_client.problems import ProblemError
 from deltaw_client.resources import Text
 from schemas.common import adapter, write_answer
-from schemas.problems import Problem
 
 Pair = tuple[Text, Text] | Mapping[str, Any]
 """(context, query), or a mapping of a resource's fields."""
 Resource = Literal["weight_updates", "equivalence_checks", "trajectories", "attributions"]
+Origin = Mapping[str, Any]
+"""The fields of the model and of the versions, which decide a sweep's numbers besides the call."""
 
 CALLS: Mapping[Resource, Callable[..., Call[Any]]] = {
     name: getattr(resources, name) for name in get_args(Resource)
 }
-KINDS: Mapping[str, type[Received]] = {
-    kind.__name__: kind
-    for kind in (
-        answers.WeightUpdates,
-        answers.JointUpdates,
-        answers.EquivalenceChecks,
-        answers.Trajectories,
-        answers.Attributions,
-    )
-}
+KINDS = {kind.__name__: kind for kind in Received.__subclasses__()}
 """Answer classes by a line's `kind`."""
-FATAL = (
-    problems.MissingKey,
-    problems.WrongKey,
-    problems.UnknownHost,
-    problems.NotFound,
-    problems.MethodNotAllowed,
-)
-"""Problems that every other pair would have too; they end the sweep."""
+FATAL = {"missing_key", "wrong_key", "unknown_host", "not_found", "method_not_allowed"}
+"""Codes of the problems that every other pair would have too; they end the sweep."""
 
 
 @dataclass(frozen=True)
@@ -62,14 +45,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Task:
-    """One pair of a sweep.
-
-    Args:
-        index: Index among the pairs.
-        pair: The pair's own fields.
-        call: The call with all its fields.
-        origin: Origin of the sweep's numbers.
-    """
+    """One pair of a sweep: its own fields, the call with all its fields, and the sweep's origin."""
 
     index: int
     pair: Mapping[str, Any]
@@ -96,26 +72,19 @@ class Task:
         said = write_answer(answer).decode()
         return self._entry(f'{json.dumps(beside)[1:-1]}, "answer": {said}', True)
 
-    def failed(self, error: DeltawError) -> Entry | DeltawError:
-        """Return an error's line, or the error itself if it ends the sweep."""
-        if isinstance(error, ProblemError) and not isinstance(error, FATAL):
-            return self._entry(f'"problem": {write_answer(error.problem).decode()}')
+    def failed(self, error: DeltawError) -> Entry:
+        """Return an error's line, or raise the error if it ends the sweep."""
+        if isinstance(error, ProblemError) and error.code not in FATAL:
+            return self._entry(f'"problem": {write_answer(error.problem).decode()}', False)
         if isinstance(error, Timeout):
-            return self._entry(f'"timeout": {json.dumps(str(error))}')
-        return error
+            return self._entry(f'"timeout": {json.dumps(str(error))}', False)
+        raise error
 
-    def _entry(self, more: str, answered: bool = False) -> Entry:
-        head = json.dumps(
-            {
-                "index": self.index,
-                "digest": self.digest,
-                "origin": self.origin,
-                "kind": self.call.answer.__name__,
-                "pair": self.pair,
-            },
-            default=plain,
-        )
-        return Entry(self.index, f"{head[:-1]}, {more}}}\n".encode(), answered)
+    def _entry(self, more: str, answered: bool) -> Entry:
+        head = {"index": self.index, "digest": self.digest, "origin": self.origin}
+        head |= {"kind": self.call.answer.__name__, "pair": self.pair}
+        text = f"{json.dumps(head, default=plain)[:-1]}, {more}}}\n"
+        return Entry(self.index, text.encode(), answered)
 
 
 @dataclass(frozen=True)
@@ -162,75 +131,25 @@ Plan = list[tuple[Mapping[str, Any], Call[Any]]]
 
 
 def plan_sweep(pairs: Iterable[Pair], resource: Resource, parameters: Mapping[str, Any]) -> Plan:
-    """Make the calls of a sweep.
-
-    Args:
-        pairs: The pairs; all are read before the first call.
-        resource: Resource to ask about each pair.
-        parameters: Fields of every call; a pair's own fields replace them.
+    """Make the calls of a sweep. All pairs are read; their own fields replace the parameters.
 
     Raises:
         TypeError: The resource does not have such a field.
     """
-    call = CALLS[resource]
+    names = ("context", "query")
     own = [
-        dict(pair)
-        if isinstance(pair, Mapping)
-        else dict(zip(("context", "query"), pair, strict=True))
-        for pair in pairs
+        dict(pair if isinstance(pair, Mapping) else zip(names, pair, strict=True)) for pair in pairs
     ]
-    return [(fields, call(**{**parameters, **fields})) for fields in own]
+    return [(fields, CALLS[resource](**{**parameters, **fields})) for fields in own]
 
 
-@dataclass(frozen=True)
-class RunningSweep:
-    """A sweep whose file is open.
-
-    Args:
-        tasks: Tasks without an answer.
-        take: Writes the outcome of the next task; raises an error that ends the sweep.
-        result: Returns the sweep so far.
-    """
-
-    tasks: list[Task]
-    take: Callable[[Entry | DeltawError], None]
-    result: Callable[[], Sweep]
-
-
-@contextmanager
-def open_sweep(
-    plan: Plan, loaded: LoadedModel, out: str | PathLike[str], progress: bool | None
-) -> Iterator[RunningSweep]:
-    """Open a sweep's file, and sort it at the end.
-
-    Args:
-        plan: The calls.
-        loaded: The service's model; the answers of another one are not mixed with its own.
-        out: Path of the file.
-        progress: Whether to show a bar; None shows it on a terminal if rich is installed.
-
-    Raises:
-        OtherSweep: The file has other pairs, parameters, or another origin.
-    """
-    tokenizer = {"tokenizer_digest": loaded.tokenizer_digest}
-    origin = {**vars(loaded.model), **tokenizer, **vars(loaded.versions)}
-    tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
-    path = Path(out)
-    with closing(Ledger(path, [task.digest for task in tasks], origin)) as ledger:
-        kept = ledger.answered
-        left = [task for task in tasks if not ledger.is_answered(task.index)]
-
-        def take(outcome: Entry | DeltawError) -> None:
-            if isinstance(outcome, DeltawError):
-                raise outcome
-            ledger.write(outcome.index, outcome.text, outcome.answered)
-            show(kept + ledger.written)
-
-        def result() -> Sweep:
-            return Sweep(path, len(tasks), ledger.answered, ledger.failed, kept)
-
-        with progress_bar(len(tasks), kept, progress) as show:
-            yield RunningSweep(left, take, result)
+def differences(told: Origin, origin: Origin) -> str:
+    """Name each field of two origins that differs; empty if none does."""
+    return ", ".join(
+        f"{name} {told.get(name, 'unknown')} (the service: {now})"
+        for name, now in origin.items()
+        if told.get(name, "unknown") != now
+    )
 
 
 def read_sweep(path: str | PathLike[str]) -> Iterator[Line]:
@@ -238,21 +157,13 @@ def read_sweep(path: str | PathLike[str]) -> Iterator[Line]:
     with Path(path).open("rb") as file:
         for text in file:
             told = json.loads(text)
-            index, pair = told["index"], told["pair"]
+            answer: Received | None = None
+            error: DeltawError | None = None
             if "answer" in told:
-                yield Line(index, pair, _answer(told))
+                kind = adapter(KINDS[told["kind"]])
+                answer = kind.validate_json(json.dumps(told["answer"]), extra="ignore")
+            elif "problem" in told:
+                error = problem_error(json.dumps(told["problem"]))
             else:
-                yield Line(index, pair, error=_error(told))
-
-
-def _answer(told: Mapping[str, Any]) -> Received:
-    kind = KINDS[told["kind"]]
-    answer: Received = adapter(kind).validate_json(json.dumps(told["answer"]), extra="ignore")
-    return answer
-
-
-def _error(told: Mapping[str, Any]) -> DeltawError:
-    if "problem" not in told:
-        return Timeout(told["timeout"])
-    problem: Problem = adapter(Problem).validate_python(told["problem"], extra="ignore")
-    return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem)
+                error = Timeout(told["timeout"])
+            yield Line(told["index"], told["pair"], answer, error)

@@ -10,9 +10,8 @@ from email.utils import format_datetime
 import pytest
 
 from deltaw_client import AsyncDeltawClient, DeltawClient, problems
-from deltaw_client.calls import retry_after
+from deltaw_client.calls import RetryPolicy, random_jitter, retry_after
 from deltaw_client.errors import ConnectionFailed
-from deltaw_client.retries import RetryPolicy, random_jitter
 from tests.client.conftest import problem, scripted
 
 NOT_FOUND = problem("not_found")
