@@ -75,7 +75,7 @@ class Reply:
 class Received:
     """The reply that an answer was read from."""
 
-    _reply: Reply
+    _reply = Reply(200, {}, b"")
 
     @property
     def request_id(self) -> str:

@@ -127,8 +127,8 @@ def open_sweep(
     Raises:
         OtherSweep: The file has other pairs, parameters, or another origin.
     """
-    tokenizer = {"tokenizer_digest": loaded.tokenizer_digest}
-    origin = {**vars(loaded.model), **tokenizer, **vars(loaded.versions)}
+    read = {"config": loaded.config_digest, "tokenizer": loaded.tokenizer_digest}
+    origin = {**vars(loaded.model), **read, **vars(loaded.versions)}
     tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
     with (
         closing(Ledger(Path(out), tasks, origin)) as ledger,

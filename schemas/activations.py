@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Generic, Literal
+from typing import Annotated, Generic, Literal, get_args
 
 from pydantic import Field
 
@@ -53,7 +53,9 @@ class ActivationsRequest(Request):
     prompts: Annotated[list[Text], Field(min_length=1)]
     """Each is a run of its own."""
     layers: Layers = "all"
-    hook_points: Annotated[list[str], Field(min_length=1, max_length=9)] = ["mlp_in"]
+    hook_points: Annotated[list[str], Field(min_length=1, max_length=len(get_args(HookPoint)))] = [
+        "mlp_in"
+    ]
     """Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, `mlp_pre`, `mlp_act`,
     `mlp_out`, `resid_post`. `/v1/model` describes each."""
     positions: Annotated[Positions, Field(description="Token indices into each prompt.")] = "last"

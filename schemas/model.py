@@ -84,6 +84,8 @@ class ModelAnswer(Answer):
     d_mlp: int
     n_positions: int
     vocab_size: int
+    config_digest: str
+    """SHA-256 of the configuration, without names and versions."""
     tokenizer_digest: str
     """SHA-256 of the tokenizer, as it turns texts into ids."""
     fan_in_fan_out: bool

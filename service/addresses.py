@@ -10,7 +10,7 @@ LABEL = r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?"
 NAME = re.compile(rf"({LABEL}\.)*(?![0-9]+$){LABEL}")
 """A host name. Browsers read a name whose last label is a number as an IPv4 address."""
 ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[^]]*\]|[^][/:@?#]*)(:[0-9]{1,5})?/?")
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 """Ports that browsers leave out of `Origin`."""
 PREFIX = re.compile(r"(/(?!\.)[A-Za-z0-9._~-]+)+")
 OWN_STEPS = frozenset(
@@ -52,13 +52,15 @@ def read_origin(value: str) -> str:
     if value == ANY:
         return value
     parts = ORIGIN.fullmatch(value.lower())
-    if parts is None or int((parts[3] or ":0")[1:]) > 65535:
+    port = int(parts[3][1:]) if parts is not None and parts[3] else None
+    if parts is None or (port or 0) > 65535:
         raise ValueError(
             f"{value!r} is not an origin: give scheme://host or scheme://host:port, without a path"
         )
-    scheme, host, port = parts[1], read_host(parts[2]), parts[3] or ""
+    scheme, host = parts[1], read_host(parts[2])
     written = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{written}{port if port != DEFAULT_PORTS.get(scheme) else ''}"
+    shown = "" if port in (None, DEFAULT_PORTS.get(scheme)) else f":{port}"
+    return f"{scheme}://{written}{shown}"
 
 
 def read_root_path(value: str) -> str:

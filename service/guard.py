@@ -120,7 +120,7 @@ class Guard(asyncio.Protocol):
         self._loop.call_soon(self._advance)
 
     def _advance(self) -> None:
-        """Give the inner protocol what may pass by now; read no further where much is held."""
+        """Pass the permitted bytes on. Pause reading while more than `MAX_HEAD_BYTES` are held."""
         if not self._transport.is_closing():
             next(self._framing)
         if self._transport.is_closing():
@@ -200,7 +200,7 @@ class Guard(asyncio.Protocol):
         return found
 
     def _arm(self, seconds: float | None) -> None:
-        """Wait so long for a head or a body; None: for nothing."""
+        """Start the timer for a head or a body, in seconds; None stops it."""
         if self._timer:
             self._timer.cancel()
         self._timer = None if seconds is None else self._loop.call_later(seconds, self._late)
@@ -222,7 +222,7 @@ class Guard(asyncio.Protocol):
             self._watcher = self._loop.call_later(self._settings.idle_seconds, self._watch, left)
 
     def _refuse(self, code: str) -> None:
-        """Close the connection, after a problem where no response has started."""
+        """Send a problem, unless a response has started, and close the connection."""
         if not (self._responding or self._transport.is_closing()):
             name = request_id(None)
             status = HTTPStatus(PROBLEMS[code].status)

@@ -27,15 +27,15 @@ from service.main import create_app
 from service.settings import Settings
 
 NOT_READY_SECONDS = 1.0
-"""Seconds that a service whose computation is stuck is not ready before its process ends."""
+"""Seconds that a service with a stuck computation reports "not ready" before its process ends."""
 log = structlog.get_logger("deltaw")
 
 
 class Server(uvicorn.Server):
     """uvicorn's server with a drain.
 
-    uvicorn closes its socket at SIGTERM and raises the signal again when it has stopped. This one
-    first takes readiness away and refuses new work, while probes are still served; it stops once
+    uvicorn closes its socket at SIGTERM and raises the signal again when it has stopped. This
+    server first reports "not ready" and refuses new work, but still answers probes. It stops once
     accepted work is answered, or after `drain_seconds`, and returns. A second signal stops it at
     once.
     """
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
         if engine.fatal is not None:
             return True
         if engine.stuck_for > self._state.settings.stuck_seconds:
-            # Its thread can be neither ended nor waited for, and what it holds is lost.
+            # The stuck thread can be neither ended nor waited for, so its requests are lost.
             engine.draining = True
             await asyncio.sleep(NOT_READY_SECONDS)
             stuck = f"the computation has been stuck for {engine.stuck_for:.0f} s"
@@ -71,13 +71,13 @@ class Server(uvicorn.Server):
         if self._drained_by is not None:
             left = self._drained_by - time.monotonic()
             if engine.idle or left <= 0:
-                # What is left of the time is for answers that are being sent.
+                # The rest of the time is for answers that are being sent.
                 self.config.timeout_graceful_shutdown = max(1, math.ceil(left))
                 self.should_exit = True
         if not self._announced and engine.checked:
             self._announced = True
-            # What the start has made stays. Looked through for garbage, it would hold every thread
-            # for 0.2 s, again and again.
+            # Objects made at start live as long as the process. Garbage collection of them would
+            # stop every thread for 0.2 s each time.
             gc.freeze()
             print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)

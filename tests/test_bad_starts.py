@@ -135,6 +135,17 @@ def test_a_hub_that_fails_ends_the_command(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["check"], ["serve", "--port", "0"]])
+def test_a_variable_that_a_library_cannot_read_ends_the_command_with_3(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    """An import that fails at an environment variable is one sentence. An exit code of 1 would say
+    that a check does not hold."""
+    process = ended(*arguments, environment={"HF_HUB_DOWNLOAD_TIMEOUT": "abc"})
+    assert "cannot be imported" in one_sentence(process, 3)
+
+
+@pytest.mark.slow
 def test_a_hub_id_is_checked(tiny_folder: Path, tmp_path: Path) -> None:
     """From a hub that works the model is downloaded, and the check holds."""
     with hub(Hub, tiny_folder) as (url, _):

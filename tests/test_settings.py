@@ -193,6 +193,8 @@ def test_key_that_no_header_can_carry_is_refused(key: str, tmp_path: Path) -> No
     [
         ("https://a.example/", "https://a.example"),
         ("HTTPS://A.Example:443", "https://a.example"),
+        ("https://a.example:0443", "https://a.example"),
+        ("https://a.example:08443", "https://a.example:8443"),
         ("http://a.example:80/", "http://a.example"),
         ("http://a.example:443", "http://a.example:443"),
         ("http://localhost:3000", "http://localhost:3000"),

@@ -23,7 +23,7 @@ from service.analysis.equivalence_checks import plan_equivalence_checks
 from service.analysis.trajectories import plan_trajectories
 from service.analysis.weight_updates import plan_weight_updates
 from service.api.bodies import reads
-from service.api.exchange import SMALL_TEXT, Exchange, exchange, plain_exchange
+from service.api.exchange import Exchange, exchange, plain_exchange
 from service.api.openapi import answers, operation
 from service.engine import Model, Plan
 from service.telemetry import Metrics
@@ -41,7 +41,6 @@ class Analysis:
         text: Summary and description of the operation in the OpenAPI document.
         tensors: Whether the answer holds tensors, and so may be a safetensors file.
         prompts: Field of the body whose prompts are limited in number; empty: none.
-        small: Bytes of a body up to which the event loop plans itself.
     """
 
     path: str
@@ -51,7 +50,6 @@ class Analysis:
     text: str
     tensors: bool = False
     prompts: str = ""
-    small: int = SMALL_TEXT
 
 
 ANALYSES = (
@@ -103,8 +101,6 @@ ANALYSES = (
         Each step is one step of gradient descent on a loss that is linear in W, with step size η
         (arXiv 2507.16003). That form restates a telescoping sum: the steps add up to the ΔW of the
         whole context.""",
-        # One run per token or span takes long to lay out.
-        small=1 << 10,
     ),
     Analysis(
         "/v1/attributions",
@@ -115,7 +111,6 @@ ANALYSES = (
 
         Each span alone and each span left out, its share of the whole, and the effect of the spans'
         order. Spans interact, so shares need not add up to 1.""",
-        small=1 << 10,
     ),
 )
 
@@ -139,7 +134,7 @@ def _add(analysis: Analysis) -> None:
     ) -> Response:
         if analysis.prompts:
             ask.check_count(getattr(body, analysis.prompts), analysis.prompts)
-        answer = await ask.ask(await ask.plan(analysis.plan, body, small=analysis.small))
+        answer = await ask.ask(await ask.plan(analysis.plan, body))
         count_checks(ask.state.metrics, answer)
         return await ask.answer(answer)
 

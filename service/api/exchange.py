@@ -24,7 +24,7 @@ A = TypeVar("A")
 Body = TypeVar("Body", bound=BaseModel)
 TOKEN_BYTES = 256
 """Upper estimate of a token's size in a JSON answer, in bytes; only very long tokens exceed it."""
-SMALL_TEXT, SMALL_ANSWER = 1 << 13, 1 << 18
+SMALL_TEXT, SMALL_ANSWER = 1 << 10, 1 << 18
 """Bytes up to which the event loop does the work itself, because waking a thread takes longer."""
 FLOAT32_BYTES = 4
 
@@ -75,20 +75,17 @@ class Exchange:
         self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
         return done
 
-    async def plan(
-        self, make: Callable[[Model, Body], Plan[A]], body: Body, *, small: int = SMALL_TEXT
-    ) -> Plan[A]:
+    async def plan(self, make: Callable[[Model, Body], Plan[A]], body: Body) -> Plan[A]:
         """Plan the answer to a body, and refuse it if it exceeds a limit of one request.
 
         Args:
             make: The planning function of the resource.
             body: The parsed body.
-            small: Bytes of a body up to which the event loop plans itself.
 
         Raises:
             NeverFits: The work or the answer exceeds the limit of one request.
         """
-        plan = await self.timed("tokenize", self.body_bytes <= small, make, self.model, body)
+        plan = await self.timed("tokenize", self.body_bytes <= SMALL_TEXT, make, self.model, body)
         self.encoding = getattr(body, "encoding", "json")
         self.check_size(plan.size)
         self.check_work(plan)

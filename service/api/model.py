@@ -69,6 +69,7 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
             d_mlp=loaded.d_mlp,
             n_positions=loaded.n_positions,
             vocab_size=loaded.vocab_size,
+            config_digest=loaded.config_digest,
             tokenizer_digest=loaded.tokenizer.digest,
             fan_in_fan_out=loaded.family.fan_in_fan_out,
             hook_points=[_hook_point(loaded, point) for point in get_args(HookPoint)],

@@ -11,7 +11,7 @@ import typer
 
 from service.cli.options import options, with_options
 from service.cli.options import settings as read
-from service.cli.target import INSTALL, NO_ANSWER, prepare
+from service.cli.target import NO_ANSWER, cannot_import, prepare
 from service.settings import Settings
 
 
@@ -36,8 +36,8 @@ def serve(
     try:
         from service.server import serve
         from service.telemetry import configure_logs
-    except ModuleNotFoundError as error:
-        typer.echo(f"deltaw: {INSTALL.format(error.name)}", err=True)
+    except Exception as error:
+        typer.echo(f"deltaw: {cannot_import(error)}", err=True)
         raise typer.Exit(NO_ANSWER) from error
 
     configure_logs(settings.log_format)

@@ -39,7 +39,7 @@ class NoModel(Exception):
 
 
 def _local(name: str) -> Any:
-    return typer.Option(help=f"In this process: {Settings.model_fields[name].description}")
+    return typer.Option(help=f"Only without --url. {Settings.model_fields[name].description}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Target:
     ] = False
 
     def __post_init__(self) -> None:
+        if self.url is None and self.api_key and not os.environ.get(API_KEY):
+            raise typer.BadParameter("--api-key needs --url: a model in this process has no key")
         if self.url is not None and self.local_settings:
             names = " and ".join(f"--{name}" for name in self.local_settings)
             raise typer.BadParameter(f"give --url, or {names} to load a model in this process")
@@ -116,6 +118,14 @@ class Target:
 TARGET: Group = (Target, [*inspect.signature(Target, eval_str=True).parameters.values()])
 
 
+def cannot_import(error: Exception) -> str:
+    """Say why the service's libraries cannot be imported, and what to do."""
+    if isinstance(error, ModuleNotFoundError):
+        return INSTALL.format(error.name)
+    said = f"{type(error).__name__}: {error}"
+    return f"the libraries cannot be imported ({said}): correct the environment variable for it"
+
+
 def prepare() -> None:
     """Set the variables that torch and huggingface_hub read when they are imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -135,8 +145,8 @@ async def resident_app(chosen: Settings, deadline: float) -> AsyncIterator[httpx
 
         from service.errors import sentence
         from service.main import create_app
-    except ModuleNotFoundError as error:
-        raise NoModel(INSTALL.format(error.name)) from error
+    except Exception as error:
+        raise NoModel(cannot_import(error)) from error
 
     before = structlog.get_config()
     structlog.configure(

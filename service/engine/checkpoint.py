@@ -71,7 +71,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
     disable_progress_bar()
     where = _device(device)
     folder, commit = _locate(name, revision)
-    _refuse_folder(name, folder)
+    _refuse_folder(name, folder, commit)
     with _reading(f"the config.json of {name!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = FAMILIES.get(config.model_type)
@@ -118,6 +118,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             id=folder.name if Path(name).is_dir() else name,
             revision=commit,
             weights_digest=f"sha256:{digest.hexdigest()}",
+            config_digest=_config_digest(config),
             architecture=type(model).__name__,
             family=family,
             tokenizer=tokenizer,
@@ -132,6 +133,14 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
             "to `cpu`"
         ) from error
+
+
+def _config_digest(config: Any) -> str:
+    """SHA-256 of a configuration, without what does not change a number."""
+    names = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    fields = {name: value for name, value in config.to_dict().items() if name not in names}
+    canonical = json.dumps(fields, sort_keys=True, default=str).encode()
+    return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
 
 
 @contextmanager
@@ -164,7 +173,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     return folder, None
 
 
-def _refuse_folder(name: str, folder: Path) -> None:
+def _refuse_folder(name: str, folder: Path, commit: str | None) -> None:
     """Refuse a folder whose files are not enough, or mean more than its weights."""
     if (folder / ADAPTER).exists():
         raise CannotLoad(
@@ -176,7 +185,7 @@ def _refuse_folder(name: str, folder: Path) -> None:
             f"{name!r} is a distributed checkpoint ({DISTRIBUTED}): save it with save_pretrained"
         )
     if not any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES):
-        raise CannotLoad(f"{name!r} has no tokenizer: {INSTEAD}")
+        raise CannotLoad(_absent(f"{name!r} has no tokenizer", commit))
 
 
 def _refusal(config: Any) -> str | None:
@@ -205,10 +214,16 @@ def _weights(name: str, folder: Path, commit: str | None) -> list[Path]:
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not shards:
-        raise CannotLoad(
-            f"{name!r} has neither {WEIGHTS} nor {INDEX}, and pickles are not loaded: {INSTEAD}"
-        )
+        absent = f"{name!r} has neither {WEIGHTS} nor {INDEX}, and pickles are not loaded"
+        raise CannotLoad(_absent(absent, commit))
     return [folder / shard for shard in shards]
+
+
+def _absent(sentence: str, commit: str | None) -> str:
+    """Say what a checkpoint lacks. The hub's cache may hold only a part of one, without an error
+    of the hub's client if the hub cannot be reached."""
+    partly = "" if commit is None else " in the hub's cache, which may be incomplete: try again, or"
+    return f"{sentence}{partly or ':'} {INSTEAD}"
 
 
 def _device(name: str) -> torch.device:

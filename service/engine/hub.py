@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import logging
 
 from service.errors import CannotLoad
 
@@ -43,13 +44,14 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     try:
         hooks = get_session().event_hooks["request"]
     except Exception as error:
-        named = sorted(name for name in os.environ if name.upper() in CLIENT_VARIABLES)
         raise CannotLoad(
             f"the HTTP client for the hub cannot be set up ({_said(error)}): correct "
-            f"{' or '.join(named) or 'its environment'}"
+            f"{' or '.join(_suspects(error)) or 'its environment'}"
         ) from error
     if _bound not in hooks:
         hooks.append(_bound)
+    # Its retries would be logged beside the one sentence about their end.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         folder = snapshot_download(
             name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*/*"]
@@ -57,6 +59,16 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return Path(folder)
     except Exception as error:  # The hub's client has no common base class for its errors.
         raise CannotLoad(_sentence(error, name, revision)) from error
+
+
+def _suspects(error: Exception) -> list[str]:
+    """The environment variables that may have caused an error of the client's construction."""
+    of_files = isinstance(error, OSError) and not isinstance(error, ImportError)
+    named = [name for name in sorted(os.environ) if name.upper() in CLIENT_VARIABLES]
+    named = [name for name in named if name.upper().startswith("SSL_") == of_files]
+    if isinstance(error, ImportError):  # httpx needs a package for SOCKS that is not installed
+        return [name for name in named if os.environ[name].startswith("socks")]
+    return named
 
 
 def _bound(request: Any) -> None:

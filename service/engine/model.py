@@ -31,6 +31,7 @@ class Model:
     Args:
         id: The name that was asked for; for a folder, its last part.
         revision: The commit of a hub checkpoint; None for a folder and for the bundled model.
+        config_digest: SHA-256 of the configuration, without names and versions.
         weights_digest: sha256 over the bytes of the loaded safetensors files, in the order of
             their names.
         architecture: The class that transformers loads, such as `GPT2LMHeadModel`.
@@ -46,6 +47,7 @@ class Model:
     id: str
     revision: str | None
     weights_digest: str
+    config_digest: str
     architecture: str
     family: Family
     tokenizer: Tokenizer

@@ -91,8 +91,8 @@ class PatchedRun:
     Args:
         patch: The changed weights.
         depth: The last layer that the run needs.
-        row: The row that follows another; -1 for a fixed patch.
-        source_row: The row that it follows; -1 for a fixed patch.
+        row: The patched row; -1 for a fixed patch.
+        source_row: The row of the source run that it reproduces; -1 for a fixed patch.
     """
 
     patch: Follow | Fixed

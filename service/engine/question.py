@@ -110,8 +110,9 @@ def distinct_rows(runs: Sequence[Run]) -> int:
     patched = [run for run in runs if run.patch is not None]
     sources = [run.patch.source for run in patched if isinstance(run.patch, Follow)]
     plain = [run for run in runs if run.patch is None]
+    # Many runs follow one source object, whose path is formed once.
+    paths = sorted({_path(run) for run in dict.fromkeys([*plain, *sources])})
     # In sorted order each path has its longest common beginning with its neighbour.
-    paths = sorted({_path(run) for run in (*plain, *sources)})
     shared = sum(_shared(*pair) for pair in pairwise(paths))
     return sum(len(run.tokens) for run in patched) + sum(map(len, paths)) // ROW_BYTES - shared
 

@@ -3,8 +3,8 @@
 Each turn first advances the questions that wait for no runs. Then it packs outstanding runs, one of
 each question in turn, into a forward of at most `row_budget` rows, and distributes the activations.
 Runs that do not fit wait for the next turn, in which the question that came first comes last. A
-question with much computation of its own yields without runs in between. So long questions are cut
-into slices, and short ones do not wait for them.
+question with much computation of its own yields without runs in between. Long questions are
+therefore cut into slices, and short ones do not wait for them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from service.engine.walk import forward
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
 OWN_SECONDS = 0.02
-"""Seconds for the questions' own steps before the next forward; each takes at least one step."""
+"""Seconds for the questions' own computation between two forwards; each takes a step at least."""
 
 
 @dataclass

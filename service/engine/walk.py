@@ -133,7 +133,7 @@ def _keep(
 def _keep_cached(
     layer: int, cached: Sequence[CachedRows], sees: Tensor
 ) -> tuple[tuple[CachedRows, ...], Tensor]:
-    """The cached rows that have a layer, and the mask without the columns of the others."""
+    """Drop the cached rows that lack a layer, and their columns of the mask."""
     reach = [part.node.depth > layer for part in cached]
     own = sees.shape[1] - sum(part.rows for part in cached)
     counts = torch.tensor([*(part.rows for part in cached), own], device=sees.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,27 @@ def test_resuming_with_another_dtype_is_refused(tiny_folder: Path, tmp_path: Pat
     assert "weights_digest" not in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["torch", "service", "transformers", "device", "revision"])
+def test_resuming_with_another_configuration_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
+    """The same weights under another activation function give other numbers."""
+    out = tmp_path / "sweep.jsonl"
+    other = tmp_path / "other" / tiny_folder.name
+    shutil.copytree(tiny_folder, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"activation_function": "relu"}))
+
+    async def sweep(folder: Path) -> Sweep:
+        async with async_client(folder) as client:
+            return await client.sweep(PAIRS, out=out, **NORMS)
+
+    asyncio.run(sweep(tiny_folder))
+    with pytest.raises(OtherSweep, match="another origin: config sha256:") as raised:
+        asyncio.run(sweep(other))
+    assert "weights_digest" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch", "service", "transformers", "device", "config", "tokenizer"]
+)
 def test_resuming_with_another_version_is_refused(
     client: DeltawClient, tmp_path: Path, name: str
 ) -> None:

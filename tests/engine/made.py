@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,17 +15,7 @@ from transformers import GPT2LMHeadModel
 from schemas.activations import HookPoint
 from service.engine import Activations, Model, Run, Site
 
-POINTS: tuple[HookPoint, ...] = (
-    "resid_pre",
-    "ln_1_out",
-    "attn_out",
-    "resid_mid",
-    "mlp_in",
-    "mlp_pre",
-    "mlp_act",
-    "mlp_out",
-    "resid_post",
-)
+POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
 
 
 def edited(source: Path, folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Path:

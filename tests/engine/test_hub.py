@@ -243,10 +243,14 @@ def test_a_variable_that_the_client_cannot_use_is_named(
     variable: str,
     value: str,
 ) -> None:
-    """The sentence names the environment variable that has to be corrected."""
+    """The sentence names the environment variable that has to be corrected, and no other."""
+    for other in ("HTTPS_PROXY", "SSL_CERT_DIR"):
+        monkeypatch.setenv(other, "http://127.0.0.1:9" if "PROXY" in other else "/")
     monkeypatch.setenv(variable, value)
-    with at(serving(Hub)), pytest.raises(CannotLoad, match=variable):
+    with at(serving(Hub)), pytest.raises(CannotLoad, match=variable) as raised:
         fetched()
+    of_files = variable.startswith("SSL")
+    assert ("HTTPS_PROXY" if of_files else "SSL_CERT_DIR") not in str(raised.value)
 
 
 def test_variables_of_the_client_do_not_matter_to_a_folder(

@@ -49,7 +49,7 @@ def test_activations_agree_where_hook_points_coincide(
     assert relative(logits_of(tiny, read), cache["logits"]) <= BOUND
     for layer in range(tiny.n_layers):
         for point, name in TRANSFORMER_LENS.items():
-            theirs = cache[name.format(layer=layer)]
+            theirs = cache[name.format(layer=layer)].flatten(1)
             assert relative(read[Site(layer, point)], theirs) <= BOUND, (layer, point)
 
 
