@@ -19,7 +19,7 @@ class AttributionsRequest(PairRequest):
 
     spans: list[Span] | None = None
     """Half-open spans of context tokens, in ascending order. The anchor of `anchored` is token 0
-    and belongs to no span. Null: sentences."""
+    and belongs to no span. By default, sentences."""
 
 
 @dataclass(frozen=True)

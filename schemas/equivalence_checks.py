@@ -36,7 +36,8 @@ class EquivalenceChecksRequest(PairRequest):
     """The dtype of both runs and of the patch. `model`: the resident dtype, or float32 for a
     half-precision model."""
     tolerance: Annotated[float | None, Field(gt=0)] = None
-    """Largest relative error at which a check holds. Null derives it."""
+    """Largest relative error at which a check holds. By default it is derived from the scope's
+    gate."""
     apply: Apply = "materialized"
     """`materialized` multiplies by W + ΔW. `factored` adds (n·a) b to n·W."""
     joint: bool = False

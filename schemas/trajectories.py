@@ -22,7 +22,7 @@ class TrajectoriesRequest(PairRequest):
 
     spans: list[Span] | None = None
     """Half-open spans of context tokens that cover the context without gaps. The anchor of
-    `anchored` is token 0 and belongs to no span. Null: one step per token."""
+    `anchored` is token 0 and belongs to no span. By default, each token is one step."""
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ Fields = dict[str, Any]
 def check(fields: Fields, target: Target) -> None:
     """Run the equivalence check. The exit code is 1 if it does not hold.
 
-    Without --context and --query, report the self-check: every layer's block on a fixed prompt. A
-    running service reports the self-check that it made when it started.
+    Without --context and --query, report the self-check: every layer's block on a fixed prompt.
+
+    A running service reports the self-check that it made when it started.
     """
     if not fields:
         target.ask(

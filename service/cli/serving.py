@@ -24,8 +24,8 @@ def serve(
 ) -> None:
     """Load the model and serve it.
 
-    An option comes before its environment variable (DELTAW_PORT for --port), that before the file
-    .env, that before the default.
+    A flag overrides its environment variable (DELTAW_PORT for --port), which overrides the file
+    .env, which overrides the default.
     """
     if check_config:
         typer.echo(settings.model_dump_json(indent=2))
