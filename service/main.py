@@ -36,6 +36,11 @@ A transformer block that runs a query with its context gives the same output as 
 query without it, after a rank-1 update ΔW of the MLP's first weight and a shift Δh of the block's
 output. Every number says what it is relative to: its baseline, its stream and its dtype.
 
+On a CPU, with the same number of threads, `batching` off and `prefix_cache_bytes` 0, the same
+request gives the same bits, alone or beside other clients. Otherwise two answers agree to float32
+rounding: a captured vector to 5e-6, relative; a quantity formed from a difference to that times
+(‖n_C‖ + ‖n‖)/‖Δn‖; numbers that are rounding errors share only their gate.
+
 Sources:
 
 - the theorem: Dherin et al., *Learning without training*
