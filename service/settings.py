@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -184,7 +185,11 @@ def read_settings(**flags: Any) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted({*os.environ, *dotenv_values(ENV_FILE)}):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            raise ValueError(f"{name} is not a setting: `deltaw serve --help` lists them")
+            meant = ", ".join(get_close_matches(name.upper(), known, 1))
+            raise ValueError(
+                f"{name} is not a setting: `deltaw serve --help` lists them"
+                + (f"; did you mean {meant}?" if meant else "")
+            )
     return Settings(**flags)
 
 

@@ -28,9 +28,8 @@ Fields = dict[str, Any]
 def check(fields: Fields, target: Target) -> None:
     """Run the equivalence check. The exit code is 1 if it does not hold.
 
-    Without --context and --query, report the self-check: every layer's block on a fixed prompt.
-
-    A running service reports the self-check that it made when it started.
+    Without --context and --query, report the self-check of every layer's block
+    on a fixed prompt. A running service reports the one that it made at start.
     """
     if not fields:
         target.ask(

@@ -24,8 +24,8 @@ def serve(
 ) -> None:
     """Load the model and serve it.
 
-    A flag overrides its environment variable (DELTAW_PORT for --port), which overrides the file
-    .env, which overrides the default.
+    A flag overrides its environment variable (DELTAW_PORT for --port).
+    The variable overrides the file .env, which overrides the default.
     """
     if check_config:
         typer.echo(settings.model_dump_json(indent=2))
