@@ -29,7 +29,7 @@ class Row:
     Args:
         workload: Name of the workload, as in docs/benchmarks.md.
         case: Size and model.
-        figure: What is measured; of a ratio `numerator / denominator`.
+        figure: Name of the measured quantity; a ratio is `numerator / denominator`.
         value: The figure.
         unit: Unit of the figure, of its bar and of its earlier value.
         tokens: Number of tokens that the bar depends on, if it does.

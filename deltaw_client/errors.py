@@ -44,7 +44,7 @@ class UnexpectedAnswer(DeltawError):
     """The answer is not deltaw's: it comes from another service or from a proxy.
 
     Args:
-        detail: What is wrong with it.
+        detail: The fault of the answer.
         status: HTTP status.
     """
 

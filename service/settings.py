@@ -185,7 +185,7 @@ def read_settings(**flags: Any) -> Settings:
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     for name in sorted({*os.environ, *dotenv_values(ENV_FILE)}):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
-            meant = ", ".join(get_close_matches(name.upper(), known, 1))
+            meant = ", ".join(get_close_matches(name.upper(), known, 1, 0.85))
             raise ValueError(
                 f"{name} is not a setting: `deltaw serve --help` lists them"
                 + (f"; did you mean {meant}?" if meant else "")

@@ -55,7 +55,7 @@ def account(records: Path, log: Path) -> Account:
 
 
 def _fault(request: Mapping[str, Any], line: Mapping[str, Any] | None) -> str | None:
-    """What is wrong with one request; None for a correct one."""
+    """The fault of one request; None for a correct one."""
     name, status, code = f"{request['id']} {request['path']}", request["status"], request["code"]
     match request["outcome"]:
         case "left":  # perhaps before its head was read, or after it was answered

@@ -229,7 +229,7 @@ def test_other_safetensors_files_do_not_count(
 def test_model_safetensors_comes_before_an_index(
     tmp_path: Path, tiny: Model, tiny_folder: Path, saved: Callable[..., Path]
 ) -> None:
-    """Of a single file and shards with other weights, both load the single file."""
+    """Given a single file and shards with other weights, both load the single file."""
     folder = tmp_path / "both"
     reference(saved(seed=1), torch.float32).save_pretrained(folder, max_shard_size="60KB")
     shutil.copytree(tiny_folder, folder, dirs_exist_ok=True)

@@ -147,7 +147,7 @@ def test_a_cached_hub_id_is_served_offline(
     tiny: Model,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was downloaded once is served without the hub, with the same commit."""
+    """A downloaded model is served without the hub, with the same commit."""
     with at(serving(Hub)):
         fetched()
     with at(nobody):

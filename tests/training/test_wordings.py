@@ -21,7 +21,7 @@ def test_composed_sentence_has_the_slots_x_then_y() -> None:
 
 
 def test_composed_sentences_rarely_repeat() -> None:
-    """Of 20,000 sentences, more than 99 % are different."""
+    """More than 99 % of 20,000 sentences are different."""
     assert len(set(COMPOSED)) > 0.99 * len(COMPOSED)
 
 

@@ -34,7 +34,7 @@ def test_page_asks_the_seed_question_by_itself(tab: Explorer) -> None:
 
 
 def test_everything_comes_from_the_service(tab: Explorer) -> None:
-    """Whatever is done, no other host is asked, and nothing breaks the page's policy."""
+    """No action asks another host, and none breaks the page's policy."""
     tab.open()
     for view in VIEWS:
         for action in ("Numbers", "curl"):
