@@ -13,7 +13,7 @@ Figures = Mapping[int | None, tuple[float | None, float | None]]
 
 @dataclass(frozen=True)
 class Bar:
-    """What a figure is held against, in the figure's unit.
+    """The bar and the earlier value of a figure, in the figure's unit.
 
     Args:
         side: Whether the figure must be at least or at most the limit.

@@ -118,7 +118,7 @@ def random_jitter(wait: float) -> float:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long and how often a client tries. The fields are arguments of `DeltawClient`."""
+    """The limits on a call's time and attempts. The fields are arguments of `DeltawClient`."""
 
     deadline_seconds: float
     retries: int

@@ -151,7 +151,7 @@ def _listen(settings: Settings) -> socket.socket:
 
 
 def announcement(state: State, url: str) -> str:
-    """What a person reads at the end of the start: what is loaded, if it holds, what to paste."""
+    """The message after the start: the model, the self-check's result, and a command to try."""
     found = state.self_check
     if found is None or found.verdict != "holds":
         return f"deltaw: {state.unsound}; no work is taken"

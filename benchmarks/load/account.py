@@ -17,7 +17,7 @@ UNEXPECTED = ("internal", "non_finite")
 
 @dataclass(frozen=True)
 class Account:
-    """What became of all requests.
+    """The outcomes of all requests.
 
     Args:
         sent: Number of requests.

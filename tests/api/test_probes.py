@@ -19,7 +19,7 @@ SECONDS = 20.0
 
 @pytest.mark.parametrize("path", ["/readyz", "/health", "/v1/model", PATHS["tokenize"]])
 def test_failed_load_returns_self_check_failed_with_the_reason(tmp_path: Path, path: str) -> None:
-    """Where the model cannot be loaded the service lives, and says that it will never be ready and
+    """A service that cannot load its model lives, and says that it will never be ready and
     why, neither that it is loading nor that it shuts down."""
 
     async def answers() -> tuple[httpx.Response, httpx.Response]:

@@ -66,7 +66,7 @@ def test_pieces_of_a_character_carry_their_bytes(tokenizer: Tokenizer, text: str
 
 
 def test_whole_characters_carry_no_bytes(tokenizer: Tokenizer) -> None:
-    """Where the text tells all, `bytes` is absent."""
+    """`bytes` is absent if the text tells all."""
     assert all(token.bytes is UNSET for token in tokenizer.tokens(tokenizer.encode("abc the\n")))
 
 

@@ -231,7 +231,7 @@ def test_expect_continue_is_granted_when_the_body_is_read(hasty: Served) -> None
 
 
 def test_refusals_are_counted_and_logged(hasty: Served) -> None:
-    """What the guard refuses is counted and logged under the request id of its answer."""
+    """A refusal of the guard is counted, and logged under the request id of its answer."""
     with client_of(hasty) as client:
         sample = 'deltaw_rejected_total{reason="request_timeout"}'
         before = metric(client, sample)

@@ -196,7 +196,7 @@ def test_condition_is_reported_and_bounded(condition: float) -> None:
     ],
 )
 def test_dependent_rows_are_refused(rows: Tensor) -> None:
-    """Where no exact patch exists the solver refuses, although a least-squares solution exists."""
+    """The solver refuses if no exact patch exists, although a least-squares solution exists."""
     targets = drawn(5, len(rows), 4)
     with pytest.raises(DependentRows) as refused:
         least_norm(rows, targets)

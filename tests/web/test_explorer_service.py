@@ -29,7 +29,7 @@ def test_page_waits_for_the_model(browser: Browser, tiny_folder: Path) -> None:
 
 
 def test_key_is_asked_for(browser: Browser, tiny_folder: Path) -> None:
-    """Where the service has keys, one is entered, kept by the tab alone, and shown nowhere."""
+    """A service with keys gets one from the user; only the tab keeps it, and nothing shows it."""
     from tests.web.browser import Explorer, explorer
 
     key = "open-sesame"
@@ -60,7 +60,7 @@ def test_key_is_asked_for(browser: Browser, tiny_folder: Path) -> None:
 
 
 def test_unreachable_service_is_said(browser: Browser, tiny_folder: Path) -> None:
-    """Where the service is gone, the page says so instead of showing the earlier results."""
+    """The page says that the service is gone instead of showing the earlier results."""
     from tests.web.browser import explorer
 
     with served(model=tiny_folder) as running, explorer(browser, running.url) as tab:
