@@ -141,8 +141,8 @@ def _guarded(state: State) -> Callable[..., Guard]:
 def _listen(settings: Settings) -> socket.socket:
     """The socket, bound before anything is loaded.
 
-    Its connections send at once what is written: of the loops only uvloop sees to that where the
-    socket is made here, and the second piece of an answer would else wait 40 ms for a receipt.
+    TCP_NODELAY lets a connection send each piece at once. asyncio's own loop does not set it for a
+    socket that it did not create, and the second piece of an answer would wait 40 ms.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -154,7 +154,7 @@ def announcement(state: State, url: str) -> str:
     """The message after the start: the model, the self-check's result, and a command to try."""
     found = state.self_check
     if found is None or found.verdict != "holds":
-        return f"deltaw: {state.unsound}; no work is taken"
+        return f"deltaw: {state.unsound} The service accepts no requests."
     model = state.engine.model
     key = ' -H "Authorization: Bearer $DELTAW_API_KEY"' if state.keys else ""
     return f"""

@@ -179,7 +179,7 @@ GARBAGE: dict[str, bytes] = {
 
 @pytest.mark.parametrize("sent", GARBAGE.values(), ids=GARBAGE)
 def test_garbage_returns_4xx_or_closes(hasty: Served, sent: bytes) -> None:
-    """Bytes that are not HTTP get one 4xx or the end of the connection, and no answer repeats them."""
+    """Bytes that are not HTTP get one 4xx or a closed connection, and no answer repeats them."""
     came = exchange(hasty, sent)
     assert len(came) <= 1
     for answer in came:
