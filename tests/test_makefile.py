@@ -12,6 +12,7 @@ import pytest
 
 from tests.examples.found import ROOT
 from tests.examples.running import COMMAND
+from tests.api.wire import until
 from tests.service_process import Served, await_ready, free_port
 
 LATER = 2**33
@@ -50,7 +51,8 @@ def test_make_run_serves(environment_folder: Path, tiny_folder: Path, chosen: st
         )
     try:
         await_ready(Served(f"http://127.0.0.1:{port}", process, log))
-        assert ("bundled" in log.read_text()) is (chosen == "the default")
+        until(lambda: "deltaw serves" in log.read_text() or None)
+        assert ("deltaw serves bundled" in log.read_text()) is (chosen == "the default")
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
