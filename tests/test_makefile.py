@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.api.wire import until
 from tests.examples.found import ROOT
 from tests.examples.running import COMMAND
-from tests.api.wire import until
 from tests.service_process import Served, await_ready, free_port
 
 LATER = 2**33

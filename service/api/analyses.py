@@ -1,6 +1,6 @@
 """The resources that compute: one row of a table each. Each parses, plans, asks and answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Annotated, Any
@@ -10,7 +10,11 @@ from pydantic import BaseModel
 
 from schemas.activations import ActivationsAnswer, ActivationsRequest
 from schemas.attributions import AttributionsAnswer, AttributionsRequest
-from schemas.equivalence_checks import EquivalenceChecksAnswer, EquivalenceChecksRequest
+from schemas.equivalence_checks import (
+    Check,
+    EquivalenceChecksAnswer,
+    EquivalenceChecksRequest,
+)
 from schemas.trajectories import TrajectoriesAnswer, TrajectoriesRequest
 from schemas.weight_updates import (
     JointUpdatesAnswer,
@@ -115,9 +119,9 @@ ANALYSES = (
 )
 
 
-def count_checks(metrics: Metrics, answer: Any) -> None:
-    """Export the errors and failures of an answer's checks, if it has any."""
-    for check in getattr(answer, "checks", ()):
+def count_checks(metrics: Metrics, checks: Sequence[Check]) -> None:
+    """Export the errors and failures of checks."""
+    for check in checks:
         if check.relative_error is not None:
             metrics.equivalence_error.observe(check.relative_error)
         metrics.equivalence_failures.inc(check.verdict == "fails")
@@ -135,7 +139,8 @@ def _add(analysis: Analysis) -> None:
         if analysis.prompts:
             ask.check_count(getattr(body, analysis.prompts), analysis.prompts)
         answer = await ask.ask(await ask.plan(analysis.plan, body))
-        count_checks(ask.state.metrics, answer)
+        if isinstance(answer, EquivalenceChecksAnswer):
+            count_checks(ask.state.metrics, answer.checks)
         return await ask.answer(answer)
 
     router.add_api_route(

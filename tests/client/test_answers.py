@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -176,3 +178,34 @@ def test_async_client_in_process_equals_sync_client(
         assert mine.factors
         assert theirs.factors
         assert np.allclose(mine.factors.output, theirs.factors.output, rtol=1e-4, atol=1e-6)
+
+
+CALLS: dict[str, Callable[[DeltawClient], Any]] = {
+    "activations": lambda client: client.activations([QUERY]),
+    "weight_updates": lambda client: client.weight_updates(CONTEXT, QUERY, include=["bias"]),
+    "joint": lambda client: client.weight_updates([5], [8, 9], joint=True, positions="all"),
+    "equivalence_checks": lambda client: client.equivalence_checks(CONTEXT, QUERY, scope="model"),
+    "trajectories": lambda client: client.trajectories(CONTEXT, QUERY),
+    "attributions": lambda client: client.attributions(CONTEXT, QUERY),
+    "tokenize": lambda client: client.tokenize([QUERY]),
+    "model": lambda client: client.model(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_answer_can_be_pickled(client: DeltawClient, name: str) -> None:
+    """A pickled answer of every method keeps its fields, its reply, and what was not asked for."""
+    answer = CALLS[name](client)
+    again = pickle.loads(pickle.dumps(answer))
+    assert type(again) is type(answer)
+    assert write_answer(again) == write_answer(answer)
+    assert (again.request_id, again.content) == (answer.request_id, answer.content)
+    assert again.request_id
+    if name == "weight_updates":
+        assert again.updates[0].factors is UNSET
+
+
+def test_answer_of_a_file_has_no_reply(client: DeltawClient, tmp_path: Path) -> None:
+    """The reply's attributes are empty for an answer that was read from a sweep's file."""
+    (line,) = client.sweep([(CONTEXT, QUERY)], out=tmp_path / "sweep.jsonl", layers=[0])
+    assert (line.answer.request_id, line.answer.server_timing, line.answer.content) == ("", {}, b"")
