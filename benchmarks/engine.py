@@ -21,7 +21,7 @@ from service.analysis.trajectories import trajectories
 from service.analysis.weight_updates import weight_updates
 from service.api.tensors import JSON, SAFETENSORS, serialize
 from service.engine import Activations, Model, Question, Run, Site, drive, load, together
-from service.engine.families import Affine, affine
+from service.engine.layers import Affine, affine
 from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 

@@ -1,8 +1,8 @@
 """The resident model: the only code that touches modules, tokenizers, caches and threads."""
 
+from service.engine.block import Block
 from service.engine.checkpoint import load
 from service.engine.engine import Engine
-from service.engine.families import Block
 from service.engine.model import Model
 from service.engine.patch import patched_block, patched_mlp_pre
 from service.engine.question import (

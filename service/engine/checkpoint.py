@@ -20,8 +20,9 @@ from transformers.utils.logging import disable_progress_bar
 
 import service.checkpoints
 from schemas.common import DType
-from service.engine.families import FAMILIES, Norm
+from service.engine.families import FAMILIES
 from service.engine.hub import INSTEAD, fetch
+from service.engine.layers import Norm
 from service.engine.model import DTYPES, Model
 from service.engine.text import Tokenizer
 from service.errors import CannotLoad

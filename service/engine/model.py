@@ -11,7 +11,9 @@ from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.common import DType, ModelSummary
-from service.engine.families import Block, Family, Norm
+from service.engine.block import Block
+from service.engine.families import Family
+from service.engine.layers import Norm
 from service.engine.text import Tokenizer
 
 DTYPES: Mapping[DType, torch.dtype] = {

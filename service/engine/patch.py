@@ -15,7 +15,8 @@ from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
-from service.engine.families import Affine, Block, MLPPatch
+from service.engine.block import Block, MLPPatch
+from service.engine.layers import Affine
 from service.engine.pack import Index, Pack
 from service.engine.run import Fixed, Follow
 from service.theory import ImplicitUpdate, JointUpdate, LowRank, RankOne, implicit_update

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.activations import HookPoint
-from service.engine.families import Block
+from service.engine.block import Block
 from service.engine.model import Model
 from service.engine.pack import Index, Pack, pack
 from service.engine.patch import layer_patch

@@ -14,7 +14,8 @@ from torch import Tensor
 from schemas.common import UNSET
 from service.analysis.self_check import self_check
 from service.engine import Model, drive, load
-from service.engine.families import Affine, Block
+from service.engine.block import Block
+from service.engine.layers import Affine
 from tests.analysis.subjects import Subject
 from tests.engine.made import with_nan
 

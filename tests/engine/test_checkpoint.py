@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from service.engine import Model, load
-from service.engine.families import Block
+from service.engine.block import Block
 from service.engine.walk import forward
 from tests.checkpoints import save_tiny
 from tests.engine.made import edited, everything, logits_of, reference, relative, worst

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from service.engine import Model
-from service.engine.families import FAMILIES, PACKED, Affine, Block, Norm, affine
+from service.engine.block import Block
+from service.engine.families import FAMILIES
+from service.engine.layers import PACKED, Affine, Norm, affine
 from tests.engine.made import POINTS, reference
 
 

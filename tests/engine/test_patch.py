@@ -11,7 +11,7 @@ from torch import Tensor
 
 from schemas.equivalence_checks import Apply
 from service.engine import Model, Site, patched_block, patched_mlp_pre
-from service.engine.families import Block
+from service.engine.block import Block
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne, implicit_update
 from tests.engine.made import everything, relative, resident, unchanged

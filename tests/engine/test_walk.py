@@ -114,7 +114,7 @@ def test_parity_holds_without_packed_layout(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are also equal where torch has no packed layout and plain matrices are multiplied."""
-    monkeypatch.setattr("service.engine.families.PACKED", False)
+    monkeypatch.setattr("service.engine.layers.PACKED", False)
     plain = load_tiny(tiny_folder)
     assert not plain.blocks[0].w_out.matrix.is_mkldnn
     rows = range(len(IDS))
