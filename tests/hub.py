@@ -180,7 +180,7 @@ def hub(handler: type[Hub], folder: Path) -> Iterator[tuple[str, list[str]]]:
     made = type("Serving", (handler,), {"folder": folder, "downloads": downloads})
     with ThreadingHTTPServer(("127.0.0.1", 0), made) as server:
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=[0.02])
         thread.start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", downloads

@@ -91,6 +91,7 @@ def test_sigterm_drains_before_the_process_ends(large_folder: Path) -> None:
         assert "Traceback" not in log.end()
 
 
+@pytest.mark.slow
 def test_sigint_ends_an_idle_service_at_once(tiny_folder: Path) -> None:
     """Without work the service ends with 0 at once on SIGINT, even with a client connected."""
     with served(model=tiny_folder) as running, client_of(running) as client:
@@ -204,6 +205,7 @@ sys.exit(server.serve(Settings(model=sys.argv[1], port=0, threads=1, stuck_secon
 """A script that serves and then asks a question that never returns."""
 
 
+@pytest.mark.slow
 def test_stuck_computation_ends_the_process_with_1(tiny_folder: Path) -> None:
     """A process whose computation is stuck ends with 1, so that it is restarted, and its last line
     says why."""
@@ -281,6 +283,7 @@ def test_missing_model_ends_the_process_with_one_sentence(model: str, tmp_path: 
     assert "deltaw serves" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_greeting_names_model_and_self_check(tiny_folder: Path) -> None:
     """A ready service prints its model, the result of its self-check, and a curl command that can
     be pasted."""

@@ -86,7 +86,8 @@ def company(running: Served) -> Iterator[list[int]]:
                 each.result()
 
 
-@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
 def test_same_request_gives_same_bits_beside_16_clients(threads: int) -> None:
     """With batching off and a prefix cache of 0 bytes, a body is byte-equal whether 16 clients
     compute beside it or not.

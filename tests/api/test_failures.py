@@ -23,6 +23,7 @@ from tests.service_process import Served, served
 BODY = {"context": "abc", "query": " cd"}
 
 
+@pytest.mark.slow
 def test_unready_service_returns_503_with_the_reason(tmp_path: Path) -> None:
     """While loading every answer is 503 `loading`; after a failed self-check it is 503
     `self_check_failed`, with a metric and a log line."""

@@ -36,6 +36,7 @@ def first_line(client: DeltawClient, out: Path) -> bytes:
     return line
 
 
+@pytest.mark.slow
 def test_resuming_with_other_weights_is_refused(
     client: DeltawClient, other_service: Served, tmp_path: Path
 ) -> None:
@@ -126,6 +127,7 @@ class Failover(httpx.HTTPTransport):
         return super().handle_request(request)
 
 
+@pytest.mark.slow
 def test_model_exchanged_during_a_sweep_ends_it(
     tiny_service: Served, other_service: Served, tmp_path: Path
 ) -> None:
