@@ -175,10 +175,9 @@ def test_a_wrong_proxy_is_named(
 def test_a_revision_beside_a_folder_is_no_answer(tiny_folder: Path, tmp_path: Path) -> None:
     """A pin that a folder of the same name hides ends a command with 3 and `serve` with 1."""
     shutil.copytree(tiny_folder, tmp_path / "gpt2")
+    pin = {"DELTAW_REVISION": COMMIT, "DELTAW_PORT": "0"}
     for command, code in (("model", 3), ("serve", 1)):
-        process = ended(
-            command, "--model", "gpt2", folder=tmp_path, environment={"DELTAW_REVISION": COMMIT}
-        )
+        process = ended(command, "--model", "gpt2", folder=tmp_path, environment=pin)
         assert "unset DELTAW_REVISION" in one_sentence(process, code)
 
 
