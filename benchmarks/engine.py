@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,15 +20,13 @@ from service.analysis.pairs import resolve_pair
 from service.analysis.trajectories import trajectories
 from service.analysis.weight_updates import weight_updates
 from service.api.tensors import JSON, SAFETENSORS, serialize
-from service.engine import Activations, Model, Question, Run, Site, drive, load, together
+from service.engine import Activations, Model, Run, Site, drive, load, together
 from service.engine.layers import Affine, affine
 from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 
 BUNDLED = Path(service.checkpoints.__path__[0]) / "bundled"
 PREFIX_CACHE_BYTES = 256 << 20
-T = TypeVar("T")
-Compute = Callable[[Sequence[Run]], Sequence[Activations]]
 __all__ = ["BUNDLED", "Model", "Prefixes"]
 
 
@@ -53,7 +51,7 @@ def update(
     """One layer's update at the query's last token, from ids to factors."""
     pair = resolve_pair(model, context, query, baseline, "last")
     question = weight_updates(model, pair, [layer], {"factors"})
-    answer = _drive(question, lambda runs: forward(model, runs, prefixes=cache))
+    answer = drive(model, question, partial(forward, prefixes=cache))
     return _update(answer.updates[0])
 
 
@@ -99,13 +97,13 @@ def trajectory_activations(
     spans = [(i, i + 1) for i in range(len(context))]
     activations: list[Activations] = []
 
-    def compute(runs: Sequence[Run]) -> Sequence[Activations]:
+    def compute(model: Model, runs: Sequence[Run]) -> Sequence[Activations]:
         packs = [runs] if packed else [[run] for run in runs]
         read = [one for pack in packs for one in forward(model, pack)]
         activations.extend(read)
         return read
 
-    _drive(trajectories(model, pair, range(model.n_layers), spans), compute)
+    drive(model, trajectories(model, pair, range(model.n_layers), spans), compute)
     return activations
 
 
@@ -171,14 +169,3 @@ def _update(answer: UpdateAnswer[Tensor]) -> Update:
     n = answer.mlp_in
     cancellation = (n.norm_with_context + n.norm_baseline) / n.norm_difference
     return Update(answer.factors.input, answer.factors.output, cancellation)
-
-
-def _drive(question: Question[T], compute: Compute) -> T:
-    """The answer to one question, whose runs are computed by a function."""
-    try:
-        runs = next(question)
-        while True:
-            runs = question.send(compute(runs) if runs else ())
-    except StopIteration as stop:
-        answer: T = stop.value
-        return answer

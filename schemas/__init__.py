@@ -1,1 +1,1 @@
-"""The wire: pydantic models of every request and answer, and their names. Needs no torch."""
+"""The wire: every request, answer and problem, with the names of their fields. Needs no torch."""

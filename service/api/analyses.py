@@ -1,6 +1,6 @@
 """The resources that compute: one row of a table each. Each parses, plans, asks and answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import cleandoc
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from schemas.equivalence_checks import (
     Check,
     EquivalenceChecksAnswer,
     EquivalenceChecksRequest,
+    LogitsCheck,
 )
 from schemas.trajectories import TrajectoriesAnswer, TrajectoriesRequest
 from schemas.weight_updates import (
@@ -45,6 +46,7 @@ class Analysis:
         text: Summary and description of the operation in the OpenAPI document.
         tensors: Whether the answer holds tensors, and so may be a safetensors file.
         prompts: Field of the body whose prompts are limited in number; empty: none.
+        count: Exports what an answer found to the metrics.
     """
 
     path: str
@@ -54,6 +56,16 @@ class Analysis:
     text: str
     tensors: bool = False
     prompts: str = ""
+    count: Callable[[Metrics, Any], None] = lambda _metrics, _answer: None
+
+
+def count_checks(metrics: Metrics, answer: EquivalenceChecksAnswer) -> None:
+    """Export the errors and failures of checks, those of the logits included."""
+    checks: list[Check | LogitsCheck] = [*answer.checks, *(answer.logits or ())]
+    for check in checks:
+        if check.relative_error is not None:
+            metrics.equivalence_error.observe(check.relative_error)
+        metrics.equivalence_failures.inc(check.verdict == "fails")
 
 
 ANALYSES = (
@@ -94,6 +106,7 @@ ANALYSES = (
         every layer patched in sequence (arXiv 2511.17864). Each check also reports the error of the
         unpatched run and of controls. A check that holds shows that the algebra and the code are
         right, not that the MLP learns.""",
+        count=count_checks,
     ),
     Analysis(
         "/v1/trajectories",
@@ -119,14 +132,6 @@ ANALYSES = (
 )
 
 
-def count_checks(metrics: Metrics, checks: Sequence[Check]) -> None:
-    """Export the errors and failures of checks."""
-    for check in checks:
-        if check.relative_error is not None:
-            metrics.equivalence_error.observe(check.relative_error)
-        metrics.equivalence_failures.inc(check.verdict == "fails")
-
-
 def _add(analysis: Analysis) -> None:
     """Add the route of a resource."""
     exchanged = exchange if analysis.tensors else plain_exchange
@@ -139,8 +144,7 @@ def _add(analysis: Analysis) -> None:
         if analysis.prompts:
             ask.check_count(getattr(body, analysis.prompts), analysis.prompts)
         answer = await ask.ask(await ask.plan(analysis.plan, body))
-        if isinstance(answer, EquivalenceChecksAnswer):
-            count_checks(ask.state.metrics, answer.checks)
+        analysis.count(ask.state.metrics, answer)
         return await ask.answer(answer)
 
     router.add_api_route(

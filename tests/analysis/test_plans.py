@@ -17,7 +17,7 @@ from schemas.equivalence_checks import EquivalenceChecksRequest, Scope
 from schemas.pairs import AnotherContext, Baseline, Span, Stream, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Include, WeightUpdatesRequest
-from service.engine import Follow, Model, Plan, Run, load
+from service.engine import Activations, Follow, Model, Plan, Run, drive, load
 from service.engine.pack import pack
 from service.engine.walk import forward
 from tests.analysis.subjects import plan_of
@@ -109,13 +109,14 @@ REQUESTS = [
 
 def yielded(model: Model, plan: Plan[Any]) -> list[Sequence[Run]]:
     """The runs that the planned question yields in each round, until it ends."""
-    rounds = [plan.runs]
-    try:
-        while True:
-            received = forward(model, rounds[-1]) if rounds[-1] else ()
-            rounds.append(plan.question.send(received))
-    except StopIteration:
-        return rounds
+    rounds: list[Sequence[Run]] = []
+
+    def compute(model: Model, runs: Sequence[Run]) -> Sequence[Activations]:
+        rounds.append(runs)
+        return forward(model, runs)
+
+    drive(model, plan, compute)
+    return rounds
 
 
 def rows_of(runs: Iterable[Run]) -> int:

@@ -134,14 +134,9 @@ def test_each_prefix_is_one_run(subject: Subject, baseline: str, kind: str) -> N
     assert {run.positions[-len(QUERY) :] for run in runs} == {
         pair.with_context.positions[-len(QUERY) :]
     }
-    answer: Sequence[LayerTrajectory] = ()
-    try:
-        assert not question.send([forward(model, [run])[0] for run in runs])
-        while True:
-            assert not question.send(())
-    except StopIteration as stop:
-        answer = stop.value.layers
-    for one, alone in zip(asked(subject, pair, spans), answer, strict=True):
+    question = trajectories(model, pair, subject.layers, spans)
+    answer = drive(model, question, lambda model, runs: [forward(model, [run])[0] for run in runs])
+    for one, alone in zip(asked(subject, pair, spans), answer.layers, strict=True):
         for step, other in zip(one.steps, alone.steps, strict=True):
             agree(step.norm, other.norm, 1e-4)
             agree(step.step_norm, other.step_norm, 1e-3)

@@ -139,11 +139,17 @@ def test_refused_request_is_counted_by_route_and_reason(tiny_client: httpx.Clien
 
 
 def test_each_equivalence_check_is_counted(tiny_client: httpx.Client) -> None:
-    """Each equivalence check adds its error to the histogram."""
-    sample = "deltaw_equivalence_relative_error_count"
-    before = metric(tiny_client, sample)
-    checks = tiny_client.post(PATHS["checks"], json=BODIES["checks"]).json()["checks"]
-    assert metric(tiny_client, sample) == before + len(checks)
+    """Each check, those of the logits included, adds its error to the histogram and its failure to
+    the counter."""
+    samples = ("deltaw_equivalence_relative_error_count", "deltaw_equivalence_failures_total")
+    before = [metric(tiny_client, sample) for sample in samples]
+    body = BODIES["checks"] | {"scope": "model", "tolerance": 1e-30}
+    answer = tiny_client.post(PATHS["checks"], json=body).json()
+    checks = [*answer["checks"], *answer["logits"]]
+    failed = [check for check in checks if check["verdict"] == "fails"]
+    assert failed[-1] in answer["logits"]
+    after = [metric(tiny_client, sample) for sample in samples]
+    assert after == [before[0] + len(checks), before[1] + len(failed)]
 
 
 def test_metric_labels_are_route_templates(tiny_client: httpx.Client) -> None:

@@ -45,14 +45,13 @@ def counting(rounds: Sequence[int], log: list[int] | None = None) -> Question[li
 def packs(model: Model, question: Question[Any]) -> tuple[list[int], Any]:
     """The number of runs of each forward of a question, and its answer."""
     sizes: list[int] = []
-    received: Sequence[Activations] | None = None
-    try:
-        while True:
-            runs = next(question) if received is None else question.send(received)
-            sizes += [len(runs)] if runs else []
-            received = forward(model, runs) if runs else ()
-    except StopIteration as stop:
-        return sizes, stop.value
+
+    def compute(model: Model, runs: Sequence[Run]) -> Sequence[Activations]:
+        sizes.append(len(runs))
+        return forward(model, runs)
+
+    answer = drive(model, question, compute)
+    return sizes, answer
 
 
 @pytest.mark.parametrize(
