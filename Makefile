@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow fuzz faults check audit format bench load soak image-check train docs openapi examples clean
+.PHONY: run test test-slow real fuzz faults check audit format bench load soak image-check train docs openapi examples clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -21,8 +21,14 @@ test: $(VENV)/.dev  ## run the tests, except the slow ones
 fuzz: $(VENV)/.dev  ## send over 20,000 generated and 10,000 corrupted requests, in 5 minutes
 	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
-test-slow: $(VENV)/.docs  ## run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+test-slow: $(VENV)/.docs  ## run the slow tests, and give the reasons of those that are skipped
+	$(BIN)/python -m pytest -m slow -rs $(ARGS)
+
+MODELS ?= smollm2
+
+real: $(VENV)/.dev  ## fetch and convert the pretrained MODELS, smollm2 and gemma3, and test on them
+	$(BIN)/python -m tests.real.weights $(MODELS)
+	REAL_MODELS="$(MODELS)" $(BIN)/python -m pytest -rs tests/real $(ARGS)
 
 check: $(VENV)/.dev audit  ## check format, lint, types, import directions and known advisories
 	$(BIN)/ruff format --check .

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import service.checkpoints
 from benchmarks.agreement import Disagreement, Update
+from schemas.common import UNSET
 from schemas.equivalence_checks import Apply
 from schemas.pairs import BaselineName
-from schemas.weight_updates import Factors
 from schemas.weight_updates import Update as UpdateAnswer
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import resolve_pair
@@ -133,7 +133,7 @@ def needed_products(
     d, mlp = model.d_model, model.d_mlp
     block = [(rows, d, 3 * d), (rows, d, d), (rows, d, mlp), (rows, mlp, d)]
     last = [(rows, d, 2 * d), (read, d, d), (read, d, d), (read // 2, d, mlp)]
-    like, times = model.token_embedding, affine if packed else Affine
+    like, times = model.ends.token_embedding, affine if packed else Affine
     products = [
         (
             like.new_empty(count, d_in).normal_(),
@@ -164,8 +164,9 @@ def serializers(
 
 
 def _update(answer: UpdateAnswer[Tensor]) -> Update:
-    if not isinstance(answer.factors, Factors):
+    (weight,) = answer.weights
+    if answer.input is UNSET or weight.output is UNSET:
         raise Disagreement("the answer has no factors")
     n = answer.mlp_in
     cancellation = (n.norm_with_context + n.norm_baseline) / n.norm_difference
-    return Update(answer.factors.input, answer.factors.output, cancellation)
+    return Update(answer.input, weight.output, cancellation)

@@ -131,7 +131,8 @@ def _update(answer: Answer) -> Update:
     (update,) = answer.json["updates"]
     n = update["mlp_in"]
     cancellation = (n["norm_with_context"] + n["norm_baseline"]) / n["norm_difference"]
-    one, other = (torch.tensor(update["factors"][name]["data"]) for name in ("input", "output"))
+    (weight,) = update["weights"]
+    one, other = (torch.tensor(factor["data"]) for factor in (update["input"], weight["output"]))
     return Update(one, other, cancellation)
 
 

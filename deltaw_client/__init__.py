@@ -2,7 +2,8 @@
 
     with DeltawClient("http://127.0.0.1:8000") as client:
         answer = client.weight_updates(context="The capital of Germany is", query=" Berlin")
-        answer.updates[0].factors.input      # an array, [d_model]
+        answer.updates[0].input                  # an array, [d_model]
+        answer.updates[0].weights[0].output      # an array, [d_mlp]
 
 Every error is a `DeltawError`; `deltaw_client.problems` has a class for each problem code.
 """

@@ -22,7 +22,7 @@ from schemas.activations import ActivationsRequest, HookPoint, Reduce
 from schemas.attributions import AttributionsRequest
 from schemas.common import Request
 from schemas.equivalence_checks import Apply, EquivalenceChecksRequest, Scope
-from schemas.pairs import AnotherContext, BaselineName, Stream, WithoutSpans
+from schemas.pairs import AnotherContext, BaselineName, Form, Stream, WithoutSpans
 from schemas.tokenize import TokenizeRequest
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Include, WeightUpdatesRequest
@@ -90,11 +90,12 @@ def activations(
 class UpdateOptions(TypedDict, total=False):
     """Keyword arguments of `weight_updates` that do not decide the class of its answer."""
 
-    baseline: Baseline
+    baseline: Baseline | None
     stream: Stream
     layers: Layers
     positions: Positions
     include: Sequence[Include]
+    form: Form
     probe_queries: Sequence[Text]
     encoding: Encoding
     request_id: str | None
@@ -118,18 +119,21 @@ def weight_updates(
     context: Text,
     query: Text,
     *,
-    baseline: Baseline = "matched",
+    baseline: Baseline | None = None,
     stream: Stream = "free",
     layers: Layers = "all",
     positions: Positions = "last",
     include: Sequence[Include] = ("factors",),
+    form: Form = "bias",
     joint: bool = False,
     probe_queries: Sequence[Text] = (),
     encoding: Encoding = "safetensors",
     request_id: str | None = None,
     deadline_seconds: float | None = None,
 ) -> Call[Any]:
-    """Summarise the implicit weight updates: `answer.updates[i].factors.input` is an array.
+    """Summarise the implicit weight updates: `answer.updates[i].input` is an array.
+
+    The output factors are `answer.updates[i].weights[w].output`, one for each first weight.
 
     With `joint=True` the answer is a `JointUpdates`.
     """
@@ -143,11 +147,12 @@ def equivalence_checks(
     context: Text,
     query: Text,
     *,
-    baseline: Baseline = "matched",
+    baseline: Baseline | None = None,
     stream: Stream | None = None,
     layers: Layers = "all",
     positions: Positions = "last",
     scope: Scope = "block",
+    form: Form = "bias",
     precision: Literal["model", "float32", "float64"] = "model",
     tolerance: float | None = None,
     apply: Apply = "materialized",
@@ -168,7 +173,7 @@ def trajectories(
     context: Text,
     query: Text,
     *,
-    baseline: Baseline = "matched",
+    baseline: Baseline | None = None,
     stream: Stream = "free",
     layers: Layers = "all",
     positions: Positions = "last",
@@ -188,7 +193,7 @@ def attributions(
     context: Text,
     query: Text,
     *,
-    baseline: Baseline = "matched",
+    baseline: Baseline | None = None,
     stream: Stream = "free",
     layers: Layers = "all",
     positions: Positions = "last",

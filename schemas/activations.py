@@ -28,11 +28,13 @@ HookPoint = Literal[
     "resid_mid",
     "mlp_in",
     "mlp_pre",
+    "mlp_pre_linear",
     "mlp_act",
     "mlp_out",
     "resid_post",
 ]
-"""The vectors of one block, in the order in which the block computes them."""
+"""The vectors of one block, in the order in which the block computes them. Only gated MLPs have
+`mlp_pre_linear`."""
 Reduce = Literal["none", "norm", "mean"]
 
 
@@ -56,8 +58,9 @@ class ActivationsRequest(Request):
     hook_points: Annotated[list[str], Field(min_length=1, max_length=len(get_args(HookPoint)))] = [
         "mlp_in"
     ]
-    """Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, `mlp_pre`, `mlp_act`,
-    `mlp_out`, `resid_post`. `/v1/model` describes each."""
+    """Any of `resid_pre`, `ln_1_out`, `attn_out`, `resid_mid`, `mlp_in`, `mlp_pre`,
+    `mlp_pre_linear` (gated MLPs only), `mlp_act`, `mlp_out`, `resid_post`. `/v1/model` describes
+    those that the model has."""
     positions: Annotated[Positions, Field(description="Token indices into each prompt.")] = "last"
     reduce: Reduce = "none"
     """`none`: the vectors, [positions, width]. `norm`: the norm of each vector, [positions].

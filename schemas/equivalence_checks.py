@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from schemas.common import UNSET, Answer, Asked, with_examples
-from schemas.pairs import SEED, PairAnswer, PairRequest, QueryIndex
+from schemas.pairs import SEED, Form, PairAnswer, PairRequest, QueryIndex
 from schemas.weight_updates import LikelyToken
 
 Verdict = Literal["holds", "fails", "vacuous"]
@@ -32,6 +32,10 @@ class EquivalenceChecksRequest(PairRequest):
     """The compared vector. `projection`: the output of the MLP's first layer with its bias.
     `block`: the block's output. `model`: every block's output and the logits, in the sequential
     stream (arXiv 2511.17864)."""
+    form: Form = "bias"
+    """The carrier of Δh in the patch. `bias`: a bias at the block's output. `weights`: the MLP's
+    second weight, and the gain of the norm after the MLP if there is one. `weights` needs scope
+    `block` or `model`."""
     precision: Literal["model", "float32", "float64"] = "model"
     """The dtype of both runs and of the patch. `model`: the resident dtype, or float32 for a
     half-precision model."""
@@ -72,6 +76,9 @@ class Check(Answer):
     verdict: Verdict
     holds: bool
     """Whether the verdict is `holds`."""
+    vacuous_reason: Asked[str] = UNSET
+    """Reason why the check is vacuous by theorem, whatever the numbers. Present only then, such as
+    for a projection of a parallel block in the sequential stream, where ΔW is 0."""
     controls: Asked[Mapping[str, float | None]] = UNSET
     """Relative errors with another patch, which must be far larger. `without_bias`: ΔW alone.
     `without_weight`: Δh alone, or ΔW_out alone of a joint patch. `random_update`: a random output
@@ -81,7 +88,8 @@ class Check(Answer):
     """Reason why a control that is null is missing."""
     bias_only_relative_error: Asked[float | None] = UNSET
     """Relative error with Δh added to the attention output and no ΔW. It is exact too, so a check
-    that holds does not show that the MLP learns. Absent in scope `model` and without controls."""
+    that holds does not show that the MLP learns. Null for parallel blocks, whose MLP does not read
+    the attention output. Absent in scope `model` and without controls."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class EquivalenceChecksAnswer(PairAnswer):
     scope: Scope
     precision: Precision
     apply: Apply
+    form: Form
     joint: bool
     checks: Sequence[Check]
     logits: Asked[Sequence[LogitsCheck]] = UNSET

@@ -16,10 +16,10 @@ class HookPointInfo(Answer):
     """The place of a hook point in the checkpoint, and its name elsewhere."""
 
     name: HookPoint
-    module: str
-    """Module path in the checkpoint, with {layer}."""
-    side: Literal["input", "output"]
-    """Input or output of the module."""
+    module: str | None
+    """Module path in the checkpoint, with {layer}. Null if no module holds the vector."""
+    side: Literal["input", "output"] | None
+    """Input or output of the module. Null without a module."""
     width: int
     """Length of the vector."""
     transformer_lens: str | None
@@ -89,7 +89,19 @@ class ModelAnswer(Answer):
     tokenizer_digest: str
     """SHA-256 of the tokenizer, as it turns texts into ids."""
     fan_in_fan_out: bool
-    """Whether weights are stored as (d_in, d_out), as ΔW is given."""
+    """Whether weights are stored as [d_in, d_out], the orientation of outer(input, output)."""
+    first_weights: Sequence[str]
+    """Names of the MLP's first weights, with {layer}: one, or gate and up of a gated MLP."""
+    positions: Literal["absolute", "relative"]
+    """Whether a token's position is part of its embedding (`absolute`), or acts only in attention
+    (`relative`)."""
+    parallel: bool
+    """Whether attention and MLP read the same residual stream, so that the MLP does not read the
+    attention output."""
+    post_norms: bool
+    """Whether a norm follows the MLP before the residual stream."""
+    anchor: str | None
+    """Text of the token that the baseline `anchored` puts first. Null if the tokenizer has none."""
     hook_points: Sequence[HookPointInfo]
     limits: Limits
     versions: Versions

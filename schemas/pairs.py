@@ -32,6 +32,8 @@ Span = tuple[Integer, Integer]
 """Token indices [start, end) of a part of the context."""
 BaselineName = Literal["matched", "alone", "anchored"]
 Stream = Literal["free", "sequential"]
+Form = Literal["bias", "weights"]
+"""The carrier of Δh: a bias at the block's output, or the MLP's second weight."""
 QueryIndex = Annotated[int, Field(description="Index into the query.")]
 
 
@@ -68,13 +70,12 @@ Baseline = Annotated[
         custom_error_message="give `matched`, `alone`, `anchored`, {without: spans} or {context: "
         "text}",
     ),
-    Field(
-        description="The run that the run with context is compared with. `matched`: the query at "
-        "its positions, without context. `alone`: the query from position 0, which mixes content "
-        "and position. `anchored`: <|endoftext|> first in both runs. `without`: the context "
-        "without some spans. `context`: another context."
-    ),
 ]
+MEANINGS = (
+    "`matched`: the query at its positions, without context. `alone`: the query from position 0, "
+    "which mixes content and position. `anchored`: the model's anchor token first in both runs. "
+    "`without`: the context without some spans. `context`: another context."
+)
 
 
 class PairRequest(Request):
@@ -84,7 +85,14 @@ class PairRequest(Request):
     """Text before the query."""
     query: Text
     """Tokenised separately from the context. It often begins with a space."""
-    baseline: Baseline = "matched"
+    baseline: Annotated[
+        Baseline | None,
+        Field(
+            description="The run that the run with context is compared with. Null, the default, "
+            "is the default of the model's family: `matched` where positions are absolute, as in "
+            f"GPT-2, else `anchored` if the tokenizer has an anchor. {MEANINGS}"
+        ),
+    ] = None
     stream: Stream = "free"
     """`free`: each layer's baseline is read from the ordinary run, in which no layer is patched.
     `sequential`: it is read from the stream that the patched layers below it produce (arXiv
@@ -117,7 +125,10 @@ class PairAnswer(Answer):
     """The part that every answer about a context and a query repeats."""
 
     model: ModelSummary
-    baseline: Baseline
+    baseline: Annotated[
+        Baseline,
+        Field(description=f"The run that the run with context is compared with. {MEANINGS}"),
+    ]
     stream: Stream
     tokens: PairTokens
     positions: PairPositions

@@ -86,7 +86,7 @@ MEANINGS: dict[int, dict[str, str]] = {
     422: {
         "validation": "The body has mistakes. `errors` points at each.",
         "not_supported": "This combination of options is not defined. `errors` names the option.",
-        "no_anchor_token": "The tokenizer has no <|endoftext|>. Choose another baseline.",
+        "no_anchor_token": "The tokenizer has no anchor. Choose another baseline.",
         "bad_span": "Spans are half-open, not empty, in ascending order, and do not overlap. Those "
         "of `without` leave at least one token.",
         "empty_context": "The context has no tokens.",

@@ -9,7 +9,7 @@ from typing import Annotated, Generic, Literal
 from pydantic import Field
 
 from schemas.common import UNSET, Answer, Asked, Encoding, Text, Values, with_examples
-from schemas.pairs import SEED, PairAnswer, PairRequest, QueryIndex
+from schemas.pairs import SEED, Form, PairAnswer, PairRequest, QueryIndex
 
 Include = Literal["factors", "bias", "next_tokens", "split"]
 
@@ -30,8 +30,12 @@ class WeightUpdatesRequest(PairRequest):
     )
 
     include: Annotated[list[Include], Field(max_length=4)] = ["factors"]
-    """Any of `factors`, `bias`, `next_tokens`, `split`. `split` needs baseline `alone` and stream
-    `free`. [] returns the norms alone and is cheap."""
+    """Any of `factors`, `bias`, `next_tokens`, `split`. `factors` gives `input` and the `output` of
+    each weight, `bias` the carrier of Δh. `split` needs baseline `alone` and stream `free`. []
+    returns the norms alone and is cheap."""
+    form: Form = "bias"
+    """The carrier of Δh. `bias`: a bias at the block's output. `weights`: the MLP's second weight,
+    as `w_out` in place of `bias`, and the `gain` of the norm after the MLP if there is one."""
     joint: bool = False
     """One patch of both MLP weights that is exact at all positions (two or more), stream `free`.
     The answer has one entry per layer."""
@@ -54,21 +58,78 @@ class Norms(Answer):
 
 
 @dataclass(frozen=True)
-class Factors(Answer, Generic[Values]):
-    """ΔW = outer(input, output), in the stored orientation."""
+class FirstWeightUpdate(Answer, Generic[Values]):
+    """ΔW of one first weight of the MLP: outer(input, output), transposed if the model stores its
+    weights as [d_out, d_in]."""
 
+    name: str
+    """Name of the weight in the checkpoint."""
+    shape: Sequence[int]
+    """Shape of the weight as stored."""
+    norm: float
+    """‖ΔW‖ of this weight, Frobenius = spectral, float64."""
+    relative_norm: float | None
+    """‖ΔW‖_F / ‖W‖_F of this weight."""
+    spectral_share: float | None
+    """‖ΔW‖₂ / ‖W‖₂ of this weight."""
+    output: Asked[Values] = UNSET
+    """Δn·W, [d_mlp]. It is also an equivalent shift of the weight's bias."""
+
+
+@dataclass(frozen=True)
+class Bias(Answer, Generic[Values]):
+    """Δh, added at the block's output."""
+
+    values: Values
+    """Δh, [d_model]."""
+    parameter: str | None
+    """Name of the parameter that can hold it. Null if the checkpoint has none."""
+
+
+@dataclass(frozen=True)
+class SecondWeightUpdate(Answer, Generic[Values]):
+    """ΔW of the MLP's second weight: outer(input, output), transposed if the model stores its
+    weights as [d_out, d_in]. It carries Δh."""
+
+    name: str
+    """Name of the weight in the checkpoint."""
     input: Values
-    """n/‖n‖² of the baseline's mlp_in, [d_model]."""
+    """φ/‖φ‖² of mlp_act with context, [d_mlp]."""
     output: Values
-    """Δn·W, [d_mlp]. It is also an equivalent shift of the bias."""
+    """The change of φ·W, [d_model]. Without a norm after the MLP it is Δh."""
+    norm: float
+    """‖ΔW‖, Frobenius = spectral, float64."""
+    relative_norm: float | None
+    """‖ΔW‖_F / ‖W‖_F."""
+
+
+@dataclass(frozen=True)
+class Gain(Answer, Generic[Values]):
+    """The changed gain of the norm after the MLP."""
+
+    name: str
+    """Name of the gain in the checkpoint."""
+    values: Values
+    """The new gain as it is multiplied, [d_model]. Gemma stores this minus 1."""
+    lifted: Sequence[int]
+    """Indices of the entries that change beyond the common factor, because the old gain is zero or
+    too small to reach the wanted output."""
+    norm: float
+    """‖new gain − old gain‖, float64."""
+    relative_norm: float | None
+    """‖new gain − old gain‖ / ‖old gain‖."""
 
 
 @dataclass(frozen=True)
 class Part(Answer, Generic[Values]):
-    """One part of an update. Its input factor is that of the whole update."""
+    """One part of an update."""
 
     norm: float
-    factors: Factors[Values]
+    """Norm of the part of all first weights together."""
+    input: Values
+    """The input factor of the whole update, [d_model]."""
+    outputs: Sequence[Values]
+    """The output factor of each first weight, [d_mlp], in the order of `weights`."""
 
 
 @dataclass(frozen=True)
@@ -103,27 +164,30 @@ class Update(Answer, Generic[Values]):
 
     layer: int
     position: QueryIndex
-    weight: str
-    """Name of the updated weight in the checkpoint."""
-    shape: Sequence[int]
-    """Shape of that weight as stored: [d_model, d_mlp]."""
     rank: int
     """1, or 0 if the context changes nothing."""
     norm: float
-    """‖ΔW‖, Frobenius = spectral, float64."""
-    relative_norm: float | None
-    """‖ΔW‖_F / ‖W‖_F."""
-    spectral_share: float | None
-    """‖ΔW‖₂ / ‖W‖₂."""
-    mlp_in: Norms
-    """After ln_2: the vector that W multiplies. It determines ΔW."""
-    resid_mid: Norms
-    """Before ln_2: the residual stream. Its difference is Δh."""
+    """‖ΔW‖ of all first weights together, Frobenius = spectral, float64. Its square is the sum of
+    the squares of the weights' norms."""
     below_noise: bool
-    """True if ‖Δn‖ < 32·ε·‖n‖. The update is rounding then."""
-    factors: Asked[Factors[Values]] = UNSET
-    bias: Asked[Values] = UNSET
-    """Δh, added at the block's output, [d_model]."""
+    """True if ‖Δn‖ < 64·ε·‖n‖. The update is rounding then."""
+    weights: Sequence[FirstWeightUpdate[Values]]
+    """One entry per first weight of the MLP: one, or the gate and the up projection of a gated
+    MLP."""
+    mlp_in: Norms
+    """The MLP's input after its norm: the vector that the first weights multiply. It determines
+    ΔW."""
+    resid_mid: Norms
+    """The residual stream after attention. Its difference is Δh."""
+    input: Asked[Values] = UNSET
+    """n/‖n‖² of the baseline's mlp_in, [d_model]: the input factor of every first weight. Present
+    with `factors`."""
+    bias: Asked[Bias[Values]] = UNSET
+    """Δh in form `bias`."""
+    w_out: Asked[SecondWeightUpdate[Values]] = UNSET
+    """The carrier of Δh in form `weights`. Present with `bias`."""
+    gain: Asked[Gain[Values]] = UNSET
+    """The gain that changes with `w_out`. Present if a norm follows the MLP."""
     split: Asked[Split[Values]] = UNSET
     reuse: Asked[Sequence[Reuse]] = UNSET
     """One entry per probe query. Absent without probe queries."""
@@ -133,7 +197,7 @@ class Update(Answer, Generic[Values]):
 class JointWeight(Answer, Generic[Values]):
     """One weight's part of a joint update: ΔW = inputᵀ·output."""
 
-    weight: str
+    name: str
     """Name of the weight in the checkpoint."""
     norm: float
     """‖ΔW‖, Frobenius, float64."""
@@ -141,8 +205,10 @@ class JointWeight(Answer, Generic[Values]):
     """Largest first. The first is ‖ΔW‖₂."""
     condition: float
     """σ_max/σ_min of the stacked rows that ΔW is solved for."""
-    factors: Asked[Factors[Values]] = UNSET
-    """[m, d_in] and [m, d_out] for m positions."""
+    input: Asked[Values] = UNSET
+    """The input factor, [m, d_in] for m positions."""
+    output: Asked[Values] = UNSET
+    """The output factor, [m, d_out]."""
 
 
 @dataclass(frozen=True)
@@ -153,11 +219,11 @@ class JointUpdate(Answer, Generic[Values]):
     positions: Sequence[int]
     """Indices into the query."""
     rank: int
-    """The larger numerical rank of the two weights' updates."""
+    """The largest numerical rank of the weights' updates."""
     condition: float
-    """The larger condition of the two weights."""
+    """The largest condition of the weights."""
     weights: Sequence[JointWeight[Values]]
-    """The MLP's first and second weight."""
+    """The MLP's first weights, then its second."""
 
 
 @dataclass(frozen=True)
@@ -186,6 +252,7 @@ class NextTokens(Answer):
 class WeightUpdatesAnswer(PairAnswer, Generic[Values]):
     """One entry per layer and position."""
 
+    form: Form
     updates: Sequence[Update[Values]]
     next_tokens: Asked[Sequence[NextTokens]] = UNSET
 

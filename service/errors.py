@@ -4,7 +4,7 @@
     ├── Refused                 this model cannot answer the question as asked
     │   ├── Invalid             a value that no model accepts
     │   ├── NotSupported        a combination of options that has no answer
-    │   ├── NoAnchorToken       baseline `anchored` with a tokenizer without <|endoftext|>
+    │   ├── NoAnchorToken       baseline `anchored` with a tokenizer without an anchor
     │   ├── BadSpan             a span out of range, empty, out of order, or overlapping; or spans
     │   │                       that leave nothing
     │   ├── EmptyContext        a context without tokens

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 ENDOFTEXT = "<|endoftext|>"
@@ -65,10 +65,18 @@ def save_tiny(
     return folder
 
 
-def byte_tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with 256 bytes and six merges."""
+def byte_tokenizer(
+    special: bool = True, *, token: str = ENDOFTEXT, prepended: bool = False
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with 256 bytes and six merges.
+
+    Args:
+        special: Whether it has a special token, which is then its BOS and EOS token, with id 0.
+        token: Text of the special token.
+        prepended: Whether the tokenizer begins each text with the special token by itself.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = [ENDOFTEXT] if special else []
+    pieces = [token] if special else []
     merges = [("Ġ", "t"), ("h", "e"), ("Ġt", "he"), ("a", "b"), ("ab", "c"), ("c", "d")]
     vocabulary = {
         piece: i
@@ -79,6 +87,8 @@ def byte_tokenizer(special: bool = True) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     if not special:
         return PreTrainedTokenizerFast(tokenizer_object=backend)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=ENDOFTEXT, eos_token=ENDOFTEXT
-    )
+    if prepended:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, 0)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=token, eos_token=token)

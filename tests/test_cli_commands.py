@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import BaseModel
+from rich.console import Console
 from safetensors.numpy import load_file
 from typer.testing import CliRunner, Result
 
@@ -22,6 +24,7 @@ from schemas.model import ModelAnswer
 from schemas.trajectories import TrajectoriesAnswer
 from schemas.weight_updates import WeightUpdatesAnswer
 from service.cli import app
+from service.cli.tables import of_updates
 from tests.client.conftest import problem, scripted
 from tests.service_process import Served, free_port
 
@@ -63,7 +66,7 @@ def test_model_in_process_equals_service(tiny_folder: Path, tiny_service: Served
     assert mine["model"] == theirs["model"]
     for one, other in zip(mine["updates"], theirs["updates"], strict=True):
         assert one["norm"] == pytest.approx(other["norm"], rel=1e-5)
-        a, b = (np.array(told["factors"]["output"]["data"]) for told in (one, other))
+        a, b = (np.array(told["weights"][0]["output"]["data"]) for told in (one, other))
         assert np.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
@@ -120,6 +123,23 @@ def test_updates_shows_layers_and_next_tokens(tiny_service: Served) -> None:
     assert ended.exit_code == 0
     for said in ("‖ΔW‖/‖W‖", "with context", "nats", "baseline matched; stream free"):
         assert said in " ".join(ended.stdout.split())
+
+
+def test_updates_shows_each_first_weight_of_a_gated_model(tiny_service: Served) -> None:
+    """An update of several first weights has a row for all of them and one for each."""
+    with DeltawClient(tiny_service.url) as client:
+        answer = client.weight_updates("the abc", " the", layers=[1], include=[])
+    (update,) = answer.updates
+    names = [f"model.layers.1.mlp.{module}.weight" for module in ("gate_proj", "up_proj")]
+    weights = [replace(update.weights[0], name=name) for name in names]
+    gated = replace(answer, updates=[replace(update, weights=weights)])
+    console = Console(width=250)
+    with console.capture() as captured:
+        console.print(of_updates(gated))
+    rows = [line.split("│") for line in captured.get().splitlines() if line.startswith("│")]
+    assert [row[3].strip() for row in rows] == ["all", "gate_proj", "up_proj"]
+    assert {row[4].strip() for row in rows} == {f"{update.norm:.3g}"}
+    assert [row[5].strip() == "–" for row in rows] == [True, False, False]
 
 
 def test_markup_in_a_text_is_shown_as_it_is(tiny_service: Served) -> None:

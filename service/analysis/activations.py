@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import get_args
 
 from torch import Tensor
 
@@ -21,16 +20,16 @@ from service.errors import UnknownHookPoint
 from service.theory import norm
 
 REDUCTIONS: Mapping[Reduce, Callable[[Tensor], Tensor]] = {
-    "none": Tensor.cpu,
-    "norm": lambda values: norm(values).cpu(),
-    "mean": lambda values: values.double().mean(0).cpu(),
+    "none": lambda values: values,
+    "norm": norm,
+    "mean": lambda values: values.double().mean(0),
 }
 """Functions from (positions, width) to the values that are kept as soon as a site is read."""
 
 
 def plan_activations(model: Model, request: ActivationsRequest) -> Plan[ActivationsAnswer[Tensor]]:
     """Plan the capture of activations. Raises `Refused` if an input does not fit."""
-    points = hook_points(request.hook_points)
+    points = hook_points(model, request.hook_points)
     layers = resolve_layers(model, request.layers)
     prompts = [resolve_prompt(model, p, ("prompts", i)) for i, p in enumerate(request.prompts)]
     positions = [resolve_positions(request.positions, len(ids)) for ids in prompts]
@@ -48,13 +47,13 @@ def plan_activations(model: Model, request: ActivationsRequest) -> Plan[Activati
     return plan(model, activations(model, prompts, positions, layers, points, request.reduce), size)
 
 
-def hook_points(names: Sequence[str]) -> tuple[HookPoint, ...]:
+def hook_points(model: Model, names: Sequence[str]) -> tuple[HookPoint, ...]:
     """The hook points of these names, each once.
 
     Raises:
-        UnknownHookPoint: A name is none.
+        UnknownHookPoint: The model has no hook point of a name.
     """
-    known: dict[str, HookPoint] = {point: point for point in get_args(HookPoint)}
+    known: dict[str, HookPoint] = {point: point for point in model.hook_points}
     for i, name in enumerate(names):
         if name not in known:
             raise UnknownHookPoint(f"Hook points are {', '.join(known)}.", at=("hook_points", i))
@@ -89,7 +88,8 @@ def activations(
         model.summary,
         [
             PromptActivations(
-                shown, [Activation(site.layer, site.point, rows, read[site]) for site in sites]
+                shown,
+                [Activation(site.layer, site.point, rows, read[site].cpu()) for site in sites],
             )
             for shown, rows, read in zip(tokens, positions, everything, strict=True)
         ],

@@ -32,9 +32,9 @@ from service.theory import RankOne, below_noise, update_on_base
 
 def plan_attributions(model: Model, request: AttributionsRequest) -> Plan[AttributionsAnswer]:
     """Plan an attribution to spans of the context. Raises `Refused` if an input does not fit."""
-    require_reading_in_parts(request)
     layers = resolve_layers(model, request.layers)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
+    require_reading_in_parts(pair.kind, request.stream)
     given = request.spans
     spans = sentence_spans(model, pair) if given is None else given_spans(pair, given, cover=False)
     size = AnswerSize(
@@ -58,7 +58,7 @@ def attributions(
     """
     relation = pair.relation(model)
     reads = pair.reads(layers, ("mlp_in",))
-    anchor = range(int(pair.anchored))
+    anchor = range(pair.head)
     prompts = [pair.with_context, pair.baseline, pair.reordered(_reversed(pair, spans))]
     for start, stop in spans:
         others = [i for i in range(len(pair.context)) if not start <= i < stop]
@@ -94,7 +94,7 @@ def _of_layer(
     reverse: Activations,
     parts: Sequence[Activations],
 ) -> list[LayerAttribution]:
-    site, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in.weight
+    site, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in
     n, n_whole = baseline[site], whole[site]
 
     def seen(to: Activations) -> RankOne:

@@ -20,8 +20,8 @@ from torch import Tensor
 from schemas.activations import HookPoint
 from schemas.common import UNSET, Unset
 from schemas.equivalence_checks import Apply, Check, Scope
-from schemas.pairs import Stream
-from service.analysis.factors import joint_layer_update, layer_update
+from schemas.pairs import Form, Stream
+from service.analysis.factors import POINTS, joint_layer_update, layer_update
 from service.analysis.pairs import Pair, gathered, position_slices
 from service.analysis.verdicts import GATES, bounds_of, checks_of_layer, relative_errors
 from service.engine import Activations, Block, Model, Question, Run, Site, patched_block
@@ -37,14 +37,16 @@ from service.theory import (
 SEED = 20251216
 """Seed of the random update and the shuffled context. A layer and a position add to it."""
 
-COMPARED: Mapping[Scope, HookPoint] = {"projection": "mlp_pre", "block": "resid_post"}
-"""The vector that each scope compares."""
-
 CONTROLS: Mapping[Scope, tuple[str, ...]] = {
     "projection": ("random_update", "shuffled_context"),
     "block": ("without_bias", "without_weight", "random_update", "shuffled_context"),
 }
 """The controls of each scope. Δh acts after the projection, so `projection` has fewer."""
+
+PARALLEL = (
+    "The MLP of a parallel block reads the stream before attention, which both runs share here. So "
+    "ΔW is zero by theorem, and Δh is the whole update."
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Procedure:
         stream: Whether the layers below are patched too.
         tolerance: The relative error up to which a check holds; None derives it.
         apply: How W + ΔW is applied.
+        form: The carrier of Δh in the patch.
         controls: Whether to run the controls.
         joint: Whether one patch serves all positions, in the free stream only.
     """
@@ -66,13 +69,19 @@ class Procedure:
     stream: Stream = "free"
     tolerance: float | None = None
     apply: Apply = "materialized"
+    form: Form = "bias"
     controls: bool = True
     joint: bool = False
 
     @property
     def points(self) -> tuple[HookPoint, ...]:
         """The hook points that an update is formed from."""
-        return ("mlp_in", "resid_mid", "mlp_act") if self.joint else ("mlp_in", "resid_mid")
+        return (*POINTS["bias"], "mlp_act") if self.joint else POINTS[self.form]
+
+
+def compared_points(block: Block, scope: Scope) -> tuple[HookPoint, ...]:
+    """The hook points whose vectors side by side are compared."""
+    return block.pre_points if scope == "projection" else ("resid_post",)
 
 
 def block_checks(
@@ -86,9 +95,9 @@ def block_checks(
         layers: Layers from 0.
         procedure: How the check is made.
     """
-    points = (*procedure.points, COMPARED[procedure.scope])
-    dtype = procedure.dtype
-    base = pair.baseline_runs(layers, points, procedure.stream, dtype, procedure.apply)
+    points = (*procedure.points, *compared_points(model.blocks[0], procedure.scope))
+    dtype, form = procedure.dtype, procedure.form
+    base = pair.baseline_runs(layers, points, procedure.stream, dtype, procedure.apply, form)
     runs = [pair.with_context.run(pair.reads(layers, points), dtype), *base]
     other = _shuffled(pair, layers, procedure) if procedure.controls else []
     context, *rest = yield [*runs, *other]
@@ -125,28 +134,38 @@ class _Bench:
     ) -> None:
         self.procedure, self.block, self.layer = procedure, block, layer
         self.context, self.baseline = context, baseline
-        self.h = baseline[Site(layer, "resid_mid")]
-        self.compared = Site(layer, COMPARED[procedure.scope])
+        self.h, self.n = baseline[Site(layer, "resid_mid")], baseline[Site(layer, "mlp_in")]
         self.update = self.formed(context)
+        # The streams before attention are equal below the first layer, or below patched ones.
+        self.no_weight = block.parallel and (layer == 0 or procedure.stream == "sequential")
 
     def formed(self, context: Activations) -> ImplicitUpdate | JointUpdate:
         """Form the update that makes the baseline read as `context` does."""
-        form = joint_layer_update if self.procedure.joint else layer_update
-        return form(self.layer, context, self.baseline, self.block.w_in.weight).to(self.h.dtype)
+        runs = (self.layer, context, self.baseline, self.block)
+        if self.procedure.joint:
+            return joint_layer_update(*runs).to(self.h.dtype)
+        return layer_update(*runs, self.procedure.form).to(self.h.dtype)
 
-    def run(self, h: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply) -> Tensor:
-        """The compared vector from resid_mid `h` with patched weights, (positions, width)."""
-        pre, post = patched_block(self.block, h, update, apply)
+    def compared(self, read: Activations) -> Tensor:
+        """The compared vector of a run, (positions, width)."""
+        points = compared_points(self.block, self.procedure.scope)
+        return torch.cat([read[Site(self.layer, point)] for point in points], -1)
+
+    def run(
+        self, h: Tensor, n: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply
+    ) -> Tensor:
+        """The compared vector from resid_mid and mlp_in, with patched weights, (positions, …)."""
+        pre, post = patched_block(self.block, h, n, update, apply)
         return pre if self.procedure.scope == "projection" else post
 
     def checks(self, positions: Sequence[int], shuffled: Activations | None) -> list[Check]:
         """Check each position, with its controls."""
-        expected, reached = self.context[self.compared], self.baseline[self.compared]
+        expected, reached = self.compared(self.context), self.compared(self.baseline)
         if self.procedure.stream == "free":
-            actual, unpatched = self.run(self.h, self.update, self.procedure.apply), reached
+            actual, unpatched = self.run(self.h, self.n, self.update, self.procedure.apply), reached
         else:
             nothing = self.update.without_weight().without_bias()
-            actual, unpatched = reached, self.run(self.h, nothing, "factored")
+            actual, unpatched = reached, self.run(self.h, self.n, nothing, "factored")
         derived = tolerance(
             GATES[self.procedure.scope, self.procedure.dtype],
             self.h,
@@ -164,6 +183,7 @@ class _Bench:
             controls,
             reasons,
             bias_only,
+            PARALLEL if self.no_weight and self.procedure.scope == "projection" else UNSET,
         )
 
     def controls(
@@ -174,29 +194,39 @@ class _Bench:
         if not self.procedure.controls:
             return {}, {}, UNSET
         update = self.update
-        steered = self.context[Site(self.layer, "resid_mid")].double() - self.h.double()
-        patched = {
-            "without_bias": (self.h, update.without_bias()),
-            "without_weight": (self.h, update.without_weight()),
-            "random_update": (self.h, update.with_output(self._random(positions))),
-        }
-        reasons = {}
+        patched: dict[str, ImplicitUpdate | JointUpdate] = {"without_bias": update.without_bias()}
+        reasons: dict[str, str] = {}
+        if self.no_weight:
+            reasons |= dict.fromkeys(("without_weight", "random_update"), PARALLEL)
+        else:
+            patched["without_weight"] = update.without_weight()
+            patched["random_update"] = update.with_output(self._random(positions))
         if shuffled is None:
             reasons["shuffled_context"] = "No other order of the context has other tokens."
         else:
             try:
-                patched["shuffled_context"] = self.h, self.formed(shuffled)
+                patched["shuffled_context"] = self.formed(shuffled)
             except (DependentRows, NonFinite) as error:
                 reasons["shuffled_context"] = str(error)
-        expected = self.context[self.compared]
-        errors: dict[str, list[float | None]] = {
-            name: [None] * len(positions) for name in CONTROLS[self.procedure.scope]
-        }
+        expected = self.compared(self.context)
+        nothing: list[float | None] = [None] * len(positions)
+        errors = dict.fromkeys(CONTROLS[self.procedure.scope], nothing)
         for name in errors.keys() & patched.keys():
-            errors[name] = relative_errors(expected, self.run(*patched[name], "factored"))
-        nothing = update.without_weight().without_bias()
-        attention_shifted = self.run(self.h + steered.to(self.h.dtype), nothing, "factored")
-        return errors, reasons, relative_errors(expected, attention_shifted)
+            errors[name] = relative_errors(
+                expected, self.run(self.h, self.n, patched[name], "factored")
+            )
+        reasons = {name: reason for name, reason in reasons.items() if name in errors}
+        return errors, reasons, self._attention_shifted(expected)
+
+    def _attention_shifted(self, expected: Tensor) -> list[float | None]:
+        """The error with Δh at the attention output and no ΔW; None for a parallel block, whose MLP
+        does not read that output."""
+        if self.block.parallel:
+            return [None] * len(expected)
+        h = self.context[Site(self.layer, "resid_mid")].double()
+        h = self.h + (h - self.h.double()).to(self.h.dtype)
+        nothing = self.update.without_weight().without_bias()
+        return relative_errors(expected, self.run(h, self.block.pre_mlp(h), nothing, "factored"))
 
     def _random(self, positions: Sequence[int]) -> Tensor:
         """Draw output factors of ΔW in random directions, with the lengths of the real ones."""
@@ -218,7 +248,7 @@ class _Bench:
 
 def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:
     """The run that reads the context in another order, or none if no order differs."""
-    first = int(pair.anchored)
+    first = pair.beginning
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
     shuffled = pair.reordered([*range(first), *order.tolist()])

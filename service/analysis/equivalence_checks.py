@@ -16,7 +16,7 @@ from schemas.equivalence_checks import (
 )
 from schemas.pairs import Stream
 from service.analysis.block_checks import Procedure, block_checks
-from service.analysis.inputs import refuse, resolve_layers
+from service.analysis.inputs import refuse, require_form, resolve_layers
 from service.analysis.model_checks import model_checks
 from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.verdicts import worst
@@ -32,6 +32,9 @@ def plan_equivalence_checks(
     """Plan an equivalence check. Raises `Refused` if an input does not fit."""
     layers = resolve_layers(model, request.layers)
     stream = checked_stream(request)
+    projects = request.scope == "projection" and request.form == "weights"
+    refuse(projects, "Scope `projection` needs the form `bias`.", "form")
+    require_form(request.form, request.joint)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     if request.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more.", "joint")
@@ -81,7 +84,11 @@ def equivalence_checks(
     logits: Sequence[LogitsCheck] | Unset = UNSET
     if request.scope == "model":
         procedure = Procedure(
-            dtype=dtype, tolerance=request.tolerance, apply=request.apply, controls=request.controls
+            dtype=dtype,
+            tolerance=request.tolerance,
+            apply=request.apply,
+            form=request.form,
+            controls=request.controls,
         )
         checks, logits = yield from model_checks(model, pair, layers, procedure)
     else:
@@ -91,6 +98,7 @@ def equivalence_checks(
             stream=stream,
             tolerance=request.tolerance,
             apply=request.apply,
+            form=request.form,
             controls=request.controls,
             joint=request.joint,
         )
@@ -104,6 +112,7 @@ def equivalence_checks(
         scope=request.scope,
         precision=precision,
         apply=request.apply,
+        form=request.form,
         joint=request.joint,
         checks=checks,
         logits=logits,

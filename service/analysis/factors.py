@@ -3,33 +3,74 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from schemas.weight_updates import Factors
-from service.engine import Activations, Site
-from service.theory import ImplicitUpdate, JointUpdate, RankOne, implicit_update, joint_update
+from schemas.activations import HookPoint
+from schemas.pairs import Form
+from service.engine import Activations, Block, Site, second_update
+from service.theory import (
+    ImplicitUpdate,
+    JointUpdate,
+    RankOne,
+    implicit_update,
+    joint_update,
+    require_formed,
+)
 
 
-def factors(weight: RankOne) -> Factors[Tensor]:
-    """The factors of one update, on the CPU, in the dtype of the output factor."""
-    dtype = weight.output.dtype
-    return Factors(weight.input.to(dtype).cpu(), weight.output.cpu())
+def on_wire(weight: RankOne) -> RankOne:
+    """The factors of an update in float32 on the CPU."""
+    return RankOne(weight.input.float().cpu(), weight.output.float().cpu())
+
+
+def columns_of(weight: RankOne, columns: slice) -> RankOne:
+    """The update of some columns of W, which has the same input factor."""
+    return RankOne(weight.input, weight.output[..., columns])
+
+
+POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
+    "bias": ("mlp_in", "resid_mid"),
+    "weights": ("mlp_in", "resid_mid", "mlp_act", "mlp_out"),
+}
+"""The hook points of the run with context from which an update is formed. The baseline's are those
+of `bias`."""
 
 
 def layer_update(
-    layer: int, context: Activations, baseline: Activations, w_in: Tensor
+    layer: int, context: Activations, baseline: Activations, block: Block, form: Form = "bias"
 ) -> ImplicitUpdate:
-    """ΔW and Δh of a layer at each position that the two runs read."""
+    """ΔW and Δh of a layer at each position that the two runs read.
+
+    Args:
+        layer: The layer.
+        context: The run with context, which read `POINTS[form]`.
+        baseline: The baseline run, which read `POINTS["bias"]`.
+        block: The layer's block, in the dtype of the runs.
+        form: The carrier of Δh.
+
+    Raises:
+        NonFinite: An update cannot be formed.
+    """
     n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
-    return implicit_update(baseline[n], context[n], baseline[h], context[h], w_in)
+    update = implicit_update(baseline[n], context[n], baseline[h], context[h], block.w_in)
+    if form == "bias":
+        return update
+    act, normed = context[Site(layer, "mlp_act")], context[Site(layer, "mlp_out")]
+    # The input of a post-norm is no hook point: it is computed again.
+    out = second_update(block, update.bias, act, block.w_out(act), normed)
+    require_formed(out.weight, "mlp_act with context")
+    return replace(update, out=out)
 
 
 def joint_layer_update(
-    layer: int, context: Activations, baseline: Activations, w_in: Tensor
+    layer: int, context: Activations, baseline: Activations, block: Block
 ) -> JointUpdate:
     """The one patch of a layer for all positions that the two runs read, mlp_act included."""
     n, h, act = Site(layer, "mlp_in"), Site(layer, "resid_mid"), Site(layer, "mlp_act")
+    w_in = block.w_in.weight
     return joint_update(baseline[n], context[n], baseline[h], context[h], context[act], w_in)
 
 

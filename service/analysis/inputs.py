@@ -1,6 +1,7 @@
 """Inputs of a request, resolved against the model: prompts to ids, layers and positions to indices.
 
-Nothing is added to a prompt and nothing is truncated.
+A prompt given as text begins as the checkpoint's tokenizer begins a text: with nothing for GPT-2,
+with <bos> for Gemma. Nothing is added to ids, and nothing is truncated.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from schemas.pairs import PairRequest
+from schemas.pairs import Baseline, Form, Stream
 from service.engine import Model
 from service.errors import (
     EmptyQuery,
@@ -48,6 +49,11 @@ def resolve_ids(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
     return tuple(prompt)
 
 
+def beginning_of(model: Model, prompt: Text) -> tuple[int, ...]:
+    """The special tokens before a prompt: those that the tokenizer puts before a text."""
+    return model.tokenizer.prefix if isinstance(prompt, str) else ()
+
+
 def resolve_prompt(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
     """The ids of a prompt that is a run of its own.
 
@@ -58,6 +64,7 @@ def resolve_prompt(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
     ids = resolve_ids(model, prompt, at)
     if not ids:
         raise EmptyQuery("The prompt has no tokens.", at=at)
+    ids = beginning_of(model, prompt) + ids
     check_length(model, len(ids), at)
     return ids
 
@@ -141,15 +148,24 @@ def refuse(wrong: bool, detail: str, *at: str | int) -> None:
         raise NotSupported(detail, at=at)
 
 
-def require_reading_in_parts(request: PairRequest) -> None:
+def require_form(form: Form, joint: bool) -> None:
+    """Refuse a form of Δh that does not go with the other options.
+
+    Raises:
+        NotSupported: Form `weights` with `joint`.
+    """
+    refuse(form == "weights" and joint, "`joint` needs the form `bias`.", "form")
+
+
+def require_reading_in_parts(baseline: Baseline, stream: Stream) -> None:
     """Refuse what is not defined where the context is read in parts.
 
     Raises:
         NotSupported: The baseline is not `matched` or `anchored`, or the stream is not `free`.
     """
     refuse(
-        request.baseline not in ("matched", "anchored"),
+        baseline not in ("matched", "anchored"),
         "This resource supports the baselines `matched` and `anchored`.",
         "baseline",
     )
-    refuse(request.stream != "free", "This resource supports the stream `free`.", "stream")
+    refuse(stream != "free", "This resource supports the stream `free`.", "stream")

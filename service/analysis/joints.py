@@ -1,13 +1,14 @@
-"""Joint updates: one patch of both MLP weights that is exact at several positions at once."""
+"""Joint updates: one patch of all MLP weights that is exact at several positions at once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from schemas.common import UNSET
-from schemas.weight_updates import Factors, JointUpdate, JointWeight
+from schemas.weight_updates import JointUpdate, JointWeight
 from service.analysis.factors import joint_layer_update
 from service.analysis.pairs import Pair
 from service.engine import Model, Question
@@ -35,11 +36,13 @@ def joint_updates(
     context, baseline = yield [pair.with_context.run(reads), pair.baseline.run(reads)]
     found = []
     for layer in layers:
-        joint = joint_layer_update(layer, context, baseline, model.blocks[layer].w_in.weight)
-        weights = (
-            _weight(model.family.weight_in.format(layer=layer), joint.w_in, "factors" in include),
-            _weight(model.family.weight_out.format(layer=layer), joint.w_out, "factors" in include),
-        )
+        joint = joint_layer_update(layer, context, baseline, model.blocks[layer])
+        parts = {
+            one.name: replace(joint.w_in, output=joint.w_in.output[:, one.columns])
+            for one in model.first_weights(layer)
+        }
+        parts[model.second_weight(layer)] = joint.w_out
+        weights = [_weight(name, part, "factors" in include) for name, part in parts.items()]
         condition = max(weight.condition for weight in weights)
         rank = max(_rank(weight.singular_values) for weight in weights)
         found.append(JointUpdate(layer, pair.positions, rank, condition, weights))
@@ -54,8 +57,8 @@ def _rank(singular_values: Sequence[float]) -> int:
 
 def _weight(name: str, update: LowRank, give_factors: bool) -> JointWeight[Tensor]:
     values = update.singular_values.tolist()
-    factors = Factors(_wire(update.input), _wire(update.output)) if give_factors else UNSET
-    return JointWeight(name, float(update.norm), values, update.condition, factors)
+    factors = (_wire(update.input), _wire(update.output)) if give_factors else (UNSET, UNSET)
+    return JointWeight(name, float(update.norm), values, update.condition, *factors)
 
 
 def _wire(factor: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from schemas.activations import HookPoint
 from schemas.common import UNSET
 from schemas.equivalence_checks import Check, LogitsCheck, TopTokens
+from schemas.pairs import Form
 from service.analysis.block_checks import Procedure
-from service.analysis.factors import finite, layer_update
+from service.analysis.factors import POINTS, finite, layer_update
 from service.analysis.next_tokens import last_site, likeliest, unembedded
 from service.analysis.pairs import Pair, gathered, position_slices
 from service.analysis.verdicts import (
@@ -30,11 +30,10 @@ from service.analysis.verdicts import (
     verdict,
 )
 from service.engine import Activations, Fixed, Model, Question, Run, Site
-from service.theory import ImplicitUpdate, discrepancy, kl_divergence, tolerance
+from service.theory import discrepancy, kl_divergence, tolerance
 
 CONTROL = "free_stream_patches"
 ALIKE = "No layer below the first is patched, so both streams have the same update."
-POINTS: tuple[HookPoint, ...] = ("mlp_in", "resid_mid", "resid_post")
 
 
 def model_checks(
@@ -49,17 +48,18 @@ def model_checks(
         procedure: How the check is made. Its scope and stream are ignored.
     """
     every, dtype = range(model.n_layers), procedure.dtype
-    reads = pair.reads(every, POINTS)
-    following = pair.baseline_runs(every, POINTS, "sequential", dtype, procedure.apply)
+    form, points = procedure.form, (*POINTS["bias"], "resid_post")
+    reads = pair.reads(every, points)
+    following = pair.baseline_runs(every, points, "sequential", dtype, procedure.apply, form)
     context, plain, *followed = yield [
-        pair.with_context.run(reads, dtype),
+        pair.with_context.run(pair.reads(every, (*POINTS[form], "resid_post")), dtype),
         pair.baseline.run(reads, dtype),
         *following,
     ]
     patched = gathered(followed)
     together: Activations | None = None
     if procedure.controls:
-        together = gathered((yield _free_patches(model, pair, context, plain, following)))
+        together = gathered((yield _free_patches(model, form, context, plain, following)))
 
     def controls(site: Site) -> tuple[dict[str, list[float | None]], dict[str, str]]:
         if together is None:
@@ -97,33 +97,21 @@ def model_checks(
 
 def _free_patches(
     model: Model,
-    pair: Pair,
+    form: Form,
     context: Activations,
     plain: Activations,
     following: Sequence[Run],
 ) -> list[Run]:
     """The baseline run of each position with the free-stream updates of all layers at once."""
+    dtype = context[last_site(model)].dtype
     updates = {
-        layer: layer_update(layer, context, plain, _w_in(model, layer, context))
-        for layer in range(model.n_layers)
+        layer: layer_update(layer, context, plain, block.to(dtype), form)
+        for layer, block in enumerate(model.blocks)
     }
     return [
-        replace(
-            run,
-            patch=Fixed(
-                {
-                    layer: ImplicitUpdate(update.weight[i], update.bias[i])
-                    for layer, update in updates.items()
-                }
-            ),
-        )
+        replace(run, patch=Fixed({layer: update[i] for layer, update in updates.items()}))
         for i, run in enumerate(following)
     ]
-
-
-def _w_in(model: Model, layer: int, context: Activations) -> Tensor:
-    """The first MLP weight of a layer in the dtype of a run, (d_model, d_mlp)."""
-    return model.blocks[layer].w_in.weight.to(context[Site(layer, "mlp_in")].dtype)
 
 
 def _logits_checks(

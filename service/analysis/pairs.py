@@ -1,16 +1,20 @@
 """A context and a query, and the two runs that are compared.
 
-The run with context reads context and query. The baseline run reads the query with less of it.
-GPT-2's position embedding is part of its residual stream, so the position of the query in the
-baseline determines what the difference holds:
+The run with context reads context and query. The baseline run reads the query with less of it:
 
     matched            no context; the query at its positions      content
     alone              no context; the query from position 0       content, position, first token
-    anchored           <|endoftext|> first in both runs            content without the first token
+    anchored           the anchor first in both runs               content without the first token
     without spans      the rest of the context, positions kept     the spans
     another context    that context, then the query                one context against another
 
-Context and query are tokenised separately, because merges across the border would change the query.
+GPT-2's and OPT's position embedding is part of the residual stream, so the position of the query in
+the baseline determines what the difference holds, and `matched` is the default. Where positions act
+only in attention, a query without context reads the same wherever it stands: `alone` is `matched`,
+both are the first token's case, and `anchored` is the default.
+
+A context given as text begins as the checkpoint's tokenizer begins a text. Context and query are
+tokenised separately, because merges across the border would change the query.
 """
 
 from __future__ import annotations
@@ -27,14 +31,20 @@ from schemas.equivalence_checks import Apply
 from schemas.pairs import (
     AnotherContext,
     Baseline,
-    BaselineName,
+    Form,
     PairPositions,
     PairTokens,
     Span,
     Stream,
     WithoutSpans,
 )
-from service.analysis.inputs import Text, check_length, resolve_ids, resolve_positions
+from service.analysis.inputs import (
+    Text,
+    beginning_of,
+    check_length,
+    resolve_ids,
+    resolve_positions,
+)
 from service.engine import Activations, Follow, Model, Run, Site
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
@@ -76,20 +86,22 @@ class Pair:
     """Two prompts that end in the same query.
 
     Args:
-        requested: The baseline as the request names it.
-        context: Ids of the context, with the anchor if there is one.
+        kind: The baseline that the request names, or that it became.
+        context: Ids of the context, with the anchor or the tokenizer's own beginning.
         query: Ids of the query.
-        anchored: Whether the first id of the context is an anchor that both prompts have.
+        head: Number of first ids of the context that both prompts have: the anchor, or 0.
+        beginning: Number of first ids that are an anchor or the tokenizer's own beginning.
         with_context: The prompt with context.
         baseline: The prompt that it is compared with.
         positions: The requested positions, indices into the query.
         border_merges: Whether context and query, tokenised together, have other ids. None for ids.
     """
 
-    requested: Baseline
+    kind: Baseline
     context: tuple[int, ...]
     query: tuple[int, ...]
-    anchored: bool
+    head: int
+    beginning: int
     with_context: Prompt
     baseline: Prompt
     positions: tuple[int, ...]
@@ -98,7 +110,7 @@ class Pair:
     @property
     def echoed_tokens(self) -> int:
         """Number of tokens that an answer repeats: context, query, and the baseline's context."""
-        other = isinstance(self.requested, AnotherContext)
+        other = isinstance(self.kind, AnotherContext)
         return len(self.context) + len(self.baseline.ids if other else self.query)
 
     def relation(self, model: Model, stream: Stream = "free") -> Relation:
@@ -109,7 +121,7 @@ class Pair:
         merges = UNSET if self.border_merges is None else self.border_merges
         return (
             model.summary,
-            self.requested,
+            self.kind,
             stream,
             PairTokens(tokens(self.context), tokens(self.query), merges),
             PairPositions(where, base),
@@ -134,11 +146,12 @@ class Pair:
         stream: Stream,
         dtype: torch.dtype | None = None,
         apply: Apply = "factored",
+        form: Form = "bias",
     ) -> list[Run]:
         """Form the baseline's runs, which read hook points of layers at the requested positions.
 
         There is one run in the free stream. In the sequential stream there is one per position,
-        which follows the run with context there and applies W + ΔW as `apply` says.
+        which follows the run with context there, applies W + ΔW as `apply` says, and Δh as `form`.
         """
         sites = [Site(layer, point) for layer in layers for point in points]
         if stream == "free":
@@ -149,7 +162,7 @@ class Pair:
         return [
             replace(
                 self.baseline.run(dict.fromkeys(sites, (position,)), dtype),
-                patch=Follow(source, ahead + position, behind + position, apply),
+                patch=Follow(source, ahead + position, behind + position, apply, form),
             )
             for position in self.positions
         ]
@@ -185,7 +198,7 @@ def resolve_pair(
     model: Model,
     context: Text,
     query: Text,
-    baseline: BaselineName | WithoutSpans | AnotherContext,
+    baseline: Baseline | None,
     positions: Literal["last", "all"] | Sequence[int],
     *,
     query_at: Path = QUERY,
@@ -196,7 +209,7 @@ def resolve_pair(
         model: The resident model.
         context: The text before the query.
         query: The text whose vectors are compared.
-        baseline: The run that the run with context is compared with.
+        baseline: The run that the run with context is compared with; None: the default.
         positions: Indices into the query.
         query_at: Path of the query in the request.
 
@@ -209,6 +222,7 @@ def resolve_pair(
         NoAnchorToken: Baseline `anchored`, but the tokenizer has no anchor.
         PositionOutOfRange: The query has no such position.
     """
+    kind = resolve_baseline(model, baseline)
     read = resolve_ids(model, context, ("context",))
     asked = resolve_ids(model, query, query_at)
     if not read:
@@ -216,37 +230,52 @@ def resolve_pair(
     if not asked:
         raise EmptyQuery("The query has no tokens.", at=query_at)
     merges = _border_merges(model, context, query, read + asked)
+    read = beginning_of(model, context) + read
     anchor: tuple[int, ...] = ()
-    if baseline == "anchored":
-        anchor = (_anchor(model),)
+    if kind == "anchored":
+        anchor = _anchor(model)
         if read == anchor:
             raise EmptyContext("The context has no tokens besides the anchor.", at=("context",))
-        read = read if read[:1] == anchor else anchor + read
+        read = read if read[: len(anchor)] == anchor else anchor + read
     check_length(model, len(read) + len(asked), ("context",) if query_at == QUERY else query_at)
     start, length = len(read), len(asked)
     kept: Sequence[int] = range(len(anchor))
-    if isinstance(baseline, WithoutSpans):
-        kept = _rest(baseline.without, start, ("baseline", "without"))
+    if isinstance(kind, WithoutSpans):
+        kept = _rest(kind.without, start, ("baseline", "without"))
     ids, where = tuple(read[i] for i in kept), tuple(kept)
-    if isinstance(baseline, AnotherContext):
+    if isinstance(kind, AnotherContext):
         at = ("baseline", "context")
-        ids = resolve_ids(model, baseline.context, at)
+        ids = resolve_ids(model, kind.context, at)
         if not ids:
             raise EmptyContext("The baseline's context has no tokens.", at=at)
+        ids = beginning_of(model, kind.context) + ids
         check_length(model, len(ids) + length, at)
         where, start = tuple(range(len(ids))), len(ids)
-    elif baseline == "alone":
+    elif kind == "alone":
         start = 0
+    prefix = model.tokenizer.prefix
+    own = len(prefix) if read[: len(prefix)] == prefix else 0
     return Pair(
-        requested=baseline,
+        kind=kind,
         context=read,
         query=asked,
-        anchored=bool(anchor),
+        head=len(anchor),
+        beginning=max(len(anchor), own),
         with_context=Prompt(read + asked, tuple(range(len(read) + length)), length),
         baseline=Prompt(ids + asked, where + tuple(range(start, start + length)), length),
         positions=resolve_positions(positions, length),
         border_merges=merges,
     )
+
+
+def resolve_baseline(model: Model, baseline: Baseline | None) -> Baseline:
+    """The baseline that a request names, or its default for the model's positions."""
+    if model.absolute_positions:
+        return baseline or "matched"
+    if baseline is None and model.anchor is not None:
+        return "anchored"
+    # Without context a query reads the same at any position.
+    return "matched" if baseline in (None, "alone") else baseline
 
 
 def _border_merges(model: Model, context: Text, query: Text, apart: tuple[int, ...]) -> bool | None:
@@ -255,14 +284,14 @@ def _border_merges(model: Model, context: Text, query: Text, apart: tuple[int, .
     return None
 
 
-def _anchor(model: Model) -> int:
-    anchor = model.tokenizer.anchor
-    if anchor is None or anchor >= model.vocab_size:
+def _anchor(model: Model) -> tuple[int, ...]:
+    if model.anchor is None:
         raise NoAnchorToken(
-            "The tokenizer has no <|endoftext|>, which `anchored` needs. Choose another baseline.",
+            "The tokenizer has no token that begins a text, which `anchored` needs. Choose another "
+            "baseline.",
             at=("baseline",),
         )
-    return anchor
+    return model.tokenizer.anchor
 
 
 def _rest(spans: Sequence[Span], length: int, at: Path) -> tuple[int, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from schemas.common import UNSET, Unset
 from schemas.weight_updates import Reuse
 from service.analysis.factors import layer_update, ratios
 from service.analysis.pairs import Pair
-from service.engine import Activations, Model, Question, Site, patched_mlp_pre
+from service.engine import Activations, Model, Question, Site, patched_product
 from service.theory import RankOne, below_noise, discrepancy, update_on_base
 
 
@@ -29,12 +31,12 @@ def reuses(
     reads = pair.reads(layers, ("mlp_in", "resid_mid"))
     runs = [pair.with_context.run(reads), pair.baseline.run(reads)]
     for probe in probes:
-        reads = probe.reads(layers, ("mlp_in", "mlp_pre"))
+        reads = probe.reads(layers, ("mlp_in", *model.blocks[0].pre_points))
         runs += [probe.with_context.run(reads), probe.baseline.run(reads)]
     context, baseline, *probed = yield runs
     found: list[Sequence[Reuse] | Unset] = []
     for layer in layers:
-        weight = layer_update(layer, context, baseline, model.blocks[layer].w_in.weight).weight
+        weight = layer_update(layer, context, baseline, model.blocks[layer]).weight
         by_probe = [
             _reuse(model, layer, weight, q, with_context, without)
             for q, (with_context, without) in enumerate(zip(probed[::2], probed[1::2], strict=True))
@@ -54,17 +56,20 @@ def _reuse(
 ) -> list[Reuse]:
     """Apply the updates of all positions to one probe."""
     block = model.blocks[layer]
-    n, pre = Site(layer, "mlp_in"), Site(layer, "mlp_pre")
-    own = update_on_base(baseline[n], baseline[n], context[n], block.w_in.weight)
-    count = len(weight.input)
-    patched = patched_mlp_pre(
-        block, baseline[n].expand(count, -1), weight.to(baseline[n].dtype), "factored"
+    n = Site(layer, "mlp_in")
+    expected, unpatched = (
+        torch.cat([run[Site(layer, point)] for point in block.pre_points], -1)
+        for run in (context, baseline)
     )
-    errors = discrepancy(context[pre], patched).relative_error
-    unpatched = ratios(discrepancy(context[pre], baseline[pre]).relative_error)[0]
+    own = update_on_base(baseline[n], baseline[n], context[n], block.w_in)
+    count = len(weight.input)
+    weight_here = weight.to(baseline[n].dtype)
+    patched = patched_product(block.w_in, baseline[n].expand(count, -1), weight_here, "factored")
+    errors = discrepancy(expected, patched).relative_error
+    bare = ratios(discrepancy(expected, unpatched).relative_error)[0]
     noise = bool(below_noise(baseline[n], context[n], baseline[n].dtype))
     cosines = [None] * count if noise else ratios(weight.cosine(own))
     return [
-        Reuse(query, cosine, noise, error, unpatched)
+        Reuse(query, cosine, noise, error, bare)
         for cosine, error in zip(cosines, ratios(errors), strict=True)
     ]

@@ -15,7 +15,7 @@ AT = ("spans",)
 
 def token_spans(pair: Pair) -> tuple[Span, ...]:
     """One span per token of the context, without the anchor."""
-    return tuple((i, i + 1) for i in range(int(pair.anchored), len(pair.context)))
+    return tuple((i, i + 1) for i in range(pair.head, len(pair.context)))
 
 
 def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
@@ -25,7 +25,7 @@ def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
     begins with white space. So "D.C." is no end, and "D.C. The" is one. Line breaks after the end,
     and white space at the end of the context, belong to the sentence before them.
     """
-    first, count = int(pair.anchored), len(pair.context)
+    first, count = pair.head, len(pair.context)
     texts = [model.tokenizer.token(token).text for token in pair.context]
     while count > first and texts[count - 1].isspace():
         count -= 1
@@ -50,7 +50,7 @@ def given_spans(pair: Pair, spans: Sequence[Span], *, cover: bool) -> tuple[Span
     Raises:
         BadSpan: A span is out of range, empty, out of order, overlaps, or leaves a gap.
     """
-    first, count = int(pair.anchored), len(pair.context)
+    first, count = pair.head, len(pair.context)
     check_spans(spans, count, AT)
     if spans[0][0] < first:
         raise BadSpan(

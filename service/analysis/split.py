@@ -15,10 +15,10 @@ from torch import Tensor
 
 from schemas.common import UNSET, Unset
 from schemas.weight_updates import Part, Split
-from service.analysis.factors import factors
+from service.analysis.factors import on_wire
 from service.analysis.pairs import Pair
-from service.engine import Model, Question, Site
-from service.theory import update_on_base
+from service.engine import FirstWeight, Model, Question, Site
+from service.theory import RankOne, update_on_base
 
 
 def splits(
@@ -32,11 +32,18 @@ def splits(
     context, matched, alone = yield [prompt.run(reads) for prompt in prompts]
     found: list[Split[Tensor] | Unset] = []
     for layer in layers:
-        n, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in.weight
+        n, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in
         content = update_on_base(alone[n], matched[n], context[n], w_in)
         position = update_on_base(alone[n], alone[n], matched[n], w_in)
+        first = model.first_weights(layer)
         found += [
-            Split(*(Part(float(part.norm[i]), factors(part[i])) for part in (content, position)))
+            Split(_part(content[i], first), _part(position[i], first))
             for i in range(len(pair.positions))
         ]
     return found
+
+
+def _part(update: RankOne, first: Sequence[FirstWeight]) -> Part[Tensor]:
+    """One part in the form of an answer."""
+    wire = on_wire(update)
+    return Part(float(update.norm), wire.input, [wire.output[one.columns] for one in first])

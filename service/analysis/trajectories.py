@@ -23,9 +23,9 @@ from service.theory import below_noise, trajectory
 
 def plan_trajectories(model: Model, request: TrajectoriesRequest) -> Plan[TrajectoriesAnswer]:
     """Plan the trajectory of each layer's weight. Raises `Refused` if an input does not fit."""
-    require_reading_in_parts(request)
     layers = resolve_layers(model, request.layers)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
+    require_reading_in_parts(pair.kind, request.stream)
     given = request.spans
     spans = token_spans(pair) if given is None else given_spans(pair, given, cover=True)
     size = AnswerSize(
@@ -68,7 +68,7 @@ def _layer_trajectory(
     spans: Sequence[Span],
     readings: Tensor,
 ) -> LayerTrajectory:
-    found = trajectory(readings, model.blocks[layer].w_in.weight)
+    found = trajectory(readings, model.blocks[layer].w_in)
     noise = bool(below_noise(readings[0], readings[-1], readings.dtype))
     columns = (
         spans,

@@ -55,6 +55,7 @@ def checks_of_layer(
     controls: Mapping[str, Sequence[float | None]],
     reasons: Mapping[str, str],
     bias_only: Sequence[float | None] | Unset = UNSET,
+    vacuous_by_theorem: str | Unset = UNSET,
 ) -> list[Check]:
     """Check each position of one layer.
 
@@ -68,6 +69,7 @@ def checks_of_layer(
         controls: Relative errors of each control, one per position.
         reasons: Reason for each control that is None.
         bias_only: Relative errors with Δh at the attention output and no ΔW.
+        vacuous_by_theorem: The reason why the checks must be vacuous, if they must.
     """
     found = discrepancy(expected, actual)
     columns = zip(
@@ -95,6 +97,7 @@ def checks_of_layer(
                 unpatched_relative_error=finite(bare),
                 improvement=finite(improvement(relative, bare, actual.dtype)),
                 vacuous=told == "vacuous",
+                vacuous_reason=vacuous_by_theorem if told == "vacuous" else UNSET,
                 verdict=told,
                 holds=told == "holds",
                 controls={name: errors[i] for name, errors in controls.items()} or UNSET,

@@ -8,28 +8,35 @@ from dataclasses import replace
 from torch import Tensor
 
 from schemas.common import UNSET, Unset
-from schemas.pairs import AnotherContext, Stream
+from schemas.pairs import AnotherContext, Form, Stream
 from schemas.weight_updates import (
+    Bias,
+    FirstWeightUpdate,
+    Gain,
     Include,
     JointUpdate,
     JointUpdatesAnswer,
     NextTokens,
     Norms,
     Reuse,
+    SecondWeightUpdate,
     Split,
     Update,
     WeightUpdatesAnswer,
     WeightUpdatesRequest,
 )
-from service.analysis.factors import factors, layer_update, ratio, ratios
-from service.analysis.inputs import refuse, resolve_layers
+from service.analysis.factors import POINTS, columns_of, layer_update, on_wire, ratio, ratios
+from service.analysis.inputs import refuse, require_form, resolve_layers
 from service.analysis.joints import joint_updates
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import Pair, gathered, resolve_pair
 from service.analysis.reuse import reuses
 from service.analysis.split import splits
 from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan, together
-from service.theory import Comparison, below_noise, compare
+from service.theory import Comparison, OutputUpdate, RankOne, below_noise, compare, norm
+
+INDEX_BYTES = 8
+"""Maximum characters of an index of a gain's lifted entries in JSON, with its comma."""
 
 
 def plan_weight_updates(
@@ -45,11 +52,12 @@ def plan_weight_updates(
         entries=entries * (1 + len(probes)) + len(pair.positions),
         tokens=pair.echoed_tokens,
         numbers=entries * numbers(model, request, len(pair.positions)),
+        entry_bytes=entry_bytes(model, request),
     )
     include = frozenset(request.include)
     if request.joint:
         return plan(model, joint_weight_updates(model, pair, layers, include), size)
-    question = weight_updates(model, pair, layers, include, request.stream, probes)
+    question = weight_updates(model, pair, layers, include, request.stream, probes, request.form)
     return plan(model, question, size)
 
 
@@ -60,6 +68,7 @@ def check_combination(request: WeightUpdatesRequest, pair: Pair) -> None:
         NotSupported: `split` without `alone` and the free stream, or `joint` with options that need
             one patch per position, or with a single position.
     """
+    require_form(request.form, request.joint)
     if "split" in request.include:
         refuse(request.baseline != "alone", "`split` needs the baseline `alone`.", "include")
         refuse(request.stream != "free", "`split` needs the stream `free`.", "include")
@@ -94,12 +103,24 @@ def probe_pairs(model: Model, request: WeightUpdatesRequest, pair: Pair) -> list
 
 def numbers(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
     """Number of float32 numbers in the tensors of one entry."""
-    pair_of_factors = model.d_model + model.d_mlp
+    first = len(model.first_weights(0))
+    factors = model.d_model + first * model.d_mlp
     if request.joint:
-        return 2 * positions * pair_of_factors if "factors" in request.include else 0
-    count = pair_of_factors if "factors" in request.include else 0
-    count += model.d_model if "bias" in request.include else 0
-    return count + (2 * pair_of_factors if "split" in request.include else 0)
+        weights = first + 1
+        every = weights * positions * (model.d_model + model.d_mlp)
+        return every if "factors" in request.include else 0
+    bias = model.d_model
+    if request.form == "weights":
+        gain = model.d_model if model.post_norms else 0
+        bias = model.d_mlp + model.d_model + gain
+    counts = {"factors": factors, "bias": bias, "split": 2 * factors}
+    return sum(count for part, count in counts.items() if part in request.include)
+
+
+def entry_bytes(model: Model, request: WeightUpdatesRequest) -> int:
+    """Upper estimate of an entry's bytes in JSON, without its tensors."""
+    lifts = request.form == "weights" and "bias" in request.include and model.post_norms
+    return AnswerSize.entry_bytes + (INDEX_BYTES * model.d_model if lifts else 0)
 
 
 def weight_updates(
@@ -109,6 +130,7 @@ def weight_updates(
     include: Collection[Include],
     stream: Stream = "free",
     probes: Sequence[Pair] = (),
+    form: Form = "bias",
 ) -> Question[WeightUpdatesAnswer[Tensor]]:
     """Form the update of each layer at each requested position.
 
@@ -122,6 +144,7 @@ def weight_updates(
             the patched layers below it produce.
         probes: Other queries after the same context and baseline, on which each update is reused,
             in the free stream.
+        form: The carrier of Δh.
     """
     relation = pair.relation(model, stream)
     updates: Sequence[Update[Tensor]]
@@ -129,7 +152,7 @@ def weight_updates(
     parts: Sequence[Split[Tensor] | Unset]
     reused: Sequence[Sequence[Reuse] | Unset]
     updates, likely, parts, reused = yield from together(
-        _updates(model, pair, layers, include, stream),
+        _updates(model, pair, layers, include, stream, form),
         next_tokens(model, pair, "next_tokens" in include),
         splits(model, pair, layers, "split" in include),
         reuses(model, pair, layers, probes),
@@ -138,7 +161,7 @@ def weight_updates(
         replace(update, split=part, reuse=again)
         for update, part, again in zip(updates, parts, reused, strict=True)
     ]
-    return WeightUpdatesAnswer(*relation, finished, likely)
+    return WeightUpdatesAnswer(*relation, form, finished, likely)
 
 
 def joint_weight_updates(
@@ -161,14 +184,15 @@ def _updates(
     layers: Sequence[int],
     include: Collection[Include],
     stream: Stream,
+    form: Form,
 ) -> Question[list[Update[Tensor]]]:
-    reads = pair.reads(layers, ("mlp_in", "resid_mid"))
-    base = pair.baseline_runs(layers, ("mlp_in", "resid_mid"), stream)
+    reads = pair.reads(layers, POINTS[form])
+    base = pair.baseline_runs(layers, POINTS["bias"], stream, form=form)
     context, *rest = yield [pair.with_context.run(reads), *base]
     baseline = gathered(rest)
     updates: list[Update[Tensor]] = []
     for layer in layers:
-        updates += _of_layer(model, pair.positions, layer, context, baseline, include)
+        updates += _of_layer(model, pair.positions, layer, context, baseline, include, form)
         yield ()
     return updates
 
@@ -180,35 +204,100 @@ def _of_layer(
     context: Activations,
     baseline: Activations,
     include: Collection[Include],
+    form: Form,
 ) -> Iterable[Update[Tensor]]:
-    w_in = model.blocks[layer].w_in.weight
-    found = layer_update(layer, context, baseline, w_in)
+    found = layer_update(layer, context, baseline, model.blocks[layer], form)
     n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
     mlp_in = _norms(compare(baseline[n], context[n]))
     resid_mid = _norms(compare(baseline[h], context[h]))
     noise = below_noise(baseline[n], context[n], baseline[n].dtype).tolist()
-    frobenius, spectral = model.weight_norms[layer]
-    wire = found.to(found.weight.output.dtype)
+    wire = on_wire(found.weight)
+    weights = _first_weights(model, layer, found.weight, wire, "factors" in include)
+    carriers: Sequence[Carriers] = [(UNSET, UNSET, UNSET)] * len(positions)
+    if "bias" in include and form == "bias":
+        parameter = model.bias_parameter(layer)
+        values = found.bias.to(wire.output.dtype).cpu()
+        carriers = [(Bias(row, parameter), UNSET, UNSET) for row in values]
+    elif "bias" in include and found.out is not None:
+        carriers = _output_parts(model, layer, found.out)
     return [
         Update(
             layer=layer,
             position=position,
-            weight=model.family.weight_in.format(layer=layer),
-            shape=list(w_in.shape),
-            rank=int(norm > 0),
-            norm=norm,
-            relative_norm=ratio(norm, frobenius),
-            spectral_share=ratio(norm, spectral),
+            rank=int(size > 0),
+            norm=size,
+            below_noise=noise[i],
+            weights=weights[i],
             mlp_in=mlp_in[i],
             resid_mid=resid_mid[i],
-            below_noise=noise[i],
-            factors=factors(wire.weight[i]) if "factors" in include else UNSET,
-            bias=wire.bias[i].cpu() if "bias" in include else UNSET,
+            input=wire.input[i] if "factors" in include else UNSET,
+            bias=carriers[i][0],
+            w_out=carriers[i][1],
+            gain=carriers[i][2],
         )
-        for i, (position, norm) in enumerate(
+        for i, (position, size) in enumerate(
             zip(positions, found.weight.norm.tolist(), strict=True)
         )
     ]
+
+
+def _first_weights(
+    model: Model, layer: int, update: RankOne, wire: RankOne, give_outputs: bool
+) -> list[list[FirstWeightUpdate[Tensor]]]:
+    """The update of each first weight, at each position.
+
+    Args:
+        model: The resident model.
+        layer: The layer.
+        update: ΔW of all first weights side by side, a batch of positions.
+        wire: The same factors as an answer has them.
+        give_outputs: Whether the answer has the output factors.
+    """
+    by_weight = []
+    norms = zip(model.first_weights(layer), model.weight_norms[layer], strict=True)
+    for first, (frobenius, spectral) in norms:
+        outputs = wire.output[..., first.columns]
+        sizes = columns_of(update, first.columns).norm.tolist()
+        by_weight.append(
+            [
+                FirstWeightUpdate(
+                    name=first.name,
+                    shape=first.shape,
+                    norm=size,
+                    relative_norm=ratio(size, frobenius),
+                    spectral_share=ratio(size, spectral),
+                    output=output if give_outputs else UNSET,
+                )
+                for size, output in zip(sizes, outputs, strict=True)
+            ]
+        )
+    return [list(of_position) for of_position in zip(*by_weight, strict=True)]
+
+
+Carriers = tuple[Bias[Tensor] | Unset, SecondWeightUpdate[Tensor] | Unset, Gain[Tensor] | Unset]
+"""`bias`, `w_out` and `gain` of an update."""
+
+
+def _output_parts(model: Model, layer: int, out: OutputUpdate) -> list[Carriers]:
+    """`w_out` and `gain` of each position in the form of an answer."""
+    wire = on_wire(out.weight)
+    frobenius = float(norm(model.blocks[layer].w_out.weight.flatten()))
+    name, gain_name = model.second_weight(layer), model.post_norm_gain(layer)
+    post_norm = model.blocks[layer].post_mlp
+    parts: list[Carriers] = []
+    for i, size in enumerate(out.weight.norm.tolist()):
+        w_out = SecondWeightUpdate(
+            name, wire.input[i], wire.output[i], size, ratio(size, frobenius)
+        )
+        gain: Gain[Tensor] | Unset = UNSET
+        if out.gain is not None and gain_name is not None and post_norm is not None:
+            old, new = post_norm.gain.double(), out.gain[i].double()
+            lifted = [] if out.lifted is None else out.lifted[i].nonzero().flatten().tolist()
+            change = float(norm(new - old))
+            values = new.to(wire.output.dtype).cpu()
+            gain = Gain(gain_name, values, lifted, change, ratio(change, float(norm(old))))
+        parts.append((UNSET, w_out, gain))
+    return parts
 
 
 def _norms(compared: Comparison) -> list[Norms]:

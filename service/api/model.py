@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, get_args
+from typing import Annotated
 
 import torch
 import transformers
@@ -26,6 +26,7 @@ TRANSFORMER_LENS: Mapping[HookPoint, str] = {
     "resid_mid": "blocks.{layer}.hook_resid_mid",
     "mlp_in": "blocks.{layer}.mlp.hook_in",
     "mlp_pre": "blocks.{layer}.mlp.hook_pre",
+    "mlp_pre_linear": "blocks.{layer}.mlp.hook_pre_linear",
     "mlp_act": "blocks.{layer}.mlp.hook_post",
     "mlp_out": "blocks.{layer}.hook_mlp_out",
     "resid_post": "blocks.{layer}.hook_resid_post",
@@ -35,6 +36,8 @@ NOTES: Mapping[HookPoint, str] = {
     "ln_1_out": "`ln1.hook_normalized` is before gain and bias.",
     "mlp_in": "`ln2.hook_normalized` is before gain and bias, and `hook_mlp_in` is before ln_2. "
     "Neither is this vector.",
+    "mlp_pre_linear": "The output of `up_proj`, which TransformerLens calls `W_in`. Its `W_gate` "
+    "is `gate_proj`, whose output is `mlp_pre`.",
 }
 PROBLEMS = (
     "missing_key",
@@ -72,7 +75,12 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
             config_digest=loaded.config_digest,
             tokenizer_digest=loaded.tokenizer.digest,
             fan_in_fan_out=loaded.family.fan_in_fan_out,
-            hook_points=[_hook_point(loaded, point) for point in get_args(HookPoint)],
+            first_weights=loaded.first_weight_names,
+            positions="absolute" if loaded.absolute_positions else "relative",
+            parallel=loaded.parallel,
+            post_norms=loaded.post_norms,
+            anchor=loaded.anchor,
+            hook_points=[_hook_point(loaded, point) for point in loaded.hook_points],
             limits=state.limits,
             versions=Versions(__version__, torch.__version__, transformers.__version__),
             self_check=state.self_check,
@@ -81,7 +89,7 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
 
 
 def _hook_point(loaded: Model, point: HookPoint) -> HookPointInfo:
-    module, side = loaded.family.module_paths[point]
+    module, side = loaded.module_path(point) or (None, None)
     return HookPointInfo(
         name=point,
         module=module,

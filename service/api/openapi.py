@@ -18,7 +18,7 @@ ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too_large")
 """Problems that the service finds before it routes a request."""
 PACKED = """A safetensors file. Each tensor is named by its path in the answer, such as
-`updates.0.factors.input`. `__metadata__["response"]` holds the JSON answer, with
+`updates.0.input`. `__metadata__["response"]` holds the JSON answer, with
 `{"dtype", "shape", "tensor": path}` in each tensor's place."""
 GENERIC = f"__{Values.__name__}_"
 """Suffix that pydantic adds to the names of generic answers."""

@@ -15,7 +15,7 @@ from deltaw_client import Activations, EquivalenceChecks, LoadedModel, Trajector
 from schemas.common import UNSET, ModelSummary
 from schemas.equivalence_checks import Check, LogitsCheck
 from schemas.pairs import PairAnswer
-from schemas.weight_updates import NextTokens
+from schemas.weight_updates import NextTokens, Update
 
 Cell = float | str | Text | None
 
@@ -32,10 +32,8 @@ ERRORS = {
 }
 """The head of each column of a check's errors, by field."""
 DIVERGENCE = attrgetter("position", "kl_divergence", "kl_tolerance", "unpatched_kl_divergence")
-UPDATE = attrgetter(
-    *("layer", "position", "norm", "relative_norm", "spectral_share"),
-    *("mlp_in.cosine", "resid_mid.norm_difference"),
-)
+WEIGHT = attrgetter("norm", "relative_norm", "spectral_share")
+INPUTS = attrgetter("mlp_in.cosine", "resid_mid.norm_difference")
 
 
 def shown(cell: Cell) -> Text:
@@ -90,15 +88,15 @@ def of_self_check(found: Mapping[str, Any]) -> RenderableType:
         if value is not None and name != "verdict"
     }
     facts["verdict"] = verdict(found["verdict"])
-    caption = "every layer's block on a fixed prompt; baseline matched, stream free, float32"
+    caption = "every layer's block on a fixed prompt; default baseline, stream free, float32"
     return table("self-check", (), facts.items(), caption)
 
 
 def of_checks(answer: EquivalenceChecks) -> RenderableType:
     """Lay out checks: errors and controls, those of the logits if checked, and the verdict."""
     caption = (
-        f"errors relative to the run with context; {answer.apply} in {answer.precision}; "
-        f"{relation(answer)}"
+        f"errors relative to the run with context; form {answer.form}, {answer.apply} in "
+        f"{answer.precision}; {relation(answer)}"
     )
     parts = [*_of_errors(f"equivalence, scope {answer.scope}", answer.checks, caption)]
     if logits := answer.logits:
@@ -131,13 +129,26 @@ def _of_errors(
 
 def of_updates(answer: WeightUpdates) -> RenderableType:
     """Lay out the updates of each layer and position, and the likeliest next tokens."""
-    head = ["layer", "position", "‖ΔW‖", "‖ΔW‖/‖W‖", "‖ΔW‖₂/‖W‖₂", "cos(n, n_C)", "‖Δh‖", "note"]
-    rows = [
-        (*UPDATE(update), "below noise" if update.below_noise else "") for update in answer.updates
-    ]
+    several = any(len(update.weights) > 1 for update in answer.updates)
+    head = ["layer", "position", *(["weight"] if several else [])]
+    head += ["‖ΔW‖", "‖ΔW‖/‖W‖", "‖ΔW‖₂/‖W‖₂", "cos(n, n_C)", "‖Δh‖", "note"]
+    rows = [row for update in answer.updates for row in _of_update(update, several)]
     caption = f"W is the MLP's first weight, n its input; {relation(answer)}"
     made = table("implicit weight updates", head, rows, caption)
     return Group(made, *map(_of_next_tokens, answer.next_tokens or ()))
+
+
+def _of_update(update: Update[Any], several: bool) -> Iterator[Sequence[Cell]]:
+    """The rows of an update: one, or if MLPs have several first weights, that of all of them and
+    one for each."""
+    note = "below noise" if update.below_noise else ""
+    place = (update.layer, update.position)
+    if not several:
+        yield *place, *WEIGHT(update.weights[0]), *INPUTS(update), note
+        return
+    yield *place, "all", update.norm, None, None, *INPUTS(update), note
+    for weight in update.weights:
+        yield *place, weight.name.split(".")[-2], *WEIGHT(weight), None, None, ""
 
 
 def _of_next_tokens(told: NextTokens) -> RenderableType:
@@ -201,6 +212,9 @@ def of_model(answer: LoadedModel) -> RenderableType:
     worst = f", worst relative error {shown(found.worst_relative_error)}"
     facts: dict[str, Cell] = {
         **{name: getattr(answer, name) for name in shape},
+        "first weights": ", ".join(answer.first_weights),
+        "positions": answer.positions,
+        "anchor": answer.anchor,
         "weights": answer.model.weights_digest,
         "versions": ", ".join(f"{name} {said}" for name, said in vars(answer.versions).items()),
         "self-check": Text.assemble(verdict(found.verdict), worst),

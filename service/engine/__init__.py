@@ -3,8 +3,8 @@
 from service.engine.block import Block
 from service.engine.checkpoint import load
 from service.engine.engine import Engine
-from service.engine.model import Model
-from service.engine.patch import patched_block, patched_mlp_pre
+from service.engine.model import FirstWeight, Model
+from service.engine.patch import patched_block, patched_product, second_update
 from service.engine.question import (
     AnswerSize,
     Plan,
@@ -23,6 +23,7 @@ __all__ = [
     "AnswerSize",
     "Block",
     "Engine",
+    "FirstWeight",
     "Fixed",
     "Follow",
     "Model",
@@ -36,7 +37,8 @@ __all__ = [
     "drive",
     "load",
     "patched_block",
-    "patched_mlp_pre",
+    "patched_product",
     "plan",
+    "second_update",
     "together",
 ]

@@ -9,23 +9,26 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 import service.checkpoints
 from schemas.common import DType
-from service.engine.families import FAMILIES
+from service.engine.families import FAMILIES, Family
 from service.engine.hub import INSTEAD, fetch
-from service.engine.layers import Norm
 from service.engine.model import DTYPES, Model
+from service.engine.run import Run, Site
 from service.engine.text import Tokenizer
-from service.errors import CannotLoad
+from service.engine.walk import forward
+from service.errors import CannotLoad, NonFiniteActivation
 
 BUNDLED = "bundled"
 ADAPTER = "adapter_config.json"
@@ -49,10 +52,19 @@ are variants for other versions of transformers."""
 TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
 """Shards that transformers would load in place of `model.safetensors`."""
-BLOCK_WEIGHT = re.compile(r"(^|\.)h\.\d+\.(?!attn\.(bias|masked_bias)$)")
-"""The name of a block's weight; the masks that old checkpoints store are buffers."""
-ACTIVATION_WEIGHT = re.compile(r"\.act\.")
-"""The name of a weight of an activation function, such as PReLU's."""
+BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
+"""Names of what old checkpoints store in a block although it is no weight: masks, frequencies."""
+STATIC = {"default", "linear", "llama3", "proportional", "yarn"}
+"""Types of rotary embeddings whose frequencies do not depend on the length of the prompt."""
+PROBE_TOKENS = 16
+STRIDE = 7919
+"""Step between the ids of the prompt on which a loaded model is compared with transformers."""
+DIFFERENT: Mapping[torch.dtype, float] = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.1,
+    torch.float16: 0.05,
+}
+"""Relative error of logits above which two models compute something else."""
 OWN_CODE = "its {} names code of its own (`auto_map`), which is not run"
 
 
@@ -79,7 +91,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
     if family is None:
         served = ", ".join(FAMILIES)
         raise CannotLoad(f"{name!r} is a {config.model_type!r} model; served are: {served}")
-    if reason := _refusal(config) or family.refuse(config):
+    if reason := _refusal(config) or family.refuse(config, DTYPES[dtype]):
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
     files = _weights(name, folder, commit)
     with _reading(repr(name)):
@@ -104,18 +116,18 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         refusal = f"cannot be served: {OWN_CODE.format('tokenizer_config.json')}"
     elif missing := sorted(loading["missing_keys"]):
         refusal = f"lacks {len(missing)} weights, {missing[0]} among them"
-    elif left := sorted(key for key in loading["unexpected_keys"] if BLOCK_WEIGHT.search(key)):
+    elif left := sorted(filter(_block_weight(family), loading["unexpected_keys"])):
         refusal = f"has weights that its config.json does not name, such as {left[0]}"
-    elif any(ACTIVATION_WEIGHT.search(key) for key, _ in model.named_parameters()):
-        refusal = "cannot be served: its activation function has weights of its own"
+    elif getattr(model.get_output_embeddings(), "bias", None) is not None:
+        refusal = "cannot be served: its unembedding has a bias"
     if refusal:
         raise CannotLoad(f"{name!r} {refusal}")
     try:
         model.requires_grad_(False).eval().to(where)
-        body, output = model.transformer, model.get_output_embeddings().weight
-        # Copies, as views would keep the whole file in memory.
-        own = body.wte.weight.clone()
-        return Model(
+        probe = [STRIDE * i % config.vocab_size for i in range(1, PROBE_TOKENS + 1)]
+        probe = probe[: config.max_position_embeddings]
+        expected = _logits(name, model, probe)
+        loaded = Model(
             id=folder.name if Path(name).is_dir() else name,
             revision=commit,
             weights_digest=f"sha256:{digest.hexdigest()}",
@@ -123,17 +135,84 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             architecture=type(model).__name__,
             family=family,
             tokenizer=tokenizer,
-            blocks=family.blocks(model),
-            token_embedding=own,
-            position_embedding=body.wpe.weight.clone(),
-            final_norm=Norm(body.ln_f.weight.clone(), body.ln_f.bias.clone(), body.ln_f.eps),
-            unembedding=own if output is body.wte.weight else output.clone(),
+            **_resident(name, family, model),
         )
+        _compare(name, loaded, probe, expected)
+        return loaded
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CannotLoad(
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
             "to `cpu`"
         ) from error
+
+
+def _block_weight(family: Family) -> Callable[[str], bool]:
+    """Whether a name in a checkpoint is that of a block's weight."""
+    blocks = re.compile(rf"(^|\.){family.blocks.rpartition('.')[2]}\.\d+\.")
+    return lambda name: bool(blocks.search(name)) and not BUFFERS.search(name)
+
+
+def _resident(name: str, family: Family, model: Any) -> dict[str, Any]:
+    """The tensors of a model, which is taken apart so that no two blocks are in memory twice.
+
+    Raises:
+        CannotLoad: An activation function has weights.
+    """
+    ends = family.ends(model)
+    modules = model.get_submodule(family.blocks)
+    blocks = []
+    for layer in range(len(modules)):
+        blocks.append(family.block(modules[layer], model.config, layer, ends.rotaries))
+        modules[layer] = nn.Identity()
+        function = blocks[-1].activation
+        if isinstance(function, nn.Module) and any(True for _ in function.parameters()):
+            raise CannotLoad(
+                f"{name!r} cannot be served: its activation function has weights of its own"
+            )
+    # Copies, as views would keep the whole file in memory.
+    own, output = ends.token_embedding.clone(), model.get_output_embeddings().weight
+    positions = ends.position_embedding
+    return {
+        "blocks": tuple(blocks),
+        "ends": replace(
+            ends,
+            token_embedding=own,
+            position_embedding=None if positions is None else positions.clone(),
+        ),
+        "unembedding": own if output is ends.token_embedding else output.clone(),
+        "n_positions": model.config.max_position_embeddings,
+    }
+
+
+def _logits(name: str, model: Any, probe: Sequence[int]) -> Tensor:
+    """The logits that transformers computes, (rows, vocab)."""
+    ids = torch.tensor([probe], device=model.device)
+    with _reading(f"{name!r}"), torch.inference_mode():
+        logits: Tensor = model(ids, use_cache=False).logits
+    return logits[0].float()
+
+
+def _compare(name: str, loaded: Model, probe: Sequence[int], expected: Tensor) -> None:
+    """Compare the walk with transformers on a short prompt, whatever the configuration says.
+
+    Raises:
+        CannotLoad: They differ, so the configuration switches on what the walk does not do.
+    """
+    site = Site(loaded.n_layers - 1, "resid_post")
+    run = Run(probe, range(len(probe)), {site: range(len(probe))})
+    with torch.inference_mode():
+        try:
+            (read,) = forward(loaded, [run])
+        except NonFiniteActivation:
+            # The self-check finds a checkpoint with NaN, and the service says so.
+            return
+        error = (loaded.logits(read[site]).float() - expected).norm() / expected.norm()
+    # A NaN in the embedding of another token, or in the unembedding, is left to the requests too.
+    if error > DIFFERENT[loaded.dtype]:
+        raise CannotLoad(
+            f"{name!r} cannot be served: its config.json switches on something that deltaw does "
+            f"not compute (its logits differ from those of transformers by {float(error):.1g})"
+        )
 
 
 def _config_digest(config: Any) -> str:
@@ -191,6 +270,15 @@ def _refuse_folder(name: str, folder: Path, commit: str | None) -> None:
 
 def _refusal(config: Any) -> str | None:
     """Say why a configuration of any family is refused, or None if it is not."""
+    if config.num_hidden_layers < 1:
+        return "it has no layers"
+    turns = getattr(config, "rope_parameters", None) or {}
+    kinds = {part["rope_type"] for part in (turns, *turns.values()) if _typed(part)}
+    if unknown := sorted(kinds - STATIC):
+        return f"its rotary embedding is of the type {unknown[0]!r}; served are {sorted(STATIC)}"
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if unknown := sorted(layer_types - {"full_attention", "sliding_attention"}):
+        return f"it has layers of the type {unknown[0]!r}"
     if not getattr(config, "is_causal", True):
         return "its attention is not causal (`is_causal` in config.json is false)"
     if getattr(config, "quantization_config", None) is not None:
@@ -198,6 +286,10 @@ def _refusal(config: Any) -> str | None:
     if getattr(config, "transformers_weights", None) is not None:
         return f"config.json names other weights (`transformers_weights`) than {WEIGHTS}"
     return OWN_CODE.format("config.json") if getattr(config, "auto_map", None) else None
+
+
+def _typed(part: Any) -> bool:
+    return isinstance(part, Mapping) and "rope_type" in part
 
 
 def _weights(name: str, folder: Path, commit: str | None) -> list[Path]:

@@ -28,19 +28,46 @@ half a megabyte per row count and matrix. One row takes longer than four."""
 
 @dataclass(frozen=True)
 class Norm:
-    """A layer norm with gain and bias, (d_model) each."""
+    """A layer norm, or an RMS norm, over the last dimension.
+
+    Args:
+        gain: The factor of each entry, (width).
+        bias: (width); None: no bias.
+        eps: Added to the variance, or to the mean square.
+        rms: Whether the mean stays in: an RMS norm.
+        exact: The gain in float64 where it is not the stored one: Gemma stores it minus 1.
+    """
 
     gain: Tensor
-    bias: Tensor
+    bias: Tensor | None
     eps: float
+    rms: bool = False
+    exact: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Normalise rows of (rows, d_model)."""
-        return F.layer_norm(x, self.gain.shape, self.gain, self.bias, self.eps)
+    def __call__(self, x: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Normalise vectors (..., width), in the wider of the dtypes of x and of the gain.
+
+        Args:
+            x: (..., width).
+            gain: Another gain for each vector of an RMS norm, (..., width); None: the norm's own.
+        """
+        wide = x.to(torch.promote_types(x.dtype, self.gain.dtype))
+        if gain is not None:
+            normed = F.rms_norm(wide, self.gain.shape, None, self.eps) * gain
+        elif self.rms:
+            normed = F.rms_norm(wide, self.gain.shape, self.gain, self.eps)
+        else:
+            normed = F.layer_norm(wide, self.gain.shape, self.gain, self.bias, self.eps)
+        return normed.to(x.dtype)
 
     def to(self, dtype: torch.dtype) -> Norm:
-        """The same in another dtype; itself if it has that dtype."""
-        return Norm(self.gain.to(dtype), self.bias.to(dtype), self.eps)
+        """The same in another dtype, or its own if that is wider."""
+        wide = torch.promote_types(self.gain.dtype, dtype)
+        if wide == self.gain.dtype:
+            return self
+        gain = self.gain if self.exact is None else self.exact
+        bias = None if self.bias is None else self.bias.to(wide)
+        return Norm(gain.to(wide), bias, self.eps, self.rms, self.exact)
 
 
 @dataclass(frozen=True)
@@ -49,49 +76,65 @@ class Affine:
 
     Args:
         matrix: W, or Wᵀ in oneDNN's packed layout.
-        bias: b, (d_out).
-        dense: W beside its packed form, if it is used often; otherwise W is unpacked at each use.
+        bias: b, (d_out); None: no bias.
     """
 
     matrix: Tensor
-    bias: Tensor
-    dense: Tensor | None = None
+    bias: Tensor | None = None
 
     @property
     def weight(self) -> Tensor:
-        """W, (d_in, d_out)."""
-        if self.dense is not None:
-            return self.dense
+        """W, (d_in, d_out), unpacked at each use."""
         return self.matrix.to_dense().T if self.matrix.is_mkldnn else self.matrix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of W."""
+        return self.matrix.dtype
+
+    @property
+    def width(self) -> int:
+        """d_out."""
+        return self.matrix.shape[0 if self.matrix.is_mkldnn else 1]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply rows of (rows, d_in): (rows, d_out)."""
-        if not self.matrix.is_mkldnn:
-            return torch.addmm(self.bias, x, self.matrix)
-        step = next(step for most, step in ROW_STEPS if len(x) <= most)
-        lacking = step * max(1, math.ceil(len(x) / step)) - len(x)
-        padded = F.pad(x, (0, 0, 0, lacking)) if lacking else x
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(
-            padded, self.matrix, self.bias, "none", [], ""
-        )
-        return product[: len(x)]
+        return _product(x, self.matrix, self.bias)
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x·W` without the bias, for rows of (rows, d_in), in the dtype of x."""
+        return _product(x, self.matrix if x.dtype == self.dtype else self.weight.to(x.dtype), None)
+
+    def times(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """`x·M + b` for rows of (rows, d_in): the same bias with another matrix."""
+        return _product(x, matrix, self.bias)
 
     def to(self, dtype: torch.dtype) -> Affine:
         """The same in another dtype; itself if it has that dtype."""
-        if self.bias.dtype == dtype:
+        if self.dtype == dtype:
             return self
-        return Affine(self.weight.to(dtype), self.bias.to(dtype))
+        return Affine(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
 
-def affine(weight: Tensor, bias: Tensor, *, keep: bool = False) -> Affine:
+def _product(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """`x·W + b`, W packed or not."""
+    if not matrix.is_mkldnn:
+        return x @ matrix if bias is None else torch.addmm(bias, x, matrix)
+    step = next(step for most, step in ROW_STEPS if len(x) <= most)
+    lacking = step * max(1, math.ceil(len(x) / step)) - len(x)
+    padded = F.pad(x, (0, 0, 0, lacking)) if lacking else x
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(padded, matrix, bias, "none", [], "")
+    return product[: len(x)]
+
+
+def affine(weight: Tensor, bias: Tensor | None = None) -> Affine:
     """`x·W + b`, packed by oneDNN if that is faster.
 
     Args:
         weight: W, (d_in, d_out).
-        bias: b, (d_out).
-        keep: Whether W stays beside its packed form.
+        bias: b, (d_out); None: no bias.
     """
     if not PACKED or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return Affine(weight, bias)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.T)
-    return Affine(packed, bias.clone(), weight.clone() if keep else None)
+    return Affine(packed, None if bias is None else bias.clone())

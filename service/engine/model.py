@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -12,8 +13,7 @@ from torch import Tensor
 from schemas.activations import HookPoint
 from schemas.common import DType, ModelSummary
 from service.engine.block import Block
-from service.engine.families import Family
-from service.engine.layers import Norm
+from service.engine.families.family import Ends, Family, Side
 from service.engine.text import Tokenizer
 
 DTYPES: Mapping[DType, torch.dtype] = {
@@ -24,6 +24,21 @@ DTYPES: Mapping[DType, torch.dtype] = {
 DTYPE_NAMES: Mapping[torch.dtype, DType] = {dtype: name for name, dtype in DTYPES.items()}
 UNEMBEDDING_SLICE = 8192
 """Rows of the unembedding that are cast to another dtype at a time."""
+
+
+@dataclass(frozen=True)
+class FirstWeight:
+    """One of the MLP's first weights.
+
+    Args:
+        name: Its name in the checkpoint.
+        columns: Its columns of W = [W_gate | W_up].
+        shape: Its shape as stored.
+    """
+
+    name: str
+    columns: slice
+    shape: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +55,9 @@ class Model:
         family: The layout of this architecture.
         tokenizer: Converts text to ids and back.
         blocks: The transformer blocks.
-        token_embedding: (vocab, d_model).
-        position_embedding: (n_positions, d_model).
-        final_norm: The norm before the unembedding.
+        ends: The embeddings and the final norm.
         unembedding: (vocab, d_model).
+        n_positions: Number of positions that the model has.
     """
 
     id: str
@@ -54,10 +68,9 @@ class Model:
     family: Family
     tokenizer: Tokenizer
     blocks: tuple[Block, ...]
-    token_embedding: Tensor
-    position_embedding: Tensor
-    final_norm: Norm
+    ends: Ends
     unembedding: Tensor
+    n_positions: int
 
     @property
     def n_layers(self) -> int:
@@ -67,32 +80,62 @@ class Model:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return self.token_embedding.shape[1]
+        return self.unembedding.shape[1]
 
     @property
     def d_mlp(self) -> int:
         """Width of the MLP's hidden layer."""
-        return self.blocks[0].w_in.weight.shape[1]
+        return self.blocks[0].w_in.width // len(self.blocks[0].pre_points)
 
     @property
     def vocab_size(self) -> int:
         """Rows of the token embedding."""
-        return self.token_embedding.shape[0]
-
-    @property
-    def n_positions(self) -> int:
-        """Positions that the model has embeddings for."""
-        return self.position_embedding.shape[0]
+        return self.ends.token_embedding.shape[0]
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the resident weights."""
-        return self.token_embedding.dtype
+        return self.unembedding.dtype
 
     @property
     def device(self) -> torch.device:
         """The device that holds the weights."""
-        return self.token_embedding.device
+        return self.unembedding.device
+
+    @property
+    def gated(self) -> bool:
+        """Whether the MLP has two first weights, W_gate and W_up."""
+        return self.blocks[0].gated
+
+    @property
+    def parallel(self) -> bool:
+        """Whether the MLP reads the residual stream before attention."""
+        return self.blocks[0].parallel
+
+    @property
+    def post_norms(self) -> bool:
+        """Whether a norm follows the MLP."""
+        return self.family.post_norm is not None
+
+    @property
+    def absolute_positions(self) -> bool:
+        """Whether a token's position is part of its residual stream."""
+        return self.ends.position_embedding is not None
+
+    @property
+    def anchor(self) -> str | None:
+        """Text of what the baseline `anchored` puts first, or None if the tokenizer has nothing, or
+        the model has no embedding for it."""
+        ids = self.tokenizer.anchor
+        if not ids or max(ids) >= self.vocab_size:
+            return None
+        return "".join(token.text for token in self.tokenizer.tokens(ids))
+
+    @property
+    def hook_points(self) -> tuple[HookPoint, ...]:
+        """The hook points of a block, in the order in which it computes them."""
+        points: tuple[HookPoint, ...] = get_args(HookPoint)
+        return tuple(point for point in points if self.gated or point != "mlp_pre_linear")
 
     @property
     def summary(self) -> ModelSummary:
@@ -108,7 +151,48 @@ class Model:
 
     def width(self, point: HookPoint) -> int:
         """Length of a hook point's vectors."""
-        return self.d_mlp if point in ("mlp_pre", "mlp_act") else self.d_model
+        return self.d_mlp if point in ("mlp_pre", "mlp_pre_linear", "mlp_act") else self.d_model
+
+    @property
+    def first_weight_names(self) -> tuple[str, ...]:
+        """Names of the MLP's first weights in the checkpoint, with `{layer}`."""
+        return tuple(weight.name for weight in self.first_weights("{layer}"))
+
+    def first_weights(self, layer: int | str) -> tuple[FirstWeight, ...]:
+        """The first weights of a layer's MLP, in the order of their columns."""
+        family, width = self.family, self.d_mlp
+        shape = (self.d_model, width) if family.fan_in_fan_out else (width, self.d_model)
+        return tuple(
+            FirstWeight(f"{self.path(layer, module)}.weight", slice(at, at + width), shape)
+            for at, module in zip(range(0, 2 * width, width), family.first_weights, strict=False)
+        )
+
+    def second_weight(self, layer: int) -> str:
+        """Name of the MLP's second weight."""
+        return f"{self.path(layer, self.family.second_weight)}.weight"
+
+    def bias_parameter(self, layer: int) -> str | None:
+        """Name of the parameter that can hold Δh, or None if the block's output has no bias."""
+        block = self.blocks[layer]
+        held = block.w_out.bias is not None and block.post_mlp is None
+        return f"{self.path(layer, self.family.second_weight)}.bias" if held else None
+
+    def post_norm_gain(self, layer: int) -> str | None:
+        """Name of the gain of the norm after the MLP, or None if there is none."""
+        norm = self.family.post_norm
+        return None if norm is None else f"{self.path(layer, norm)}.weight"
+
+    def module_path(self, point: HookPoint) -> tuple[str, Side] | None:
+        """Path of the module that a hook point is the input or output of, with `{layer}`."""
+        if self.parallel and point == "resid_mid":
+            # Nothing reads the stream between attention and the MLP of a parallel block.
+            return None
+        module, side = self.family.module_paths[point]
+        return self.path("{layer}", module), side
+
+    def path(self, layer: int | str, module: str) -> str:
+        """Path of a block's module in the checkpoint."""
+        return f"{self.family.blocks}.{layer}" + (f".{module}" if module else "")
 
     def logits(self, x: Tensor) -> Tensor:
         """Apply the final norm and the unembedding to x (rows, d_model), in the dtype of x.
@@ -116,7 +200,7 @@ class Model:
         Returns:
             (rows, vocab).
         """
-        normed = self.final_norm.to(x.dtype)(x)
+        normed = self.ends.final_norm.to(x.dtype)(x)
         if x.dtype == self.dtype:
             return normed @ self.unembedding.T
         slices = torch.split(self.unembedding, UNEMBEDDING_SLICE)
@@ -124,20 +208,26 @@ class Model:
 
     @cached_property
     def weight_norms(self) -> WeightNorms:
-        """Norms of each layer's first MLP weight."""
+        """Norms of each layer's first MLP weights."""
         return WeightNorms(self.blocks)
 
 
-class WeightNorms(dict[int, tuple[float, float]]):
-    """Frobenius norm and spectral norm of each layer's first MLP weight in float64, computed when
-    the layer is first asked for."""
+class WeightNorms(dict[int, tuple[tuple[float, float], ...]]):
+    """Frobenius norm and spectral norm of each of a layer's first MLP weights in float64, computed
+    when the layer is first asked for."""
 
     def __init__(self, blocks: tuple[Block, ...]) -> None:
         self._blocks = blocks
 
-    def __missing__(self, layer: int) -> tuple[float, float]:
-        w = self._blocks[layer].w_in.weight.double()
-        # The largest eigenvalue of W·Wᵀ takes a fifth of the time of an SVD.
-        largest = torch.linalg.eigvalsh(w @ w.T)[-1]
-        self[layer] = float(torch.linalg.vector_norm(w)), float(largest.sqrt())
+    def __missing__(self, layer: int) -> tuple[tuple[float, float], ...]:
+        block = self._blocks[layer]
+        weights = block.w_in.weight.chunk(len(block.pre_points), -1)
+        self[layer] = tuple(_norms(weight.double()) for weight in weights)
         return self[layer]
+
+
+def _norms(w: Tensor) -> tuple[float, float]:
+    # The largest eigenvalue of W·Wᵀ takes a fifth of the time of an SVD.
+    gram = w @ w.T if len(w) <= w.shape[1] else w.T @ w
+    largest = torch.linalg.eigvalsh(gram)[-1]
+    return float(torch.linalg.vector_norm(w)), float(largest.sqrt())

@@ -139,6 +139,9 @@ class Pack:
             if run.depth >= layer and isinstance(run.patch, Follow):
                 pair = [run.row, run.source_row]
                 needed[pair] = np.maximum(needed[pair], STAGE["mlp_in"])
+                if run.patch.form == "weights":
+                    # ΔW_out is formed from what the source's MLP gives.
+                    needed[run.source_row] = max(needed[run.source_row], STAGE["mlp_out"])
         return needed
 
 

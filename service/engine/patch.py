@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,46 +16,52 @@ from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
 from service.engine.block import Block, MLPPatch
 from service.engine.layers import Affine
-from service.engine.pack import Index, Pack
-from service.engine.run import Fixed, Follow
-from service.theory import ImplicitUpdate, JointUpdate, LowRank, RankOne, implicit_update
+from service.engine.route import Group, Indices, Patching
+from service.theory import (
+    ImplicitUpdate,
+    JointUpdate,
+    LowRank,
+    OutputUpdate,
+    RankOne,
+    form_output_update,
+    form_post_norm_update,
+    form_update,
+    is_finite,
+)
 
 
-def patched_mlp_pre(
-    block: Block, n: Tensor, weight: RankOne, apply: Apply, who: Tensor | None = None
-) -> Tensor:
-    """`n·(W + ΔW) + b`, (rows, d_mlp).
+def patched_product(layer: Affine, x: Tensor, update: RankOne, apply: Apply) -> Tensor:
+    """`x·(W + ΔW) + b` with an update for each row, (rows, d_out).
 
     Args:
-        block: The block, in the dtype of n.
-        n: mlp_in, (rows, d_model).
-        weight: The updates ΔW, (updates, ...).
-        apply: `materialized` forms W + ΔW and multiplies by it; `factored` adds (n·a) b to n·W.
-        who: Index of each row's update, (rows,); None: row i has update i.
+        layer: W and b, in the dtype of x.
+        x: (rows, d_in).
+        update: ΔW, factors (rows, d_in) and (rows, d_out).
+        apply: `materialized` forms W + ΔW and multiplies by it; `factored` adds (x·a) b to x·W.
     """
-    whose = torch.arange(len(n), device=n.device) if who is None else who
     if apply == "factored":
-        return block.w_in(n) + RankOne(weight.input[whose], weight.output[whose]).apply(n)
-    pre = torch.empty(len(n), weight.output.shape[-1], dtype=n.dtype, device=n.device)
-    for i in torch.unique(whose).tolist():
-        rows = whose == i
-        changed = torch.addcmul(
-            block.w_in.weight, weight.input[i].unsqueeze(-1), weight.output[i].unsqueeze(0)
-        )
-        pre[rows] = torch.addmm(block.w_in.bias, n[rows], changed)
-    return pre
+        return layer(x) + update.apply(x)
+    rows = [_materialized(layer, x[i : i + 1], update[i]) for i in range(len(x))]
+    return torch.cat(rows) if rows else layer(x)
+
+
+def _materialized(layer: Affine, x: Tensor, update: RankOne) -> Tensor:
+    """`x·(W + ΔW) + b` with one update for all rows."""
+    changed = torch.addcmul(layer.weight, update.input.unsqueeze(-1), update.output.unsqueeze(0))
+    return layer.times(x, changed)
 
 
 def patched_block(
-    block: Block, h: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply
+    block: Block, h: Tensor, n: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply
 ) -> tuple[Tensor, Tensor]:
-    """mlp_pre and resid_post with patched weights, (rows, d_mlp) and (rows, d_model).
+    """`n·(W + ΔW) + b` and resid_post with patched weights, (rows, width of W) and (rows, d_model).
 
     Args:
         block: The block, in the dtype of h.
         h: resid_mid, (rows, d_model).
+        n: mlp_in, (rows, d_model).
         update: One update per row, or one joint update for all rows, in the dtype of h.
-        apply: As for `patched_mlp_pre`. It applies to both weights of a joint update.
+        apply: As for `patched_product`. It applies to every weight.
     """
     seen: dict[HookPoint, Tensor] = {}
     patch: MLPPatch
@@ -64,8 +69,26 @@ def patched_block(
         patch = _EachRow(update, apply)
     else:
         patch = _AllRows(update, apply)
-    block.mlp(h, block.ln_2(h), seen.__setitem__, patch)
-    return seen["mlp_pre"], seen["resid_post"]
+    block.mlp(h, n, seen.__setitem__, patch)
+    return torch.cat([seen[point] for point in block.pre_points], -1), seen["resid_post"]
+
+
+def second_update(
+    block: Block, bias: Tensor, act: Tensor, out: Tensor, normed: Tensor
+) -> OutputUpdate:
+    """The change of the second weight, and of a norm after it, that carries Δh.
+
+    Args:
+        block: The block, in the dtype of the runs.
+        bias: Δh of each row, (rows, d_model).
+        act: mlp_act with context, (rows, d_mlp).
+        out: `act·W_out + b`, (rows, d_model).
+        normed: mlp_out with context, (rows, d_model).
+    """
+    norm = block.post_mlp
+    if norm is None:
+        return form_output_update(act, bias)
+    return form_post_norm_update(act, out, normed, bias, norm.gain, norm.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,14 +98,18 @@ class _EachRow:
     update: ImplicitUpdate
     apply: Apply
 
-    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
-        return patched_mlp_pre(block, n, self.update.weight, self.apply)
+    def pre(self, block: Block, n: Tensor) -> Tensor:
+        return patched_product(block.w_in, n, self.update.weight, self.apply)
 
-    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
-        return block.w_out(act)
+    def out(self, block: Block, act: Tensor) -> Tensor:
+        out = self.update.out
+        if out is None:
+            return block.out(act)
+        y = patched_product(block.w_out, act, out.weight, self.apply)
+        return y if block.post_mlp is None else block.post_mlp(y, out.gain)
 
     def shift(self, resid_post: Tensor) -> Tensor:
-        return resid_post + self.update.bias
+        return resid_post + self.update.bias if self.update.out is None else resid_post
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +119,10 @@ class _AllRows:
     update: JointUpdate
     apply: Apply
 
-    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
+    def pre(self, block: Block, n: Tensor) -> Tensor:
         return self._product(block.w_in, n, self.update.w_in)
 
-    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
+    def out(self, block: Block, act: Tensor) -> Tensor:
         return self._product(block.w_out, act, self.update.w_out)
 
     def shift(self, resid_post: Tensor) -> Tensor:
@@ -105,91 +132,95 @@ class _AllRows:
         """`x·(W + ΔW) + b` with one ΔW for all rows."""
         if self.apply == "factored":
             return layer(x) + update.apply(x)
-        return torch.addmm(layer.bias, x, layer.weight + update.dense())
+        return layer.times(x, layer.weight + update.dense())
 
 
-@dataclass(frozen=True, eq=False)
-class _PatchedRows:
+class PatchedRows:
     """Rows of several runs, each with the weights of its own run.
 
     Args:
-        update: ΔW and Δh, stacked, (updates, ...).
-        applies: How each update is applied.
-        who: Index of each row's update; -1: the resident weights, (rows,).
-    """
-
-    update: ImplicitUpdate
-    applies: tuple[Apply, ...]
-    who: Tensor
-
-    def mlp_pre(self, block: Block, n: Tensor) -> Tensor:
-        who = self.who
-        pre = torch.empty(len(n), block.w_in.weight.shape[1], dtype=n.dtype, device=n.device)
-        pre[who < 0] = block.w_in(n[who < 0])
-        for apply in dict.fromkeys(self.applies):
-            alike = torch.tensor([kind == apply for kind in self.applies], device=n.device)
-            rows = (who >= 0) & alike[who]
-            pre[rows] = patched_mlp_pre(block, n[rows], self.update.weight, apply, who[rows])
-        return pre
-
-    def mlp_out(self, block: Block, act: Tensor) -> Tensor:
-        return block.w_out(act)
-
-    def shift(self, resid_post: Tensor) -> Tensor:
-        patched = self.who >= 0
-        bias = self.update.bias[self.who[patched]]
-        return resid_post.index_put((patched,), bias, accumulate=True)
-
-
-def layer_patch(
-    pack: Pack, layer: int, block: Block, rows: Index, left: Index, h: Tensor, n: Tensor
-) -> MLPPatch | None:
-    """Form the patches of a block; None if it has none.
-
-    Args:
-        pack: The pack.
-        layer: Index of the block.
         block: The block, in the dtype of the runs.
-        rows: The pack's rows that reach mlp_in, ascending.
-        left: Those of them that pass through the MLP.
-        h: resid_mid of `rows`, (rows, d_model).
-        n: mlp_in of `rows`, (rows, d_model).
+        indices: The indices of the pack.
+        patching: The patched rows.
+        h: resid_mid of the rows that reach mlp_in, (rows, d_model).
+        n: mlp_in of the same rows, (rows, d_model).
     """
-    here = [(i, run) for i, run in enumerate(pack.patched) if layer <= run.depth]
-    following = [(i, run) for i, run in here if isinstance(run.patch, Follow)]
-    fixed = [
-        (i, run.patch.updates[layer])
-        for i, run in here
-        if isinstance(run.patch, Fixed) and layer in run.patch.updates
-    ]
-    owners = [i for i, _ in (*following, *fixed)]
-    if not owners:
-        return None
-    parts = [
-        ImplicitUpdate(
-            RankOne(update.weight.input[None], update.weight.output[None]), update.bias[None]
-        )
-        for _, update in fixed
-    ]
-    if following:
-        to = _places(rows, [run.row for _, run in following], h.device)
-        source = _places(rows, [run.source_row for _, run in following], h.device)
-        formed = implicit_update(n[to], n[source], h[to], h[source], block.w_in.weight)
-        parts.insert(0, formed)
-    update = ImplicitUpdate(
-        RankOne(
+
+    def __init__(
+        self, block: Block, indices: Indices, patching: Patching, h: Tensor, n: Tensor
+    ) -> None:
+        self._at = indices
+        self._patching = patching
+        to, source = indices[patching.to], indices[patching.source]
+        parts = [update[None] for update in patching.fixed]
+        if len(to):
+            parts.insert(0, form_update(n[to], n[source], h[to], h[source], block.w_in))
+        self._bias = torch.cat([part.bias for part in parts])
+        self._weight = RankOne(
             torch.cat([part.weight.input.to(h.dtype) for part in parts]),
             torch.cat([part.weight.output.to(h.dtype) for part in parts]),
-        ),
-        torch.cat([part.bias.to(h.dtype) for part in parts]),
-    )
-    applies = tuple(pack.patched[owner].patch.apply for owner in owners)
-    # The last entry is for rows of no patched run, whose owner is -1.
-    of_run = np.full(len(pack.patched) + 1, -1)
-    of_run[owners] = np.arange(len(owners))
-    return _PatchedRows(update, applies, torch.from_numpy(of_run[pack.owner[left]]).to(h.device))
+        )
+        self.formed = torch.stack([is_finite(part) for part in parts]).all()
 
+    def pre(self, block: Block, n: Tensor) -> Tensor:
+        patching = self._patching
+        pre = torch.empty(len(n), block.w_in.width, dtype=n.dtype, device=n.device)
+        plain = self._at[patching.plain]
+        pre[plain] = block.w_in(n[plain])
+        self._apply(pre, block.w_in, n, self._weight, patching.factored, patching.materialized)
+        return pre
 
-def _places(rows: Index, wanted: Sequence[int], device: torch.device) -> Tensor:
-    """Indices of some of the pack's rows among those that reach a block."""
-    return torch.from_numpy(rows.searchsorted(wanted)).to(device)
+    def out(self, block: Block, act: Tensor) -> Tensor:
+        patching = self._patching
+        if not patching.carries:
+            return block.out(act)
+        y = block.w_out(act)
+        normed = y if block.post_mlp is None else block.post_mlp(y)
+        update = self._carried(block, act, y, normed)
+        self.formed = self.formed & update.is_finite
+        update = update.to(act.dtype)
+        factored, materialized = patching.carried_factored, patching.carried_materialized
+        self._apply(y, block.w_out, act, update.weight, factored, materialized)
+        rows, whose = self._at[patching.carried.rows], self._at[patching.carried.whose]
+        if block.post_mlp is None or update.gain is None:
+            return y
+        return normed.index_copy(0, rows, block.post_mlp(y[rows], update.gain[whose]))
+
+    def _carried(self, block: Block, act: Tensor, y: Tensor, normed: Tensor) -> OutputUpdate:
+        """The updates of the second weight, (updates that it carries, ...)."""
+        patching = self._patching
+        parts = [update.out[None] for update in patching.fixed if update.out is not None]
+        source = self._at[patching.carried_source]
+        if len(source):
+            bias = self._bias[self._at[patching.carried_shift]]
+            parts.insert(0, second_update(block, bias, act[source], y[source], normed[source]))
+        gains = [part.gain for part in parts if part.gain is not None]
+        return OutputUpdate(
+            RankOne(
+                torch.cat([part.weight.input for part in parts]),
+                torch.cat([part.weight.output for part in parts]),
+            ),
+            torch.cat(gains) if gains else None,
+        )
+
+    def shift(self, resid_post: Tensor) -> Tensor:
+        shifted = self._patching.shifted
+        bias = self._bias.to(resid_post.dtype)[self._at[shifted.whose]]
+        return resid_post.index_add(0, self._at[shifted.rows], bias)
+
+    def _apply(
+        self,
+        product: Tensor,
+        layer: Affine,
+        x: Tensor,
+        update: RankOne,
+        factored: Group,
+        materialized: Sequence[tuple[int, slice]],
+    ) -> None:
+        """Write the products with changed weights into the rows of `product`."""
+        rows, whose = self._at[factored.rows], self._at[factored.whose]
+        if len(rows):
+            product[rows] = patched_product(layer, x[rows], update[whose], "factored")
+        for i, place in materialized:
+            rows = self._at[place]
+            product[rows] = _materialized(layer, x[rows], update[i])

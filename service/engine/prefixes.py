@@ -1,10 +1,10 @@
 """The prefix cache: keys and values of rows that were computed before.
 
-Keys and values depend on the position embedding and on all earlier rows, so a row is found by its
-whole path of (id, position). The cache is a trie whose nodes hold several rows; a node is split
-where paths part. Each node has a number of layers, because a run that reads an early layer computes
-no more. A node is used only if it has all layers that are needed, and rows that are read are always
-computed. Patched runs neither read nor write the cache.
+Keys and values depend on the position and on all earlier rows, so a row is found by its whole path
+of (id, position). Keys are cached after their norm and rotation. The cache is a trie whose nodes
+hold several rows; a node is split where paths part. Each node has a number of layers, because a run
+that reads an early layer computes no more. A node is used only if it has all layers that are
+needed, and rows that are read are always computed. Patched runs neither read nor write the cache.
 """
 
 from __future__ import annotations
@@ -57,6 +57,11 @@ class CachedRows(NamedTuple):
 
     node: Node
     rows: int
+
+    @property
+    def positions(self) -> list[int]:
+        """Their positions."""
+        return [position for _, position in self.node.rows[: self.rows]]
 
 
 Find: TypeAlias = Callable[[Run], Sequence[CachedRows]]

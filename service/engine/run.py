@@ -16,6 +16,7 @@ from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
+from schemas.pairs import Form
 from service.theory import ImplicitUpdate
 
 STAGE: Mapping[HookPoint, int] = {point: i for i, point in enumerate(get_args(HookPoint))}
@@ -41,12 +42,14 @@ class Follow:
         source_row: The row to follow, an index into the source's rows.
         row: The row that follows, an index into the patched run's rows.
         apply: How W + ΔW is applied.
+        form: Whether Δh is added to the block's output, or carried by the MLP's second weight.
     """
 
     source: Run
     source_row: int
     row: int
     apply: Apply = "factored"
+    form: Form = "bias"
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,33 +1,33 @@
 """The walk: a pack through the blocks, every hook point a local variable.
 
-    h = x + attn(ln_1(x))                    resid_mid
-    n = ln_2(h)                              mlp_in
-    x = h + w_out(act(w_in(n))) [+ Δh]       resid_post, W_in + ΔW and Δh on rows of patched runs
-
 Only what some run reads is computed: rows leave after their last layer, and in that layer only rows
-that are read become queries. The mask is boolean, as sdpa needs it; `eager` would add it to scores.
+that are read become queries. The masks are boolean, as sdpa needs them; `eager` would add them to
+scores. Nothing is read back from the device before the end of the pack.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import compress
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.activations import HookPoint
 from service.engine.block import Block
 from service.engine.model import Model
 from service.engine.pack import Index, Pack, pack
-from service.engine.patch import layer_patch
-from service.engine.prefixes import CachedRows, Prefixes, stacked
-from service.engine.run import STAGE, Activations, Run, Site
+from service.engine.patch import PatchedRows
+from service.engine.prefixes import Prefixes, stacked
+from service.engine.readback import Condition, require
+from service.engine.rotary import Rotary, Table
+from service.engine.route import Indices, Keep, Step, route
+from service.engine.run import Activations, Run, Site
 from service.errors import NonFiniteActivation
+from service.theory import NonFinite
 
 SLICE = 128
 """Rows of attention that are computed at a time on a CPU."""
@@ -49,31 +49,75 @@ def forward(
 
     Raises:
         NonFiniteActivation: A site that is read holds NaN or infinity.
+        NonFinite: A patch cannot be formed.
     """
     kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else Prefixes()
-    reading = _Reading(model, runs, pack(runs, kept.find), kept.budget > 0)
-    _walk(model, reading, runs[0].dtype or model.dtype, proceed)
-    for run, cached, path in zip(runs, reading.pack.begins, reading.pack.paths, strict=True):
-        kept.keep(run, cached, partial(reading.node, path))
-    return reading.activations
+    laid_out = pack(runs, kept.find)
+    walk = _Walk(model, runs, laid_out, kept.budget > 0)
+    walk.run(runs[0].dtype or model.dtype, proceed)
+    require(walk.conditions)
+    for run, cached, path in zip(runs, laid_out.begins, laid_out.paths, strict=True):
+        kept.keep(run, cached, partial(walk.node, path))
+    return walk.activations
 
 
-class _Reading:
-    """The state of a forward: the activations and the keys and values so far."""
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that are left in the pack.
+
+    Args:
+        x: Their residual stream, (rows, d_model).
+        sees: Their mask for each window, bool, (rows, cached + rows).
+        tables: Their cosines and sines for each rotary embedding.
+    """
+
+    x: Tensor
+    sees: Mapping[int | None, Tensor]
+    tables: Mapping[Rotary | None, Table]
+
+
+class _Walk:
+    """A pack on its way: the activations and the keys and values so far."""
 
     def __init__(self, model: Model, runs: Sequence[Run], laid_out: Pack, keeps: bool) -> None:
-        self.pack = laid_out
-        self.device = model.device
         self.activations: list[dict[Site, Tensor]] = [{} for _ in runs]
+        self.conditions: list[Condition] = []
+        self._model = model
         self._runs = runs
+        self._pack = laid_out
         self._keeps = keeps
-        self._row_of = np.arange(len(laid_out.tokens))
         self._computed: list[tuple[Index, Tensor, Tensor]] = []
+        self._at = Indices()
 
-    def computed(self, rows: Index, keys: Tensor, values: Tensor) -> None:
-        """Record a layer's keys and values of the pack's `rows`, (heads, rows, d_head) each."""
-        if self._keeps:
-            self._computed.append((rows, keys.clone(), values.clone()))
+    def run(self, dtype: torch.dtype, proceed: Callable[[], None]) -> None:
+        """Walk through the blocks that are needed."""
+        at, device, ends = self._at, self._model.device, self._model.ends
+        tokens, positions = at.add(self._pack.tokens), at.add(self._pack.positions)
+        steps = route(self._pack, at)
+        at.copy(device)
+        x = ends.token_embedding[at[tokens]].to(dtype)
+        if ends.embedding_scale is not None:
+            x = x * ends.embedding_scale.to(dtype)
+        if ends.position_embedding is not None:
+            x = x + ends.position_embedding[at[positions]].to(dtype)
+        blocks = self._model.blocks[: len(steps)]
+        where = torch.from_numpy(self._pack.positions)
+        tables: dict[Rotary | None, Table] = {
+            block.rotary: block.rotary.table(where, dtype, device)
+            for block in {block.rotary: block for block in blocks}.values()
+            if block.rotary is not None
+        }
+        masks = self._masks({block.window for block in blocks}, device)
+        rows = _Rows(x, masks, tables)
+        for layer, (step, block) in enumerate(zip(steps, blocks, strict=True)):
+            proceed()
+            if step.stay is not None:
+                rows = self._kept(rows, step.stay)
+            if step.columns is not None:
+                columns = at[step.columns]
+                sees = {window: mask[:, columns] for window, mask in rows.sees.items()}
+                rows = _Rows(rows.x, sees, rows.tables)
+            rows = self._block(block.to(dtype), layer, step, rows)
 
     def node(self, path: Index, start: int, stop: int) -> Tensor | None:
         """Keys and values of a run's rows in the form of a node; None if there are none."""
@@ -83,128 +127,116 @@ class _Reading:
             if not np.array_equal(rows[place], wanted):
                 break
             layers.append((keys, values))
-            places.append(torch.from_numpy(place).to(self.device))
+            places.append(torch.from_numpy(place).to(self._model.device))
         return stacked(layers, places) if layers else None
 
-    def note(self, layer: int, point: HookPoint, value: Tensor, rows: Index) -> None:
-        """Give each run that reads this site its rows of `value`, which holds the pack's `rows`."""
-        site = Site(layer, point)
-        readers = self.pack.reads.get(site)
-        if readers is None:
+    def _masks(self, windows: set[int | None], device: torch.device) -> dict[int | None, Tensor]:
+        """The mask of each window. A row sees positions, so that gaps stay gaps."""
+        sees, own = self._pack.sees, self._pack.positions
+        seen = [position for part in self._pack.cached for position in part.positions]
+        keys = np.concatenate([np.asarray(seen, np.int64), own])
+        masks = {
+            window: sees if window is None else sees & (own[:, None] - keys < window)
+            for window in windows
+        }
+        return {window: torch.from_numpy(mask).to(device) for window, mask in masks.items()}
+
+    def _kept(self, rows: _Rows, keep: Keep | None) -> _Rows:
+        """The rows that are left; None: all."""
+        if keep is None:
+            return rows
+        here, columns = self._at[keep.rows], self._at[keep.columns]
+        return _Rows(
+            rows.x[here],
+            {window: mask[here][:, columns] for window, mask in rows.sees.items()},
+            {turn: table.rows(here) for turn, table in rows.tables.items()},
+        )
+
+    def _note(self, layer: int, step: Step, point: HookPoint, value: Tensor) -> None:
+        """Give each run that reads this site its rows of `value`."""
+        reading = step.reads.get(point)
+        if reading is None:
             return
-        self._row_of[rows] = np.arange(len(rows))
-        wanted = self._row_of[np.concatenate([of_run for _, of_run in readers])]
-        read = value[torch.from_numpy(wanted).to(self.device)]
-        if not bool(torch.isfinite(read).all()):
-            raise NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
-        parts = torch.split(read, [len(of_run) for _, of_run in readers])
-        for (run, _), part in zip(readers, parts, strict=True):
+        site, read = Site(layer, point), value[self._at[reading.rows]]
+        error = NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
+        self.conditions.append(Condition(torch.isfinite(read).all(), error))
+        parts = torch.split(read, [count for _, count in reading.runs])
+        for (run, _), part in zip(reading.runs, parts, strict=True):
             reduce = self._runs[run].reduce
             self.activations[run][site] = part if reduce is None else reduce(part)
 
+    def _block(self, block: Block, layer: int, step: Step, rows: _Rows) -> _Rows:
+        """Compute one block, and return the rows that are left, with the stream after it."""
+        note = partial(self._note, layer, step)
+        note("resid_pre", rows.x)
+        normed = block.pre_attn(rows.x)
+        note("ln_1_out", normed)
+        if not step.attends:
+            return rows
+        queries = None if step.queries is None else self._at[step.queries.rows]
+        table = rows.tables.get(block.rotary)
+        cached = [part.node.layers[layer, :, :, : part.rows] for part in step.cached]
+        sees = rows.sees[block.window]
+        attended, keys, values = attention(block, normed, sees, queries, cached, table)
+        if self._keeps:
+            self._computed.append((step.rows, keys.clone(), values.clone()))
+        rows = self._kept(rows, step.queries)
+        note("attn_out", attended)
+        h = rows.x + attended
+        note("resid_mid", h)
+        normed = block.pre_mlp(rows.x if block.parallel else h)
+        note("mlp_in", normed)
+        patch = None
+        if step.patching is not None:
+            patch = PatchedRows(block, self._at, step.patching, h, normed)
+            self._require_formed(layer, patch)
+        rows = self._kept(_Rows(h, rows.sees, rows.tables), step.mlp)
+        if step.mlp is not None:
+            normed = normed[self._at[step.mlp.rows]]
+        if not step.transforms:
+            return rows
+        post = block.mlp(rows.x, normed, note, patch)
+        if patch is not None:
+            self._require_formed(layer, patch)
+        return _Rows(post, rows.sees, rows.tables)
 
-def _walk(model: Model, reading: _Reading, dtype: torch.dtype, proceed: Callable[[], None]) -> None:
-    laid_out = reading.pack
-    rows = np.arange(len(laid_out.tokens))
-    x = model.token_embedding[_index(laid_out.tokens, model)].to(dtype)
-    x = x + model.position_embedding[_index(laid_out.positions, model)].to(dtype)
-    sees = torch.from_numpy(laid_out.sees).to(model.device)
-    cached = laid_out.cached
-    for layer in range(int(laid_out.depth.max(initial=-1)) + 1):
-        proceed()
-        stay = laid_out.depth[rows] >= layer
-        if not stay.all():
-            rows, x, sees = _keep(stay, rows, x, sees)
-        if any(node.depth <= layer for node, _ in cached):
-            cached, sees = _keep_cached(layer, cached, sees)
-        x, rows, sees = _block(model.blocks[layer].to(dtype), layer, x, rows, sees, cached, reading)
-
-
-def _keep(
-    stay: NDArray[np.bool_], rows: Index, x: Tensor, sees: Tensor
-) -> tuple[Index, Tensor, Tensor]:
-    """The rows that stay in the pack, their stream, and their mask."""
-    here = torch.from_numpy(np.flatnonzero(stay)).to(x.device)
-    ahead = sees.shape[1] - len(sees)
-    columns = torch.cat([torch.arange(ahead, device=x.device), ahead + here])
-    return rows[stay], x[here], sees[here][:, columns]
-
-
-def _keep_cached(
-    layer: int, cached: Sequence[CachedRows], sees: Tensor
-) -> tuple[tuple[CachedRows, ...], Tensor]:
-    """Drop the cached rows that lack a layer, and their columns of the mask."""
-    reach = [part.node.depth > layer for part in cached]
-    own = sees.shape[1] - sum(part.rows for part in cached)
-    counts = torch.tensor([*(part.rows for part in cached), own], device=sees.device)
-    columns = torch.tensor([*reach, True], device=sees.device).repeat_interleave(counts)
-    return tuple(compress(cached, reach)), sees[:, columns]
-
-
-def _block(
-    block: Block,
-    layer: int,
-    x: Tensor,
-    rows: Index,
-    sees: Tensor,
-    cached: Sequence[CachedRows],
-    reading: _Reading,
-) -> tuple[Tensor, Index, Tensor]:
-    """Compute one block: the stream after it, the pack's rows that are left, and their mask."""
-
-    def note(point: HookPoint, value: Tensor) -> None:
-        reading.note(layer, point, value, rows)
-
-    stage = reading.pack.stage(layer)
-    note("resid_pre", x)
-    normed = block.ln_1(x)
-    note("ln_1_out", normed)
-    asked = stage[rows] >= STAGE["attn_out"]
-    if not asked.any():
-        return x[:0], rows[:0], sees[:0, : sum(part.rows for part in cached)]
-    every = None if asked.all() else torch.from_numpy(np.flatnonzero(asked)).to(x.device)
-    known = [part.node.layers[layer, :, :, : part.rows] for part in cached]
-    attended, keys, values = attention(block, normed, sees, every, known)
-    reading.computed(rows, keys, values)
-    if every is not None:
-        rows, x, sees = _keep(asked, rows, x, sees)
-    note("attn_out", attended)
-    x = x + attended
-    note("resid_mid", x)
-    normed = block.ln_2(x)
-    note("mlp_in", normed)
-    asked = stage[rows] >= STAGE["mlp_pre"]
-    patch = layer_patch(reading.pack, layer, block, rows, rows[asked], x, normed)
-    if not asked.all():
-        normed = normed[torch.from_numpy(np.flatnonzero(asked)).to(x.device)]
-        rows, x, sees = _keep(asked, rows, x, sees)
-    if len(rows):
-        x = block.mlp(x, normed, note, patch)
-    return x, rows, sees
+    def _require_formed(self, layer: int, patch: PatchedRows) -> None:
+        error = NonFinite(
+            f"an update of layer {layer} does not exist: a vector that it divides by has norm 0 or "
+            "is not finite"
+        )
+        self.conditions.append(Condition(patch.formed, error))
 
 
 def attention(
     block: Block,
     normed: Tensor,
     sees: Tensor,
-    queries: Tensor | None,
+    queries: Tensor | None = None,
     cached: Sequence[Tensor] = (),
+    table: Table | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention's output for some rows, (queries, d_model), and the keys and values of all.
+    """What attention adds to the stream of some rows, (queries, d_model), and the keys and values
+    of all, (kv_heads, rows, d_head) each.
 
     Args:
         block: The block.
         normed: ln_1_out, (rows, d_model).
         sees: The mask of visible rows, bool, (rows, cached + rows).
         queries: Indices of the rows that become queries; None: all.
-        cached: Keys and values of cached rows, (2, heads, rows, d_head) each.
+        cached: Keys and values of cached rows, (2, kv_heads, rows, d_head) each, keys rotated.
+        table: Cosine and sine of the rows; None: no rotation.
     """
-    width = normed.shape[1]
-    k, v = torch.split(block.keys_values(normed), width, dim=1)
+    k, v = block.keys_values(normed).chunk(2, dim=1)
     q = block.queries(normed if queries is None else normed[queries])
     if queries is not None:
         sees = sees[queries]
-    q, k, v = (part.view(len(part), block.n_heads, -1).transpose(0, 1) for part in (q, k, v))
+    q, k, v = (part.view(len(part), -1, block.d_head) for part in (q, k, v))
+    if block.query_norm is not None and block.key_norm is not None:
+        q, k = block.query_norm(q), block.key_norm(k)
+    q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+    if table is not None:
+        q, k = table.rows(queries).rotate(q), table.rotate(k)
     keys = torch.cat([*(kept[0] for kept in cached), k], 1)
     values = torch.cat([*(kept[1] for kept in cached), v], 1)
     # No row sees a later row, so a slice of the rows needs no keys after the slice.
@@ -221,10 +253,8 @@ def attention(
                 values[None, :, :seen],
                 attn_mask=sees[None, None, start:stop, :seen],
                 scale=block.scaling,
+                enable_gqa=len(q) != len(k),
             )
         )
-    return block.attn_out(torch.cat(mixed, 2).transpose(1, 2).reshape(-1, width)), k, v
-
-
-def _index(values: Index, model: Model) -> Tensor:
-    return torch.from_numpy(values).to(model.device)
+    attended = block.attn_out(torch.cat(mixed, 2)[0].transpose(0, 1).flatten(1))
+    return attended if block.post_attn is None else block.post_attn(attended), k, v

@@ -10,11 +10,15 @@ Each module credits the papers where it uses their ideas:
 
 from service.theory.comparisons import Comparison, Discrepancy, compare, discrepancy, kl_divergence
 from service.theory.equivalence import improvement, tolerance
+from service.theory.finite import NonFinite, require_formed
+from service.theory.first_weight import FirstWeight
 from service.theory.implicit_update import (
     ImplicitUpdate,
-    NonFinite,
     below_noise,
+    form_update,
+    form_update_on_base,
     implicit_update,
+    is_finite,
     update_on_base,
 )
 from service.theory.joint_update import (
@@ -23,6 +27,13 @@ from service.theory.joint_update import (
     JointUpdate,
     LowRank,
     joint_update,
+)
+from service.theory.output_update import (
+    OutputUpdate,
+    form_output_update,
+    form_post_norm_update,
+    output_update,
+    post_norm_update,
 )
 from service.theory.rank_one import RankOne
 from service.theory.trajectory import Trajectory, trajectory
@@ -33,21 +44,31 @@ __all__ = [
     "Comparison",
     "DependentRows",
     "Discrepancy",
+    "FirstWeight",
     "ImplicitUpdate",
     "JointUpdate",
     "LowRank",
     "NonFinite",
+    "OutputUpdate",
     "RankOne",
     "Trajectory",
     "below_noise",
     "compare",
     "discrepancy",
     "dot",
+    "form_output_update",
+    "form_post_norm_update",
+    "form_update",
+    "form_update_on_base",
     "implicit_update",
     "improvement",
+    "is_finite",
     "joint_update",
     "kl_divergence",
     "norm",
+    "output_update",
+    "post_norm_update",
+    "require_formed",
     "tolerance",
     "trajectory",
     "update_on_base",

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from service.theory.implicit_update import NonFinite
+from service.theory.finite import NonFinite
 
 MAX_CONDITION = 1e6
 """Largest σ_max/σ_min of the stacked rows; above it they count as dependent."""

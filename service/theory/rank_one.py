@@ -21,6 +21,9 @@ from torch import Tensor
 
 from service.theory.vectors import dot, norm
 
+Index = int | slice | Tensor | None
+"""Index of the first leading dimension; None puts a dimension of 1 before it."""
+
 
 @dataclass(frozen=True)
 class RankOne:
@@ -60,6 +63,6 @@ class RankOne:
         """The same factors rounded to `dtype`."""
         return RankOne(self.input.to(dtype), self.output.to(dtype))
 
-    def __getitem__(self, index: int) -> RankOne:
+    def __getitem__(self, index: Index) -> RankOne:
         """The matrix, or the batch of matrices, at `index` of the first leading dimension."""
         return RankOne(self.input[index], self.output[index])

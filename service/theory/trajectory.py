@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.theory.implicit_update import NonFinite
+from service.theory.finite import NonFinite
+from service.theory.first_weight import FirstWeight, product
 from service.theory.vectors import dot, norm
 
 
@@ -51,7 +52,7 @@ class Trajectory:
     telescoping_error: float
 
 
-def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
+def trajectory(readings: Tensor, w_in: FirstWeight) -> Trajectory:
     """The path of one layer's weight over the readings of one position.
 
     Args:
@@ -65,10 +66,9 @@ def trajectory(readings: Tensor, w_in: Tensor) -> Trajectory:
     length = norm(n[0])
     if not bool(length > 0) or not bool(torch.isfinite(n).all()):
         raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
-    dtype = torch.promote_types(w_in.dtype, torch.float32)
     # One product serves all figures: n_i·W is n_0·W plus the sum of the steps before it.
     differences = torch.cat([n[1:] - n[:-1], n[-1:] - n[:1], n[:1]])
-    products = (differences.to(dtype) @ w_in.to(dtype)).double()
+    products = product(differences, w_in).double()
     steps, whole, start = products[:-2], products[-2], products[-1]
     shifts = steps.cumsum(0)
     read = torch.cat([start[None], start + shifts])

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
@@ -20,7 +22,7 @@ from schemas.common import UNSET, Request, Unset
 from schemas.equivalence_checks import EquivalenceChecksRequest
 from schemas.pairs import AnotherContext, Baseline, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
-from schemas.weight_updates import WeightUpdatesRequest
+from schemas.weight_updates import Update, WeightUpdatesRequest
 from service.analysis.activations import plan_activations
 from service.analysis.attributions import plan_attributions
 from service.analysis.equivalence_checks import plan_equivalence_checks
@@ -93,7 +95,7 @@ class Subject:
                 self.ids(CONTEXT),
                 self.ids(QUERY),
                 kinds[baseline],
-                anchor=self.model.tokenizer.anchor,
+                anchor=self.model.tokenizer.anchor[0],
             )
         return self.asked[baseline]
 
@@ -119,6 +121,14 @@ def distance(actual: ArrayLike, expected: ArrayLike) -> float:
     assert found.shape == truth.shape
     gap = float(np.linalg.norm(found - truth))
     return gap / float(np.linalg.norm(truth)) if gap else 0.0
+
+
+def factors_of(one: Update[Tensor]) -> tuple[Tensor, Tensor]:
+    """The input factor of an update, and the output factors of its first weights side by side."""
+    outputs = [weight.output for weight in one.weights if weight.output is not UNSET]
+    assert one.input is not UNSET
+    assert len(outputs) == len(one.weights)
+    return one.input, torch.cat(outputs)
 
 
 def agree(

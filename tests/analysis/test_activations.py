@@ -8,7 +8,7 @@ import torch
 
 from schemas.activations import Reduce
 from service.analysis.activations import activations, hook_points
-from service.engine import drive
+from service.engine import Model, drive
 from service.errors import UnknownHookPoint
 from tests.analysis.subjects import CAPTURED, CONTEXT, IDS, Subject, agree, distance
 from tests.engine.made import POINTS
@@ -18,9 +18,9 @@ PROMPTS = [IDS, CONTEXT[3:], IDS[:1]]
 POSITIONS = [(11, 0, 5), tuple(range(6)), (0,)]
 
 
-def test_hook_points_equal_the_oracles() -> None:
+def test_hook_points_equal_the_oracles(tiny: Model) -> None:
     """Service and oracle name the same hook points in the same order."""
-    assert POINTS == HOOK_POINTS
+    assert tiny.hook_points == POINTS == HOOK_POINTS
 
 
 @pytest.mark.parametrize("reduce", ["none", "norm", "mean"])
@@ -62,13 +62,15 @@ def test_no_neighbouring_site_or_position_agrees(subject: Subject) -> None:
         assert min(distance(values, vector) for vector in alike) > 100 * CAPTURED
 
 
-def test_hook_points_are_given_once_in_the_requested_order() -> None:
+def test_hook_points_are_given_once_in_the_requested_order(tiny: Model) -> None:
     """Repeated names count once, at their first place."""
-    assert hook_points(["mlp_out", "mlp_in", "mlp_out"]) == ("mlp_out", "mlp_in")
+    assert hook_points(tiny, ["mlp_out", "mlp_in", "mlp_out"]) == ("mlp_out", "mlp_in")
 
 
-def test_unknown_hook_point_is_refused_with_its_path() -> None:
-    """The refusal names the path of the first unknown hook point, and lists the known ones."""
+@pytest.mark.parametrize("unknown", ["mlp_hidden", "mlp_pre_linear"])
+def test_unknown_hook_point_is_refused_with_its_path(tiny: Model, unknown: str) -> None:
+    """The refusal names the path of the first hook point that the model does not have, and lists
+    those that it has. A model without a gate has no `mlp_pre_linear`."""
     with pytest.raises(UnknownHookPoint, match="resid_mid") as refused:
-        hook_points(["mlp_in", "mlp_hidden", ""])
+        hook_points(tiny, ["mlp_in", unknown, ""])
     assert refused.value.at == ("hook_points", 1)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import starlette.requests
 import torch
 from fastapi import FastAPI
 
-from schemas.activations import ActivationsRequest, HookPoint
+from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
 from schemas.common import Encoding, Request
 from schemas.equivalence_checks import EquivalenceChecksRequest
@@ -25,13 +25,14 @@ from service.main import create_app
 from service.settings import Settings
 from tests.analysis.subjects import plan_of
 from tests.checkpoints import save_tiny
+from tests.oracle import HOOK_POINTS
 
 CONTEXT = [5, 6, 7, 8, 9, 10]
 LONG = [1 + i for i in range(40)]
 PAIR: dict[str, Any] = {"context": CONTEXT, "query": [11, 12, 13]}
 ALL: dict[str, Any] = {**PAIR, "positions": "all"}
 SHORT: dict[str, Any] = {"context": [5], "query": [6], "layers": [0]}
-POINTS = list(get_args(HookPoint))
+POINTS: list[str] = list(HOOK_POINTS)
 FORMS: list[tuple[str, Encoding]] = [(JSON, "json"), (JSON, "base64"), (SAFETENSORS, "json")]
 
 REQUESTS: dict[str, Request] = {

@@ -22,7 +22,7 @@ BASELINES = ("matched", "anchored")
 def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
     """Spans with gaps before, between and after them, spans that cover the context, one span, and
     one per token."""
-    first, count = int(pair.anchored), len(pair.context)
+    first, count = int(pair.head), len(pair.context)
     return {
         "gaps": ((2, 3), (4, 7)),
         "gaps of three": ((first, 2), (3, 5), (6, count - 1)),

@@ -120,7 +120,7 @@ def random_output(subject: Subject, layer: int, position: int) -> torch.Tensor:
 
 def order_of(pair: Pair) -> list[int]:
     """The seeded order of the control `shuffled_context`. An anchor stays first."""
-    first = int(pair.anchored)
+    first = int(pair.head)
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
     return [*range(first), *order.tolist()]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from schemas.common import UNSET
 from schemas.equivalence_checks import Apply, Scope
 from schemas.pairs import AnotherContext
 from schemas.weight_updates import JointUpdate, JointWeight
@@ -35,13 +36,14 @@ def asked(
 def check_weight(found: JointWeight[Tensor], theirs: oracle.Solution, cancellation: float) -> None:
     """Compare one weight's factors with the dense least-norm solution, to its condition."""
     bound = CAPTURED * theirs.condition * (1 + cancellation)
-    agree(found.condition, theirs.condition, CAPTURED * theirs.condition, found.weight)
-    agree(found.norm, theirs.norm, bound, found.weight)
+    agree(found.condition, theirs.condition, CAPTURED * theirs.condition, found.name)
+    agree(found.norm, theirs.norm, bound, found.name)
     assert found.norm == pytest.approx(np.linalg.norm(found.singular_values), rel=1e-9)
-    assert found.factors
-    pieces = found.factors.input.double().numpy(), found.factors.output.double().numpy()
-    agree(pieces[1], theirs.targets, CAPTURED * cancellation, found.weight)
-    agree(pieces[0].T @ pieces[1], theirs.dense, bound, found.weight)
+    assert found.input is not UNSET
+    assert found.output is not UNSET
+    pieces = found.input.double().numpy(), found.output.double().numpy()
+    agree(pieces[1], theirs.targets, CAPTURED * cancellation, found.name)
+    agree(pieces[0].T @ pieces[1], theirs.dense, bound, found.name)
     scale = np.linalg.norm(theirs.targets)
     assert np.linalg.norm(theirs.rows @ pieces[0].T @ pieces[1] - theirs.targets) <= bound * scale
 
@@ -57,8 +59,8 @@ def check_joint(subject: Subject, found: JointUpdate[Tensor], baseline: str) -> 
         return oracle.cancellation(one, other)
 
     first, second = found.weights
-    assert first.weight == f"transformer.h.{found.layer}.mlp.c_fc.weight"
-    assert second.weight == f"transformer.h.{found.layer}.mlp.c_proj.weight"
+    assert first.name == f"transformer.h.{found.layer}.mlp.c_fc.weight"
+    assert second.name == f"transformer.h.{found.layer}.mlp.c_proj.weight"
     check_weight(first, theirs.w_in, lost("mlp_in"))
     check_weight(second, theirs.w_out, lost("resid_mid"))
     assert found.condition == max(first.condition, second.condition)
@@ -185,5 +187,5 @@ def test_equal_contexts_have_a_zero_joint_update(subject: Subject) -> None:
         for weight in found.weights:
             assert weight.norm == 0.0
             assert list(weight.singular_values) == [0.0, 0.0, 0.0]
-            assert weight.factors
-            assert not bool(weight.factors.output.any())
+            assert weight.output is not UNSET
+            assert not bool(weight.output.any())

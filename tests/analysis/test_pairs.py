@@ -38,7 +38,7 @@ def test_both_prompts_equal_the_oracles(subject: Subject, baseline: str) -> None
     assert (pair.context, pair.query) == (question.context, question.query)
     tokens = subject.model.tokenizer.tokens
     model, requested, stream, shown, positions, shift = pair.relation(subject.model, "sequential")
-    assert (model, requested, stream) == (subject.model.summary, pair.requested, "sequential")
+    assert (model, requested, stream) == (subject.model.summary, pair.kind, "sequential")
     assert (shown.context, shown.query) == (tokens(question.context), tokens(question.query))
     assert positions.with_context == question.positions_with_context
     assert positions.baseline == question.positions_baseline
@@ -51,7 +51,7 @@ def test_each_baseline_has_its_tokens_and_positions(subject: Subject) -> None:
     context, query, anchor = (
         subject.ids(CONTEXT),
         subject.ids(QUERY),
-        subject.model.tokenizer.anchor,
+        subject.model.tokenizer.anchor[0],
     )
     assert anchor is not None
     prompts = {name: subject.pair(name).baseline for name in BASELINES}
@@ -70,12 +70,12 @@ def test_each_baseline_has_its_tokens_and_positions(subject: Subject) -> None:
 
 def test_anchor_is_added_only_once(tiny: Model) -> None:
     """A context that begins with the anchor, as text or as id, has it once."""
-    for context in (f"{ENDOFTEXT}abc", [tiny.tokenizer.anchor or 0, 5]):
+    for context in (f"{ENDOFTEXT}abc", [*tiny.tokenizer.anchor, 5]):
         pair = resolve_pair(tiny, context, "the", "anchored", "last")
-        assert pair.context.count(tiny.tokenizer.anchor or 0) == 1
+        assert pair.context.count(tiny.tokenizer.anchor[0]) == 1
         assert tiny.tokenizer.tokens(pair.context)[0].special is True
-    assert resolve_pair(tiny, "abc", "the", "anchored", "last").anchored
-    assert not resolve_pair(tiny, f"{ENDOFTEXT}abc", "the", "matched", "last").anchored
+    assert resolve_pair(tiny, "abc", "the", "anchored", "last").head
+    assert not resolve_pair(tiny, f"{ENDOFTEXT}abc", "the", "matched", "last").head
 
 
 @pytest.mark.parametrize("baseline", BASELINES)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from schemas.activations import HookPoint
-from schemas.common import UNSET
 from schemas.pairs import AnotherContext, Baseline, Span, Stream, WithoutSpans
 from schemas.weight_updates import Update
 from service.analysis.block_checks import Procedure
@@ -23,6 +22,7 @@ from service.analysis.weight_updates import weight_updates
 from service.engine import Model, Run, Site, drive, load, patched_block
 from service.engine.walk import forward
 from service.theory import implicit_update, joint_update
+from tests.analysis.subjects import factors_of
 from tests.checkpoints import save_tiny
 from tests.engine.made import relative, worst
 
@@ -85,7 +85,7 @@ def test_norm_lies_between_its_bounds(
         moved = one.mlp_in.norm_difference / one.mlp_in.norm_baseline
         assert one.norm <= values[0] * moved * (1 + ROUNDING)
         assert one.norm >= values[-1] * moved * (1 - ROUNDING)
-        assert one.spectral_share == pytest.approx(one.norm / values[0], rel=1e-6)
+        assert one.weights[0].spectral_share == pytest.approx(one.norm / values[0], rel=1e-6)
 
 
 @few
@@ -101,11 +101,11 @@ def test_equal_contexts_have_a_zero_update(
     for one in drive(model, question).updates:
         assert (one.norm, one.rank, one.below_noise) == (0.0, 0, True)
         assert one.mlp_in.norm_difference == one.resid_mid.norm_difference == 0.0
-        assert one.bias is not UNSET
-        assert one.factors
-        assert not bool(one.bias.any())
-        assert not bool(one.factors.output.any())
-        assert bool(one.factors.input.any())
+        a, b = factors_of(one)
+        assert one.bias
+        assert not bool(one.bias.values.any())
+        assert not bool(b.any())
+        assert bool(a.any())
     for one in updates(model, pair, "sequential"):
         assert one.below_noise
         assert one.mlp_in.norm_difference <= ROUNDING * one.mlp_in.norm_baseline
@@ -123,11 +123,11 @@ def test_content_and_position_add_up_to_the_update(
     question = weight_updates(model, pair, range(model.n_layers), ("factors", "split"))
     for one in drive(model, question).updates:
         assert one.split
-        assert one.factors
         content, position = one.split.content, one.split.position
-        total = content.factors.output.double() + position.factors.output.double()
-        gap = (total - one.factors.output.double()).norm()
-        assert float(gap) <= ROUNDING * float(total.norm() + content.factors.output.norm())
+        output = torch.cat(list(content.outputs)).double()
+        total = output + torch.cat(list(position.outputs)).double()
+        gap = (total - factors_of(one)[1].double()).norm()
+        assert float(gap) <= ROUNDING * float(total.norm() + output.norm())
         slack = ROUNDING * (content.norm + position.norm)
         assert abs(content.norm - position.norm) - slack <= one.norm
         assert one.norm <= content.norm + position.norm + slack
@@ -154,7 +154,7 @@ def test_trajectory_telescopes_for_any_spans(
     """The steps add up to the update, and ΔW at an edge does not depend on the other edges."""
     model = models[index]
     pair = resolve_pair(model, context, query, baseline, "all")
-    first, count = int(pair.anchored), len(pair.context)
+    first, count = int(pair.head), len(pair.context)
     layers = range(model.n_layers)
     spans = cut(edges, first, count)
     coarse = drive(model, trajectories(model, pair, layers, spans)).layers
@@ -194,12 +194,12 @@ def test_joint_patch_acts_like_each_positions_own_patch(
     for layer in range(model.n_layers):
         block = model.blocks[layer].to(torch.float64)
         n, h, act, pre, post = (Site(layer, point) for point in points)
-        w_in = block.w_in.weight
-        joint = joint_update(base[n], full[n], base[h], full[h], full[act], w_in)
+        w_in = block.w_in
+        joint = joint_update(base[n], full[n], base[h], full[h], full[act], w_in.weight)
         single = implicit_update(base[n], full[n], base[h], full[h], w_in)
         bound = FLOAT64 * max(joint.w_in.condition, joint.w_out.condition)
-        jointly = patched_block(block, base[h], joint, "materialized")
-        apart = patched_block(block, base[h], single, "factored")
+        jointly = patched_block(block, base[h], base[n], joint, "materialized")
+        apart = patched_block(block, base[h], base[n], single, "factored")
         for found, alone, expected in zip(jointly, apart, (full[pre], full[post]), strict=True):
             for row in range(len(query)):
                 assert relative(found[row], alone[row]) <= bound

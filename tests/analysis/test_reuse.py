@@ -58,7 +58,7 @@ def check_reuse(subject: Subject, baseline: str) -> None:
             subject.ids(CONTEXT),
             subject.ids(query),
             question.baseline,
-            anchor=subject.model.tokenizer.anchor,
+            anchor=subject.model.tokenizer.anchor[0],
         )
         for query in PROBES
     ]

@@ -66,14 +66,14 @@ def unsteady(block: Block) -> Block:
     generator = torch.Generator().manual_seed(0)
 
     def act(x: Tensor) -> Tensor:
-        return block.act(x) * (1.0 + 1e-3 * torch.randn(x.shape, generator=generator))
+        return block.activation(x) * (1.0 + 1e-3 * torch.randn(x.shape, generator=generator))
 
-    return replace(block, act=act)
+    return replace(block, activation=act)
 
 
 def deaf(block: Block) -> Block:
     """A block whose attention adds nothing, so that the context cannot matter."""
-    silent = Affine(torch.zeros_like(block.attn_out.weight), torch.zeros_like(block.attn_out.bias))
+    silent = Affine(torch.zeros_like(block.attn_out.weight))
     return replace(block, attn_out=silent)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from schemas.common import UNSET
 from schemas.equivalence_checks import Apply
 from schemas.pairs import Stream
 from schemas.weight_updates import Update
@@ -17,7 +16,7 @@ from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
-from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject, agree, distance
+from tests.analysis.subjects import BASELINES, CAPTURED, QUERY, Subject, agree, distance, factors_of
 from tests.oracle.checks import Scope
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
@@ -48,14 +47,15 @@ def check_updates(subject: Subject, baseline: str, positions: range) -> None:
         what, bound = (one.layer, one.position), CAPTURED * theirs.cancellation
         bound_h = CAPTURED * oracle.cancellation(theirs.h_with, theirs.h)
         agree(one.norm, theirs.norm, bound, what)
-        agree(one.relative_norm, theirs.relative_norm, bound, what)
+        agree(one.weights[0].relative_norm, theirs.relative_norm, bound, what)
         agree(one.mlp_in.norm_baseline, oracle.norm(theirs.n), CAPTURED, what)
         agree(one.mlp_in.norm_difference, oracle.norm(theirs.delta_n), bound, what)
         agree(one.resid_mid.norm_baseline, oracle.norm(theirs.h), CAPTURED, what)
-        agree(one.bias, theirs.delta_h, bound_h, what)
-        assert one.factors
-        agree(one.factors.input, theirs.input_factor, CAPTURED, what)
-        agree(one.factors.output, theirs.output_factor, bound, what)
+        assert one.bias
+        agree(one.bias.values, theirs.delta_h, bound_h, what)
+        a, b = factors_of(one)
+        agree(a, theirs.input_factor, CAPTURED, what)
+        agree(b, theirs.output_factor, bound, what)
 
 
 @only_tiny
@@ -77,9 +77,9 @@ def test_streams_agree_in_the_first_layer_only(subject: Subject, baseline: str) 
     agreement rule allows, so the tests above distinguish them."""
     pairs = zip(updates(subject, baseline), updates(subject, baseline, "free"), strict=True)
     for sequential, free in pairs:
-        assert sequential.bias is not UNSET
-        assert free.bias is not UNSET
-        gap = distance(sequential.bias, free.bias)
+        assert sequential.bias
+        assert free.bias
+        gap = distance(sequential.bias.values, free.bias.values)
         cancelled = free.resid_mid.norm_with_context + free.resid_mid.norm_baseline
         bound = CAPTURED * cancelled / free.resid_mid.norm_difference
         assert gap <= bound if sequential.layer == 0 else gap > 100 * bound

@@ -24,7 +24,7 @@ def sentences(model: Model, text: str, anchored: bool = False) -> list[str]:
     """The text of every sentence."""
     pair = pair_of(model, text, anchored)
     spans = sentence_spans(model, pair)
-    assert spans[0][0] == int(pair.anchored)
+    assert spans[0][0] == int(pair.head)
     assert spans[-1][1] == len(pair.context)
     assert all(a[1] == b[0] for a, b in pairwise(spans))
     return [model.tokenizer.text(pair.context[start:stop]) for start, stop in spans]

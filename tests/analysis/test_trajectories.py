@@ -25,7 +25,7 @@ TELESCOPES = 1e-5
 
 def groups(pair: Pair) -> dict[str, tuple[Span, ...]]:
     """Spans that cover the context without its anchor: one per token, three, and one."""
-    first, count = int(pair.anchored), len(pair.context)
+    first, count = int(pair.head), len(pair.context)
     return {
         "tokens": token_spans(pair),
         "spans": ((first, 3), (3, 4), (4, count)),

@@ -83,10 +83,11 @@ def agree(resource: str, found: dict[str, Any], alone: dict[str, Any]) -> None:
                 close(update["mlp_in"][name], other["mlp_in"][name], CAPTURED)
             if "bias" in other:
                 shift = CAPTURED * cancellation(other["resid_mid"])
-                near(update["bias"], other["bias"], shift)
+                near(update["bias"]["values"], other["bias"]["values"], shift)
             else:
-                near(update["factors"]["output"], other["factors"]["output"], slack)
-                near(update["factors"]["input"], other["factors"]["input"], 2 * CAPTURED)
+                for weight, same in zip(update["weights"], other["weights"], strict=True):
+                    near(weight["output"], same["output"], slack)
+                near(update["input"], other["input"], 2 * CAPTURED)
     if resource == "checks":
         assert found["tokens"] == alone["tokens"]
         assert found["holds"] == alone["holds"] is True

@@ -198,7 +198,11 @@ def test_model_answer_names_each_hook_point_once(tiny_client: httpx.Client) -> N
     assert answer.model.weights_digest.startswith("sha256:")
     assert answer.self_check.verdict == "holds"
     names = [point.name for point in answer.hook_points]
-    assert len(set(names)) == len(get_args(HookPoint))
+    assert names == [point for point in get_args(HookPoint) if point != "mlp_pre_linear"]
+    assert answer.first_weights == ["transformer.h.{layer}.mlp.c_fc.weight"]
+    assert (answer.positions, answer.anchor) == ("absolute", "<|endoftext|>")
+    assert not answer.parallel
+    assert not answer.post_norms
     for point in answer.hook_points:
         assert point.transformer_lens is not None or point.note
     assert {point.name: point.width for point in answer.hook_points if point.width != 32} == {

@@ -33,6 +33,10 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "not_supported",
         "/include",
     ),
+    ("updates", JOINT | {"form": "weights"}, "not_supported", "/form"),
+    ("updates", {"form": "gain"}, "validation", "/form"),
+    ("checks", {"form": "weights", "scope": "projection"}, "not_supported", "/form"),
+    ("checks", JOINT | {"form": "weights"}, "not_supported", "/form"),
     ("updates", JOINT | {"probe_queries": ["a"]}, "not_supported", "/probe_queries"),
     (
         "updates",

@@ -68,8 +68,8 @@ def split_updates(said: Any, model: GPT2) -> None:
     """Content and position add up to the update's factors."""
     for one in said["updates"]:
         adapter(Update).validate_python(one)
-        parts = [array(one["split"][part]["factors"]["output"]) for part in ("content", "position")]
-        np.testing.assert_allclose(sum(parts), array(one["factors"]["output"]), atol=1e-5)
+        parts = [array(one["split"][part]["outputs"][0]) for part in ("content", "position")]
+        np.testing.assert_allclose(sum(parts), array(one["weights"][0]["output"]), atol=1e-5)
         theirs = oracle.split(question(model, "alone"), one["layer"], one["position"])
         assert one["split"]["content"]["norm"] == near(theirs["content"].norm)
 
@@ -91,8 +91,8 @@ def joint_updates(said: Any, model: GPT2) -> None:
         adapter(JointUpdate).validate_python(one)
         theirs = oracle.joint(question(model), one["layer"], [0, 1])
         for weight, solution in zip(one["weights"], (theirs.w_in, theirs.w_out), strict=True):
-            adapter(Tensor).validate_python(weight["factors"]["input"])
-            dense = array(weight["factors"]["input"]).T @ array(weight["factors"]["output"])
+            adapter(Tensor).validate_python(weight["input"])
+            dense = array(weight["input"]).T @ array(weight["output"])
             np.testing.assert_allclose(
                 dense, solution.dense, atol=CLOSE * abs(solution.dense).max()
             )
@@ -189,10 +189,10 @@ def test_joint_factors_in_safetensors_equal_json(tiny_client: httpx.Client) -> N
     packed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})
     assert packed.headers["content-type"] == SAFETENSORS
     said, tensors = unpack(packed.content)
-    assert tensors["updates.0.weights.0.factors.input"].shape == (2, 32)
-    assert tensors["updates.0.weights.1.factors.input"].shape == (2, 128)
+    assert tensors["updates.0.weights.0.input"].shape == (2, 32)
+    assert tensors["updates.0.weights.1.input"].shape == (2, 128)
     plain = arrays(tiny_client.post(path, json=body).json())
     assert plain.keys() == tensors.keys()
     for name, values in plain.items():
         np.testing.assert_array_equal(values, tensors[name])
-    assert said["updates"][0]["weights"][1]["factors"]["output"]["shape"] == [2, 32]
+    assert said["updates"][0]["weights"][1]["output"]["shape"] == [2, 32]

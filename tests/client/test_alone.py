@@ -22,7 +22,7 @@ import deltaw_client
 with deltaw_client.DeltawClient(sys.argv[1]) as client:
     answer = client.weight_updates([5, 6], [7], layers=[0])
     client.sweep([([5, 6], [7])], out="/dev/null", progress=False)
-print(answer.updates[0].factors.input.dtype)
+print(answer.updates[0].input.dtype)
 print(sorted(name for name in sys.modules if name in REFUSED))
 """
 SERVERS = ["torch", "transformers", "safetensors", "fastapi", "starlette", "typer", "rich"]

@@ -12,13 +12,23 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from deltaw_client import DeltawClient, WeightUpdates
 from schemas.common import UNSET, read_answer, write_answer
+from schemas.weight_updates import Update
 from service.engine import Model
 from tests.api.wire import arrays
 from tests.client.conftest import CONTEXT, QUERY, async_client
 from tests.service_process import Served
+
+
+def factors(update: Update[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The input factor, and the output factor of the only first weight."""
+    (weight,) = update.weights
+    assert update.input is not UNSET
+    assert weight.output is not UNSET
+    return update.input, weight.output
 
 
 def test_factors_give_the_norm_of_the_update(client: DeltawClient, tiny: Model) -> None:
@@ -26,11 +36,11 @@ def test_factors_give_the_norm_of_the_update(client: DeltawClient, tiny: Model) 
     answer = client.weight_updates(CONTEXT, QUERY, include=["factors", "bias", "next_tokens"])
     assert [update.layer for update in answer.updates] == list(range(tiny.n_layers))
     for update in answer.updates:
-        assert update.factors
-        assert update.bias is not UNSET
-        a, b = update.factors.input, update.factors.output
+        a, b = factors(update)
+        assert update.bias
         assert (a.shape, b.shape) == ((tiny.d_model,), (tiny.d_mlp,))
-        assert update.bias.shape == (tiny.d_model,)
+        assert update.bias.values.shape == (tiny.d_model,)
+        assert update.bias.parameter == tiny.bias_parameter(update.layer)
         assert a.dtype == b.dtype == np.float32
         wide = np.linalg.norm(a.astype(float)) * np.linalg.norm(b.astype(float))
         assert wide == pytest.approx(update.norm, rel=1e-5)
@@ -49,10 +59,7 @@ def test_each_encoding_gives_the_same_bits(
     other = client.weight_updates(**asked, encoding=encoding)
     assert one.content[:1] != b"{" == other.content[:1]
     for mine, theirs in zip(one.updates, other.updates, strict=True):
-        assert mine.factors
-        assert theirs.factors
-        for name in ("input", "output"):
-            a, b = getattr(mine.factors, name), getattr(theirs.factors, name)
+        for a, b in zip(factors(mine), factors(theirs), strict=True):
             assert a.dtype == b.dtype
             assert a.tobytes() == b.tobytes()
     assert len({update.layer for update in one.updates}) == len(one.updates)
@@ -86,9 +93,7 @@ def test_dumped_answer_is_read_bit_by_bit(client: DeltawClient) -> None:
     answer = client.weight_updates(CONTEXT, QUERY)
     again = read_answer(WeightUpdates, write_answer(answer))
     for mine, theirs in zip(answer.updates, again.updates, strict=True):
-        assert mine.factors
-        assert theirs.factors
-        assert mine.factors.output.tobytes() == theirs.factors.output.tobytes()
+        assert factors(mine)[1].tobytes() == factors(theirs)[1].tobytes()
         assert mine.norm == theirs.norm
 
 
@@ -97,10 +102,10 @@ def test_joint_update_has_an_entry_per_layer(client: DeltawClient, tiny: Model) 
     answer = client.weight_updates([5, 6, 7], [8, 9], joint=True, positions="all", layers=[1])
     (update,) = answer.updates
     first, second = update.weights
-    assert first.factors
-    assert second.factors
-    assert first.factors.input.shape == (2, tiny.d_model)
-    assert second.factors.input.shape == (2, tiny.d_mlp)
+    assert first.input is not UNSET
+    assert second.input is not UNSET
+    assert first.input.shape == (2, tiny.d_model)
+    assert second.input.shape == (2, tiny.d_mlp)
 
 
 def test_activations_are_arrays_by_position(client: DeltawClient, tiny: Model) -> None:
@@ -175,9 +180,7 @@ def test_async_client_in_process_equals_sync_client(
         (mine,) = answer.updates
         (theirs,) = client.weight_updates(CONTEXT, QUERY, layers=[mine.layer]).updates
         assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
-        assert mine.factors
-        assert theirs.factors
-        assert np.allclose(mine.factors.output, theirs.factors.output, rtol=1e-4, atol=1e-6)
+        assert np.allclose(factors(mine)[1], factors(theirs)[1], rtol=1e-4, atol=1e-6)
 
 
 CALLS: dict[str, Callable[[DeltawClient], Any]] = {
@@ -202,7 +205,8 @@ def test_answer_can_be_pickled(client: DeltawClient, name: str) -> None:
     assert (again.request_id, again.content) == (answer.request_id, answer.content)
     assert again.request_id
     if name == "weight_updates":
-        assert again.updates[0].factors is UNSET
+        assert again.updates[0].input is UNSET
+        assert again.updates[0].bias
 
 
 def test_answer_of_a_file_has_no_reply(client: DeltawClient, tmp_path: Path) -> None:

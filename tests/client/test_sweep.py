@@ -24,6 +24,7 @@ from deltaw_client import (
     problems,
     read_sweep,
 )
+from schemas.common import UNSET
 from tests.client.conftest import async_client, problem, scripted
 from tests.service_process import Served
 
@@ -53,10 +54,11 @@ def test_sweep_equals_single_calls_in_order(client: DeltawClient, tmp_path: Path
         assert isinstance(line.answer, WeightUpdates)
         (mine,) = line.answer.updates
         (theirs,) = client.weight_updates(context, query, layers=[0]).updates
-        assert mine.factors
-        assert theirs.factors
         assert mine.norm == pytest.approx(theirs.norm, rel=1e-5)
-        assert np.allclose(mine.factors.output, theirs.factors.output, rtol=1e-4, atol=1e-6)
+        output, other = mine.weights[0].output, theirs.weights[0].output
+        assert output is not UNSET
+        assert other is not UNSET
+        assert np.allclose(output, other, rtol=1e-4, atol=1e-6)
     first = lines(out)[0]
     assert first["request_id"]
     assert first["server_timing"]["forward"] > 0

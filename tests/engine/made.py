@@ -15,7 +15,10 @@ from transformers import GPT2LMHeadModel
 from schemas.activations import HookPoint
 from service.engine import Activations, Model, Run, Site
 
-POINTS: tuple[HookPoint, ...] = get_args(HookPoint)
+POINTS: tuple[HookPoint, ...] = tuple(
+    point for point in get_args(HookPoint) if point != "mlp_pre_linear"
+)
+"""The hook points of a model without a gate."""
 
 
 def edited(source: Path, folder: Path, edit: Callable[[dict[str, Tensor]], None]) -> Path:
@@ -47,7 +50,7 @@ def reference(folder: Path, dtype: torch.dtype) -> Any:
 
 def every_site(model: Model, rows: Sequence[int]) -> dict[Site, Sequence[int]]:
     """All hook points of all layers at these rows."""
-    sites = [Site(layer, point) for layer in range(model.n_layers) for point in POINTS]
+    sites = [Site(layer, point) for layer in range(model.n_layers) for point in model.hook_points]
     return dict.fromkeys(sites, rows)
 
 
@@ -82,20 +85,20 @@ def worst(found: Mapping[Site, Tensor], expected: Mapping[Site, Tensor]) -> floa
 def resident(model: Model) -> dict[str, Tensor]:
     """A copy of every resident tensor, by name."""
     named = {
-        "wte": model.token_embedding,
-        "wpe": model.position_embedding,
-        "ln_f.gain": model.final_norm.gain,
-        "ln_f.bias": model.final_norm.bias,
+        "wte": model.ends.token_embedding,
+        "wpe": model.ends.position_embedding,
+        "ln_f.gain": model.ends.final_norm.gain,
+        "ln_f.bias": model.ends.final_norm.bias,
         "unembedding": model.unembedding,
     }
     for layer, block in enumerate(model.blocks):
-        for part in ("ln_1", "ln_2"):
+        for part in ("pre_attn", "pre_mlp"):
             norm = getattr(block, part)
             named |= {f"{layer}.{part}.gain": norm.gain, f"{layer}.{part}.bias": norm.bias}
         for part in ("queries", "keys_values", "attn_out", "w_in", "w_out"):
             affine = getattr(block, part)
             named |= {f"{layer}.{part}.weight": affine.weight, f"{layer}.{part}.bias": affine.bias}
-    return {name: tensor.detach().clone() for name, tensor in named.items()}
+    return {name: tensor.detach().clone() for name, tensor in named.items() if tensor is not None}
 
 
 def unchanged(model: Model, before: Mapping[str, Tensor]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +21,7 @@ from service.engine.walk import forward
 from tests.checkpoints import save_tiny
 from tests.engine.made import edited, everything, logits_of, reference, relative, worst
 from tests.oracle import GPT2
+from tests.oracle import Block as OracleBlock
 
 IDS = [5, 99, 200, 17, 5, 42]
 
@@ -29,8 +31,9 @@ def load_float32(folder: Path) -> Model:
     return load(str(folder), revision=None, device="cpu", dtype="float32")
 
 
-def same(tensor: Tensor, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
+def same(tensor: Tensor | None, array: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> bool:
     """Whether a resident tensor holds these very numbers."""
+    assert tensor is not None
     return bool(np.array_equal(tensor.double().numpy(), array))
 
 
@@ -39,26 +42,33 @@ def _beside(block: Block, part: str) -> Tensor:
     return torch.cat([getattr(block.queries, part), getattr(block.keys_values, part)], -1)
 
 
+def _abreast(block: OracleBlock, part: str) -> NDArray[np.float64]:
+    """The oracle's queries, keys and values side by side."""
+    maps = (block.queries, block.keys, block.values)
+    return np.concatenate([getattr(one, part) for one in maps], -1)
+
+
 def oracles_weights(model: Model, oracle: GPT2) -> bool:
     """Whether every weight is the one that the oracle's own parser read from the file."""
+    assert oracle.positions is not None
     pairs = [
-        (model.token_embedding, oracle.wte),
-        (model.position_embedding, oracle.wpe),
-        (model.final_norm.gain, oracle.ln_f_gain),
+        (model.ends.token_embedding, oracle.embedding),
+        (model.ends.position_embedding, oracle.positions),
+        (model.ends.final_norm.gain, oracle.final_norm.gain),
         (model.unembedding, oracle.unembedding),
     ]
     for block, theirs in zip(model.blocks, oracle.blocks, strict=True):
         pairs += [
-            (block.ln_1.gain, theirs.ln_1_gain),
-            (block.ln_1.bias, theirs.ln_1_bias),
-            (_beside(block, "weight"), theirs.c_attn),
-            (_beside(block, "bias"), theirs.c_attn_bias),
-            (block.attn_out.weight, theirs.attn_c_proj),
-            (block.ln_2.gain, theirs.ln_2_gain),
-            (block.w_in.weight, theirs.c_fc),
-            (block.w_in.bias, theirs.c_fc_bias),
-            (block.w_out.weight, theirs.mlp_c_proj),
-            (block.w_out.bias, theirs.mlp_c_proj_bias),
+            (block.pre_attn.gain, theirs.pre_attn.gain),
+            (block.pre_attn.bias, theirs.pre_attn.bias),
+            (_beside(block, "weight"), _abreast(theirs, "weight")),
+            (_beside(block, "bias"), _abreast(theirs, "bias")),
+            (block.attn_out.weight, theirs.attn_out.weight),
+            (block.pre_mlp.gain, theirs.pre_mlp.gain),
+            (block.w_in.weight, theirs.first.weight),
+            (block.w_in.bias, theirs.first.bias),
+            (block.w_out.weight, theirs.second.weight),
+            (block.w_out.bias, theirs.second.bias),
         ]
     return all(same(*pair) for pair in pairs)
 
@@ -130,11 +140,11 @@ def test_shards_are_one_model(tmp_path: Path, tiny: Model, tiny_folder: Path) ->
 def test_weight_norms_are_numpys(tiny: Model, tiny_oracle: GPT2) -> None:
     """Frobenius and spectral norm of c_fc are those of NumPy's SVD to 1e-12, each time."""
     for layer, block in enumerate(tiny_oracle.blocks):
-        values = np.linalg.svd(block.c_fc, compute_uv=False)
-        frobenius, spectral = tiny.weight_norms[layer]
+        values = np.linalg.svd(block.w_in, compute_uv=False)
+        ((frobenius, spectral),) = tiny.weight_norms[layer]
         assert frobenius == pytest.approx(float(np.linalg.norm(values)), rel=1e-12)
         assert spectral == pytest.approx(float(values[0]), rel=1e-12)
-        assert tiny.weight_norms[layer] == (frobenius, spectral)
+        assert tiny.weight_norms[layer] == ((frobenius, spectral),)
 
 
 VARIANTS: list[dict[str, object]] = [
@@ -177,8 +187,8 @@ def test_a_variant_computes_what_transformers_computes(
 def test_an_untied_head_is_its_own(saved: Callable[..., Path]) -> None:
     """The unembedding is then lm_head, not the token embedding; tied it is that very tensor."""
     untied, tied = load_float32(saved(tie_word_embeddings=False)), load_float32(saved())
-    assert not torch.equal(untied.unembedding, untied.token_embedding)
-    assert tied.unembedding.data_ptr() == tied.token_embedding.data_ptr()
+    assert not torch.equal(untied.unembedding, untied.ends.token_embedding)
+    assert tied.unembedding.data_ptr() == tied.ends.token_embedding.data_ptr()
 
 
 def test_reorder_and_upcast_attn_is_the_same_attention(saved: Callable[..., Path]) -> None:

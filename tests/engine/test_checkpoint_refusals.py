@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from service.engine import load
 from service.errors import CannotLoad
@@ -19,16 +19,11 @@ from tests.engine.made import edited, reference, relative
 
 
 def another_architecture(folder: Path) -> None:
-    """A tiny GPT-NeoX in the place of the GPT-2."""
-    config = GPTNeoXConfig(
-        vocab_size=64,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=32,
+    """A tiny GPT-J in the place of the GPT-2."""
+    config = GPTJConfig(
+        vocab_size=64, n_embd=16, n_layer=1, n_head=2, n_inner=32, n_positions=32, rotary_dim=4
     )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    GPTJForCausalLM(config).save_pretrained(folder)
 
 
 def only_a_pickle(folder: Path) -> None:
@@ -114,7 +109,7 @@ def indexed(weight_map: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (another_architecture, "'gpt_neox'"),
+        (another_architecture, "'gptj'"),
         (configured(add_cross_attention=True), "cross attention"),
         (only_a_pickle, "pickles are not loaded"),
         (without("transformer.h.1.mlp.c_fc.weight"), "transformer.h.1.mlp.c_fc.weight"),

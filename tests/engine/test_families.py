@@ -9,7 +9,6 @@ import torch
 
 from service.engine import Model
 from service.engine.block import Block
-from service.engine.families import FAMILIES
 from service.engine.layers import PACKED, Affine, Norm, affine
 from tests.engine.made import POINTS, reference
 
@@ -44,6 +43,7 @@ def test_affine_map_is_stored_d_in_by_d_out(block: Block) -> None:
     """y = x·W + b with W stored (d_in, d_out), checked entry by entry."""
     x = torch.arange(8.0).reshape(2, 4)
     w_in = block.w_in
+    assert w_in.bias is not None
     by_hand = torch.stack(
         [sum(x[:, i] * w_in.weight[i, o] for i in range(4)) + w_in.bias[o] for o in range(16)],
         dim=1,
@@ -52,13 +52,12 @@ def test_affine_map_is_stored_d_in_by_d_out(block: Block) -> None:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 3, 4, 17, 65, 257])
-@pytest.mark.parametrize("keep", [True, False])
-def test_packed_layout_keeps_the_matrix_and_its_products(rows: int, keep: bool) -> None:
+def test_packed_layout_keeps_the_matrix_and_its_products(rows: int) -> None:
     """oneDNN's packed layout returns W bit by bit, and its products equal float64's to 1e-6."""
     generator = torch.Generator().manual_seed(1)
     weight = torch.randn(96, 200, generator=generator)[:, 8:]
     bias, x = (torch.randn(*shape, generator=generator) for shape in ((192,), (rows, 96)))
-    blocks = affine(weight, bias, keep=keep)
+    blocks = affine(weight, bias)
     assert blocks.matrix.is_mkldnn == PACKED
     assert torch.equal(blocks.weight, weight)
     assert torch.equal(blocks.to(torch.float64).weight, weight.double())
@@ -97,27 +96,35 @@ def test_cast_copies_and_no_cast_returns_the_block(block: Block) -> None:
     """A cast to float64 copies the numbers; a cast to the resident dtype returns the same block."""
     assert block.to(torch.float32) is block
     wide = block.to(torch.float64)
-    assert (
-        wide.w_in.weight.dtype == wide.ln_2.gain.dtype == wide.queries.bias.dtype == torch.float64
-    )
+    bias = wide.queries.bias
+    assert bias is not None
+    assert wide.w_in.weight.dtype == wide.pre_mlp.gain.dtype == bias.dtype == torch.float64
     assert torch.equal(wide.w_out.weight, block.w_out.weight.double())
-    assert (wide.n_heads, wide.scaling, wide.ln_1.eps) == (2, 0.5, 1e-5)
+    assert (wide.n_heads, wide.scaling, wide.pre_attn.eps) == (2, 0.5, 1e-5)
 
 
 def test_module_paths_name_existing_modules(tiny_folder: Path, tiny: Model) -> None:
     """Every hook point of every layer is the input or output of an existing module."""
-    family = FAMILIES["gpt2"]
     model = reference(tiny_folder, torch.float32)
-    assert tuple(family.module_paths) == POINTS
-    for path, side in family.module_paths.values():
+    assert tiny.hook_points == POINTS
+    for point in POINTS:
+        found = tiny.module_path(point)
+        assert found is not None
+        path, side = found
         assert side in ("input", "output")
         assert all(model.get_submodule(path.format(layer=i)) for i in range(tiny.n_layers))
 
 
 def test_weight_names_equal_those_of_the_checkpoint(tiny_folder: Path, tiny: Model) -> None:
-    """`weight_in` and `weight_out` name the tensors that the blocks hold."""
+    """The names of the MLP's weights name the tensors that the blocks hold."""
     stored = reference(tiny_folder, torch.float32).state_dict()
     for layer, block in enumerate(tiny.blocks):
-        assert torch.equal(stored[tiny.family.weight_in.format(layer=layer)], block.w_in.weight)
-        assert torch.equal(stored[tiny.family.weight_out.format(layer=layer)], block.w_out.weight)
-    assert tiny.family.fan_in_fan_out == (tiny.blocks[0].w_in.weight.shape[0] == tiny.d_model)
+        (first,) = tiny.first_weights(layer)
+        assert torch.equal(stored[first.name], block.w_in.weight[:, first.columns])
+        assert first.shape == stored[first.name].shape
+        assert torch.equal(stored[tiny.second_weight(layer)], block.w_out.weight)
+        bias = tiny.bias_parameter(layer)
+        assert bias is not None
+        assert block.w_out.bias is not None
+        assert torch.equal(stored[bias], block.w_out.bias)
+        assert tiny.post_norm_gain(layer) is None

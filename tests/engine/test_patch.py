@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from schemas.equivalence_checks import Apply
-from service.engine import Model, Site, patched_block, patched_mlp_pre
+from service.engine import Model, Site, patched_block, patched_product
 from service.engine.block import Block
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne, implicit_update
 from tests.engine.made import everything, relative, resident, unchanged
-from tests.oracle import GPT2
-from tests.oracle.model import gelu_new, layer_norm
+from tests.oracle import GPT2, Patch
 
 LAYER = 1
 CONTEXT, QUERY = [9, 99, 200, 17, 5, 42, 77], [3, 150, 31]
@@ -45,7 +44,7 @@ def update_of(block: Block, baseline: Readings, context: Readings) -> ImplicitUp
         context["mlp_in"],
         baseline["resid_mid"],
         context["resid_mid"],
-        block.w_in.weight,
+        block.w_in,
     )
     return update.to(baseline["mlp_in"].dtype)
 
@@ -56,27 +55,22 @@ def test_patched_block_equals_numpys_with_changed_weights(
     tiny: Model, tiny_oracle: GPT2, dtype: torch.dtype, bound: float, apply: Apply
 ) -> None:
     """With one W + ΔW and Δh per row, mlp_pre and resid_post equal NumPy's for random updates."""
-    block, theirs = tiny.blocks[LAYER].to(dtype), tiny_oracle.blocks[LAYER]
+    block = tiny.blocks[LAYER].to(dtype)
     generator = torch.Generator().manual_seed(3)
 
     def draw(width: int) -> Tensor:
         return torch.randn(4, width, generator=generator, dtype=torch.float64).to(dtype)
 
     h, weight, bias = draw(32), RankOne(draw(32), draw(128)), draw(32)
-    pre, post = patched_block(block, h, ImplicitUpdate(weight, bias), apply)
+    pre, post = patched_block(block, h, block.pre_mlp(h), ImplicitUpdate(weight, bias), apply)
     for i in range(4):
         row = h[i].double().numpy()
-        changed = theirs.c_fc + np.outer(weight.input[i].double(), weight.output[i].double())
-        n = layer_norm(row, theirs.ln_2_gain, theirs.ln_2_bias, tiny_oracle.epsilon)
-        p = n @ changed + theirs.c_fc_bias
-        y = (
-            row
-            + gelu_new(p) @ theirs.mlp_c_proj
-            + theirs.mlp_c_proj_bias
-            + bias[i].double().numpy()
-        )
-        assert relative(pre[i], torch.from_numpy(p)) <= bound
-        assert relative(post[i], torch.from_numpy(y)) <= bound
+        change = np.outer(weight.input[i].double(), weight.output[i].double())
+        changed = Patch(w_in=change, output_bias=bias[i].double().numpy())
+        n = tiny_oracle.blocks[LAYER].pre_mlp(row)
+        expected = tiny_oracle.second_half(LAYER, row, n, changed)
+        assert relative(pre[i], torch.from_numpy(expected["mlp_pre"])) <= bound
+        assert relative(post[i], torch.from_numpy(expected["resid_post"])) <= bound
 
 
 @pytest.mark.parametrize(("dtype", "bound"), BOUNDS)
@@ -86,7 +80,7 @@ def test_both_ways_of_applying_agree(tiny: Model, dtype: torch.dtype, bound: flo
     block = tiny.blocks[LAYER].to(dtype)
     weight = update_of(block, baseline, context).weight
     factored, materialized = (
-        patched_mlp_pre(block, baseline["mlp_in"], weight, apply) for apply in APPLIES
+        patched_product(block.w_in, baseline["mlp_in"], weight, apply) for apply in APPLIES
     )
     assert factored.dtype == materialized.dtype == dtype
     assert relative(factored, materialized) <= bound
@@ -104,7 +98,7 @@ def test_update_gives_the_block_with_context(
     baseline, context = readings(tiny, dtype)
     block = tiny.blocks[LAYER].to(dtype)
     update = update_of(block, baseline, context)
-    pre, post = patched_block(block, baseline["resid_mid"], update, apply)
+    pre, post = patched_block(block, baseline["resid_mid"], baseline["mlp_in"], update, apply)
     assert relative(pre, context["mlp_pre"]) <= bound
     assert relative(post, context["resid_post"]) <= bound
 
@@ -168,7 +162,7 @@ def test_wrong_updates_miss_the_bound(tiny: Model, plant: Planted, apply: Apply)
     baseline, context = readings(tiny, torch.float64)
     block = tiny.blocks[LAYER].to(torch.float64)
     wrong = plant(block, baseline, context, update_of(block, baseline, context))
-    _, post = patched_block(block, baseline["resid_mid"], wrong, apply)
+    _, post = patched_block(block, baseline["resid_mid"], baseline["mlp_in"], wrong, apply)
     for i in range(len(QUERY)):
         assert relative(post[i], context["resid_post"][i]) > 1e-10
 
@@ -182,7 +176,7 @@ def test_patches_do_not_change_resident_weights(tiny: Model, apply: Apply) -> No
         block = tiny.blocks[LAYER].to(dtype)
         update = update_of(block, baseline, context)
         kept = baseline["resid_mid"].clone()
-        patched_block(block, baseline["resid_mid"], update, apply)
+        patched_block(block, baseline["resid_mid"], baseline["mlp_in"], update, apply)
         assert torch.equal(baseline["resid_mid"], kept)
     assert unchanged(tiny, before)
     assert Site(LAYER, "resid_post") in forward(tiny, [everything(tiny, QUERY)])[0]

@@ -6,7 +6,7 @@ import pytest
 
 from service.engine import Run, Site
 from service.engine.run import STAGE
-from tests.oracle.model import HOOK_POINTS
+from tests.oracle import HOOK_POINTS
 
 
 @pytest.mark.parametrize(
@@ -25,4 +25,6 @@ def test_depth_is_the_last_layer_read(sites: list[Site], depth: int) -> None:
 def test_stages_follow_the_order_of_computation() -> None:
     """Stages ascend from the block's input to its output, because the walk stops by comparing
     them."""
-    assert sorted(STAGE, key=lambda point: STAGE[point]) == list(HOOK_POINTS)
+    stages = sorted(STAGE, key=lambda point: STAGE[point])
+    assert stages.index("mlp_pre_linear") == stages.index("mlp_pre") + 1
+    assert [point for point in stages if point != "mlp_pre_linear"] == list(HOOK_POINTS)

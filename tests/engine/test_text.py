@@ -42,7 +42,7 @@ def test_merges_apply(tokenizer: Tokenizer) -> None:
 def test_a_text_that_spells_a_special_token_becomes_it(tokenizer: Tokenizer) -> None:
     """It is one id, echoed as special, and it is the anchor."""
     ids = tokenizer.encode(f"a{ENDOFTEXT}")
-    assert ids[1:] == (tokenizer.anchor,)
+    assert ids[1:] == tokenizer.anchor
     assert tokenizer.token(ids[1]) == Token(ids[1], ENDOFTEXT, special=True)
     assert tokenizer.token(ids[0]).special is UNSET
 
@@ -50,7 +50,7 @@ def test_a_text_that_spells_a_special_token_becomes_it(tokenizer: Tokenizer) -> 
 def test_without_a_special_token_there_is_no_anchor() -> None:
     """The same text is then its characters."""
     plain = Tokenizer(byte_tokenizer(special=False))
-    assert plain.anchor is None
+    assert plain.anchor == ()
     assert plain.text(plain.encode(ENDOFTEXT)) == ENDOFTEXT
     assert all(token.special is UNSET for token in plain.tokens(plain.encode(ENDOFTEXT)))
 

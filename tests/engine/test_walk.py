@@ -79,7 +79,7 @@ def transformers_run(
         Site(layer, point): (path.format(layer=layer), side)
         for layer in range(service.n_layers)
         for point in POINTS
-        for path, side in [service.family.module_paths[point]]
+        for path, side in [service.module_path(point) or ("", "")]
     }
     rows = len(ids)
     mask = torch.full((rows, rows), -torch.inf, dtype=model.dtype).triu(1)[None, None]

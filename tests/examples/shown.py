@@ -57,9 +57,10 @@ def near(shown: str, actual: str, tolerance: float = TOLERANCE) -> bool:
     Numbers with the same number of digits may also differ by one in the last digit, because
     rounding can change it even if the values are almost equal.
     """
-    if "." not in actual and "e" not in actual:
+    if not re.search("[.e]", shown + actual):
         return shown == actual
     a, b = float(shown), float(actual)
+    # A rounding error may be exactly 0.
     if max(abs(a), abs(b)) < ROUNDING:
         return abs(b) <= max(10 * abs(a), FLOAT64)
     last = 0.0

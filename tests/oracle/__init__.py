@@ -1,8 +1,9 @@
 """The tests' oracle: the formulas of docs/theory.md in float64 NumPy, in the most direct form.
 
-It shares no code with the service. It has its own checkpoint reader and its own GPT-2, makes a
-separate full run for everything, and forms dense matrices. Read in this order: checkpoint, model,
-questions, updates, distributions, sequential, checks, joints, trajectories, attributions.
+It shares no code with the service. It has its own checkpoint reader and its own decoder of every
+family, makes a separate full run for everything, and forms dense matrices. Read in this order:
+checkpoint, rotary, decoder, questions, updates, distributions, sequential, checks, joints,
+trajectories, attributions.
 """
 
 from .attributions import Attribution, Share, attribution
@@ -17,6 +18,7 @@ from .checks import (
     relative_error,
     tolerance,
 )
+from .decoder import HOOK_POINTS, Block, Decoder, Patch, Trace
 from .distributions import (
     kl_divergence,
     likeliest,
@@ -25,12 +27,13 @@ from .distributions import (
     probabilities,
 )
 from .joints import Joint, Reuse, Solution, joint, joint_check, reuse
-from .model import GPT2, HOOK_POINTS, Block, Patch, Trace
 from .questions import Another, Baseline, Prompt, Question, Span, Without, ask
 from .sequential import Sequential, sequential
 from .trajectories import Step, Trajectory, token_spans, trajectory
 from .updates import (
+    Carrier,
     Difference,
+    Form,
     Part,
     Update,
     between,
@@ -42,6 +45,9 @@ from .updates import (
     update,
 )
 
+GPT2 = Decoder
+"""The decoder, where a test is about a checkpoint of GPT-2."""
+
 __all__ = [
     "GPT2",
     "HOOK_POINTS",
@@ -49,8 +55,11 @@ __all__ = [
     "Attribution",
     "Baseline",
     "Block",
+    "Carrier",
     "Check",
+    "Decoder",
     "Difference",
+    "Form",
     "Joint",
     "Part",
     "Patch",

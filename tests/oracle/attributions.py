@@ -46,7 +46,7 @@ def attribution(
     if question.baseline not in ("matched", "anchored"):
         raise ValueError("an attribution's baseline is matched or anchored")
     point = (layer, "mlp_in")
-    weight = question.model.blocks[layer].c_fc  # (d_model, d_mlp)
+    weight = question.model.blocks[layer].w_in  # (d_model, d_mlp)
     first = question.base[point][position]  # n_0
     whole = question.full[point][position]  # n_C
     total = on_base(first, first, whole, weight)  # ΔW(C)

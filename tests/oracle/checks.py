@@ -3,7 +3,7 @@
 The tolerance and the controls are those of docs/theory.md, "What an exact check proves". Each scope
 compares one vector at one query position:
 
-    projection   mlp_pre of the layer: c_fc's output with its bias
+    projection   output of the layer's first weights with their biases: mlp_pre, gate and up
     block        resid_post of the layer
     model        resid_post of each layer in the one fully patched run, and the logits
 
@@ -18,15 +18,15 @@ from typing import Literal
 import numpy as np
 
 from .checkpoint import Array
-from .model import Patch
+from .decoder import Patch
 from .questions import Question
 from .sequential import sequential
-from .updates import Update, between, norm, ratio, update
+from .updates import Form, Update, between, norm, ratio, update
 
 Scope = Literal["projection", "block"]
 Stream = Literal["free", "sequential"]
 
-COMPARED = {"projection": "mlp_pre", "block": "resid_post"}
+COMPARED = {"projection": "mlp_first", "block": "resid_post"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,34 +89,47 @@ def projection_check(
 
 
 def block_check(
-    question: Question, layer: int, position: int = -1, stream: Stream = "free"
+    question: Question,
+    layer: int,
+    position: int = -1,
+    stream: Stream = "free",
+    form: Form = "bias",
 ) -> Check:
-    """The block's output under ΔW1 and Δh compared with the output with the context."""
-    return _check(question, layer, position, "block", stream)
+    """The block's output under the patch compared with the output with the context."""
+    return _check(question, layer, position, "block", stream, form)
 
 
-def model_check(question: Question, layer: int, position: int = -1) -> Check:
+def model_check(question: Question, layer: int, position: int = -1, form: Form = "bias") -> Check:
     """One block's output in the fully patched run; unpatched is the ordinary baseline run."""
     point = (layer, "resid_post")
     return Check(
         expected=question.full[point][position],
-        actual=sequential(question, position).patched[point][position],
+        actual=sequential(question, position, form).patched[point][position],
         unpatched=question.base[point][position],
     )
 
 
-def logits_check(question: Question, position: int = -1) -> Check:
+def logits_check(question: Question, position: int = -1, form: Form = "bias") -> Check:
     """The logits (vocab) of the fully patched run."""
-    runs = sequential(question, position)
+    runs = sequential(question, position, form)
     return Check(runs.logits_with_context, runs.logits_patched, runs.logits_unpatched)
 
 
-def _check(question: Question, layer: int, position: int, scope: Scope, stream: Stream) -> Check:
+def _check(
+    question: Question,
+    layer: int,
+    position: int,
+    scope: Scope,
+    stream: Stream,
+    form: Form = "bias",
+) -> Check:
     """Expected, actual and unpatched vector at the compared hook point."""
-    change, beneath = _change(question, layer, position, stream)
+    change, beneath = _change(question, layer, position, stream, form)
     return Check(
         expected=question.full[layer, COMPARED[scope]][position],
-        actual=_reading(question, layer, position, scope, {**beneath, layer: change.patch}),
+        actual=_reading(
+            question, layer, position, scope, {**beneath, layer: change.patch_in(form)}
+        ),
         unpatched=_reading(question, layer, position, scope, beneath),
     )
 
@@ -178,12 +191,12 @@ def free_stream_patches(question: Question, position: int = -1) -> dict[str, flo
 
 
 def _change(
-    question: Question, layer: int, position: int, stream: Stream
+    question: Question, layer: int, position: int, stream: Stream, form: Form = "bias"
 ) -> tuple[Update, dict[int, Patch]]:
     """The layer's update in this stream, and the patches of the layers below it."""
     if stream == "free":
         return update(question, layer, position), {}
-    runs = sequential(question, position)
+    runs = sequential(question, position, form)
     return runs.updates[layer], runs.beneath(layer)
 
 

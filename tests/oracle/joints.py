@@ -13,7 +13,7 @@ import numpy as np
 
 from .checkpoint import Array
 from .checks import Check, relative_error
-from .model import Patch
+from .decoder import Patch
 from .questions import Question
 from .updates import Update, cosine, norm, update
 
@@ -74,7 +74,7 @@ def joint(question: Question, layer: int, positions: Sequence[int]) -> Joint:
     delta_n = full[layer, "mlp_in"][chosen] - base[layer, "mlp_in"][chosen]  # (m, d_model)
     delta_h = full[layer, "resid_mid"][chosen] - base[layer, "resid_mid"][chosen]
     return Joint(
-        w_in=Solution(base[layer, "mlp_in"][chosen], delta_n @ question.model.blocks[layer].c_fc),
+        w_in=Solution(base[layer, "mlp_in"][chosen], delta_n @ question.model.blocks[layer].w_in),
         w_out=Solution(full[layer, "mlp_act"][chosen], delta_h),
     )
 
@@ -103,9 +103,9 @@ def reuse(change: Update, probe: Question, layer: int) -> Reuse:
     """``change`` applied to the last token of ``probe``: n (W1 + ΔW) + b1 against n_C W1 + b1."""
     block = probe.model.blocks[layer]
     n = probe.base[layer, "mlp_in"][-1]
-    expected = probe.full[layer, "mlp_pre"][-1]
-    unpatched = probe.base[layer, "mlp_pre"][-1]
-    actual = n @ (block.c_fc + change.dense) + block.c_fc_bias
+    expected = probe.full[layer, "mlp_first"][-1]
+    unpatched = probe.base[layer, "mlp_first"][-1]
+    actual = n @ (block.w_in + change.dense) + block.first.bias
     return Reuse(
         cosine=cosine(change.dense, update(probe, layer).dense),
         cosine_of_shift=cosine(n @ change.dense, expected - unpatched),

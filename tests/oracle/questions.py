@@ -4,7 +4,7 @@ The baselines are those of docs/theory.md, "Baselines". The run with the context
 at positions 0, 1, … and then the query. The baseline run reads:
 
     matched           the query alone, at its positions of the full run
-    alone             the query alone, at 0, 1, …
+    alone             the query alone, at 0, 1, …; matched where positions are relative
     anchored          the special token at 0 in both runs, the query as in the full run
     Without(spans)    the context less the spans, positions kept, the query as in the full run
     Another(context)  that context at 0, 1, … followed by the query
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from .model import GPT2, Patch, Trace
+from .decoder import Decoder, Patch, Trace
 
 Span = tuple[int, int]  # half-open, indices into the listed context
 
@@ -55,7 +55,7 @@ class Question:
     ``anchored`` it begins with the special token, and indices into it count that token.
     """
 
-    model: GPT2
+    model: Decoder
     context: tuple[int, ...]
     query: tuple[int, ...]
     baseline: Baseline
@@ -142,7 +142,7 @@ class Question:
 
 
 def ask(
-    model: GPT2,
+    model: Decoder,
     context: Sequence[int],
     query: Sequence[int],
     baseline: Baseline = "matched",
@@ -150,6 +150,8 @@ def ask(
 ) -> Question:
     """A question; ``anchored`` puts ``anchor`` before a context that does not begin with it."""
     listed = tuple(context)
+    if baseline == "alone" and model.rotary is not None:
+        baseline = "matched"
     if baseline == "anchored":
         if anchor is None:
             raise ValueError("the baseline anchored needs the id of the special token")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from .checkpoint import Array
-from .model import Patch, Trace
+from .decoder import Patch, Trace
 from .questions import Question
-from .updates import Update, between, update
+from .updates import Form, Update, between, update
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +20,7 @@ class Sequential:
     """The sequential updates for one target position, and the runs compared with them."""
 
     position: int  # the target, a query position counted from the start
+    form: Form
     updates: tuple[Update, ...]  # one a layer; n and h are those of the patched stream
     patched: Trace  # all updates applied, the query's rows
     free_stream: Trace  # all free-stream updates applied at once, the query's rows
@@ -30,11 +31,11 @@ class Sequential:
 
     def beneath(self, layer: int) -> dict[int, Patch]:
         """The patches of the layers below ``layer``."""
-        return {below: self.updates[below].patch for below in range(layer)}
+        return {below: self.updates[below].patch_in(self.form) for below in range(layer)}
 
 
 @lru_cache(maxsize=32)
-def sequential(question: Question, position: int = -1) -> Sequential:
+def sequential(question: Question, position: int = -1, form: Form = "bias") -> Sequential:
     """Patch layer after layer for one target position, with L + 1 whole runs."""
     layers = range(question.model.n_layers)
     updates: list[Update] = []
@@ -42,12 +43,13 @@ def sequential(question: Question, position: int = -1) -> Sequential:
     for layer in layers:
         state = question.patched(patches)  # patched below, ordinary from here on
         updates.append(between(question, layer, position, question.full, state))
-        patches[layer] = updates[-1].patch
+        patches[layer] = updates[-1].patch_in(form)
     patched = question.patched(patches)
-    free = {layer: update(question, layer, position).patch for layer in layers}
+    free = {layer: update(question, layer, position).patch_in(form) for layer in layers}
     free_stream = question.patched(free)
     return Sequential(
         position=question.row(position),
+        form=form,
         updates=tuple(updates),
         patched=patched,
         free_stream=free_stream,

@@ -52,7 +52,7 @@ def trajectory(
     With ``anchored`` the anchor is in every run; a step that reads only the anchor is zero.
     """
     chosen = token_spans(question) if spans is None else tuple(spans)
-    weight = question.model.blocks[layer].c_fc  # (d_model, d_mlp)
+    weight = question.model.blocks[layer].w_in  # (d_model, d_mlp)
     readings = prefix_readings(question, layer, position, chosen)  # n_0 … n_k
     first = readings[0]
     final = on_base(first, first, readings[-1], weight)  # ΔW(C)

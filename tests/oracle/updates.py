@@ -3,16 +3,41 @@
 The formulas are those of docs/theory.md, "One block"; W1 is the MLP's first weight:
 
 Δn = n_C - n     Δh = h_C - h     ΔW1 = nᵀ(Δn W1) / |n|²     n (W1 + ΔW1) = n_C W1
+
+Δh is a bias at the block's output, or the second weight W2 carries it (docs/theory.md, "Weights
+that carry the bias").
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .checkpoint import Array
-from .model import Block, Patch, Trace
+from .decoder import Block, Patch, Trace
 from .questions import Question
+
+Form = Literal["bias", "weights"]
+
+LARGEST = 8.0
+"""What |m* / gain| may be after a norm before the gain is raised instead."""
+
+
+@dataclass(frozen=True, eq=False)
+class Carrier:
+    """The change of W2, and of the gain of a norm after it, that puts Δh into the weights."""
+
+    input_factor: Array  # (d_mlp): φ_C / |φ_C|²
+    output_factor: Array  # (d_model)
+    gain: Array | None  # (d_model), in place of the block's; None without such a norm
+    lifted: NDArray[np.bool_] | None  # (d_model), whether the gain of a coordinate was raised
+
+    @property
+    def dense(self) -> Array:
+        """ΔW2 (d_mlp, d_model)."""
+        return np.outer(self.input_factor, self.output_factor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +49,9 @@ class Update:
     n: Array  # (d_model): mlp_in of the baseline
     h_with: Array  # (d_model): h_C, resid_mid with the context
     h: Array  # (d_model): resid_mid of the baseline
+    act_with: Array  # (d_mlp): φ_C, mlp_act with the context
+    second_with: Array  # (d_model): y_C, the output of W2 with the context
+    out_with: Array  # (d_model): m_C, mlp_out with the context
 
     @property
     def delta_n(self) -> Array:
@@ -43,17 +71,51 @@ class Update:
     @property
     def output_factor(self) -> Array:
         """Δn W1 (d_mlp)."""
-        return self.delta_n @ self.block.c_fc
+        return self.delta_n @ self.block.w_in
 
     @property
     def dense(self) -> Array:
         """ΔW1 (d_model, d_mlp) in the stored orientation."""
-        return np.outer(self.n, self.delta_n @ self.block.c_fc) / (self.n @ self.n)
+        return np.outer(self.n, self.delta_n @ self.block.w_in) / (self.n @ self.n)
 
     @property
     def patch(self) -> Patch:
-        """The exact patch: ΔW1 on c_fc.weight and Δh on the block's output."""
+        """The exact patch: ΔW1 on the first weight and Δh on the block's output."""
         return Patch(w_in=self.dense, output_bias=self.delta_h)
+
+    @property
+    def carrier(self) -> Carrier:
+        """The second weight that carries Δh.
+
+        Without a norm after the MLP, ΔW2 = φ_Cᵀ Δh / |φ_C|². With one, of gain g, its output has
+        to be m* = m_C + Δh. Put t = m*/g; where |t_j| > 8 or g_j = 0, t_j is 8 in size instead,
+        and g_j := m*_j / t_j. Then, with y' = t rms(y_C) / rms(t),
+
+            ΔW2 = φ_Cᵀ (y' - y_C) / |φ_C|²      gain = g rms(t) sqrt(rms(y_C)² + ε) / rms(y_C)
+        """
+        factor = self.act_with / (self.act_with @ self.act_with)
+        if self.block.post_mlp is None:
+            return Carrier(factor, self.delta_h, None, None)
+        wanted = self.out_with + self.delta_h  # m*
+        gain = self.block.post_mlp.gain.copy()
+        t = np.divide(wanted, gain, out=np.full_like(wanted, np.inf), where=gain != 0)
+        lifted = np.abs(t) > LARGEST
+        sign = np.where(gain < 0, -1.0, 1.0)
+        t[lifted] = (LARGEST * np.sign(wanted) * sign)[lifted]
+        raised = lifted & (t != 0)
+        gain[raised] = wanted[raised] / t[raised]
+        rms = math.sqrt((self.second_with**2).mean())
+        rms_t = math.sqrt((t**2).mean())
+        moved = t * (rms / rms_t)  # y'
+        scale = rms_t * math.sqrt(rms**2 + self.block.post_mlp.epsilon) / rms
+        return Carrier(factor, moved - self.second_with, scale * gain, lifted)
+
+    def patch_in(self, form: Form) -> Patch:
+        """The exact patch: ΔW1, and Δh as a bias or in the second weight."""
+        if form == "bias":
+            return self.patch
+        carrier = self.carrier
+        return Patch(w_in=self.dense, w_out=carrier.dense, gain=carrier.gain)
 
     @property
     def norm(self) -> float:
@@ -86,8 +148,8 @@ class Update:
         return difference(self.h_with, self.h)
 
     def below_noise(self, epsilon: float) -> bool:
-        """Whether |Δn| < 32 ε |n|, with the machine epsilon of the run's dtype."""
-        return norm(self.delta_n) < 32 * epsilon * norm(self.n)
+        """Whether |Δn| < 64 ε |n|, with the machine epsilon of the run's dtype."""
+        return norm(self.delta_n) < 64 * epsilon * norm(self.n)
 
     @property
     def cancellation(self) -> float:
@@ -133,6 +195,9 @@ def between(
         n=baseline[layer, "mlp_in"][position],
         h_with=with_context[layer, "resid_mid"][position],
         h=baseline[layer, "resid_mid"][position],
+        act_with=with_context[layer, "mlp_act"][position],
+        second_with=with_context[layer, "mlp_second"][position],
+        out_with=with_context[layer, "mlp_out"][position],
     )
 
 
@@ -149,7 +214,7 @@ def split(question: Question, layer: int, position: int = -1) -> dict[str, Part]
     """
     if question.baseline != "alone":
         raise ValueError("only the baseline alone is split")
-    weight = question.model.blocks[layer].c_fc
+    weight = question.model.blocks[layer].w_in
     n = question.base[layer, "mlp_in"][position]
     n_matched = question.trace(question.keeping(()))[layer, "mlp_in"][position]
     n_with = question.full[layer, "mlp_in"][position]

@@ -54,8 +54,8 @@ def test_examples_of_requests_are_valid(
 def test_omitted_fields_take_the_documented_defaults() -> None:
     """Omitted fields take the defaults of the contract."""
     pair = WeightUpdatesRequest.model_validate_json(json.dumps(PAIR))
-    assert (pair.baseline, pair.layers, pair.positions) == ("matched", "all", "last")
-    assert (pair.include, pair.encoding) == (["factors"], "json")
+    assert (pair.baseline, pair.layers, pair.positions) == (None, "all", "last")
+    assert (pair.include, pair.form, pair.encoding) == (["factors"], "bias", "json")
     checks = EquivalenceChecksRequest.model_validate_json(json.dumps(PAIR))
     assert (checks.scope, checks.precision, checks.apply) == ("block", "model", "materialized")
     assert (checks.tolerance, checks.controls) == (None, True)

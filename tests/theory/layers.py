@@ -12,6 +12,23 @@ EXACT = 1e-12
 """Largest relative error at which an identity counts as exact in float64."""
 
 
+@dataclass(frozen=True)
+class Dense:
+    """A first weight as one matrix, (width, hidden)."""
+
+    matrix: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the matrix."""
+        return self.matrix.dtype
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x·W` of rows, in the dtype of x."""
+        assert x.ndim == 2
+        return x @ self.matrix.to(x.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """ln_2 and an MLP with random weights, and the residual stream at some positions in two runs.

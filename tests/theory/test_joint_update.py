@@ -19,7 +19,7 @@ from service.theory import (
     joint_update,
 )
 from service.theory.joint_update import least_norm
-from tests.theory.layers import EXACT, Layer, random_layer, relative
+from tests.theory.layers import EXACT, Dense, Layer, random_layer, relative
 
 few = settings(derandomize=True, max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -73,7 +73,7 @@ def planted(layer: Layer) -> dict[str, tuple[Tensor, Tensor]]:
     joint = joint_of(layer)
     w_in, w_out = joint.w_in.dense(), joint.w_out.dense()
     shift, delta_h = (layer.n_context - layer.n) @ layer.w_in, layer.h_context - layer.h
-    single = implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
+    single = implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, Dense(layer.w_in))
     n, act = layer.n, act_of(layer, layer.n_context)
     ridge = n.T @ torch.linalg.inv(n @ n.T + 1e-6 * torch.eye(len(n), dtype=n.dtype))
     nothing = torch.zeros_like(w_in)
@@ -153,7 +153,7 @@ def test_joint_update_of_one_position_equals_the_rank_one_update(seed: int) -> N
     """For m = 1 ΔW_in equals ΔW, and ΔW_out equals φ_CᵀΔh/‖φ_C‖² (theory.md 3)."""
     layer = random_layer(seed, 1)
     joint, act = joint_of(layer), act_of(layer, layer.n_context)
-    single = implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, layer.w_in)
+    single = implicit_update(layer.n, layer.n_context, layer.h, layer.h_context, Dense(layer.w_in))
     dense = single.weight.dense()[0]
     scale = float(dense.abs().max())
     torch.testing.assert_close(joint.w_in.dense(), dense, rtol=0, atol=EXACT * scale)

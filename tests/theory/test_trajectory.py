@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.theory import NonFinite, Trajectory, trajectory
-from tests.theory.layers import EXACT
+from tests.theory.layers import EXACT, Dense
 
 few = settings(derandomize=True, max_examples=25, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -86,7 +86,7 @@ def gap(found: Trajectory, expected: dict[str, Array]) -> float:
 def test_figures_equal_those_of_the_dense_matrices(seed: int, steps: int) -> None:
     """Norms, cosines and losses equal those of the dense W_i and G_i."""
     n, w = drawn(seed, steps)
-    assert gap(trajectory(n, w), truth(n.numpy(), w.numpy())) <= EXACT
+    assert gap(trajectory(n, Dense(w)), truth(n.numpy(), w.numpy())) <= EXACT
 
 
 @few
@@ -95,7 +95,7 @@ def test_step_is_gradient_descent_on_a_linear_loss(seed: int, steps: int) -> Non
     """W_{i+1} = W_i − ηG_i, G_i is the gradient of the loss, and a step lowers the loss by
     η‖G‖²."""
     n, w = (part.numpy() for part in drawn(seed, steps))
-    found = trajectory(torch.from_numpy(n), torch.from_numpy(w))
+    found = trajectory(torch.from_numpy(n), Dense(torch.from_numpy(w)))
     way, g = weights_on_the_way(n, w), gradients(n, w)
     assert found.eta == pytest.approx(1 / (n[0] @ n[0]), rel=EXACT)
     for i in range(steps):
@@ -114,7 +114,7 @@ def test_step_is_gradient_descent_on_a_linear_loss(seed: int, steps: int) -> Non
 def test_steps_sum_to_the_whole_update(seed: int, steps: int) -> None:
     """The steps add up to ΔW of the whole context, whose cosine with itself is 1."""
     n, w = drawn(seed, steps)
-    found = trajectory(n, w)
+    found = trajectory(n, Dense(w))
     assert found.telescoping_error <= EXACT
     assert float(found.cosine_to_final[-1]) == pytest.approx(1.0, abs=EXACT)
 
@@ -166,18 +166,18 @@ def test_wrong_formulas_miss_the_bound(name: str) -> None:
     """Each wrong reading of the formulas differs from the service's figures by at least 100
     bounds."""
     n, w = drawn(0, 5)
-    assert gap(trajectory(n, w), WRONG[name](n.numpy(), w.numpy())) > 100 * EXACT
+    assert gap(trajectory(n, Dense(w)), WRONG[name](n.numpy(), w.numpy())) > 100 * EXACT
 
 
 def test_unchanged_readings_give_zero_norms_and_nan_cosines() -> None:
     """If ΔW is zero, so are all norms, and figures that divide by it are NaN."""
     n, w = drawn(1, 1)
-    found = trajectory(n[:1].expand(4, -1), w)
+    found = trajectory(n[:1].expand(4, -1), Dense(w))
     for name in ("norm", "step_norm", "gradient_norm", "loss_before", "loss_after"):
         assert torch.equal(getattr(found, name), torch.zeros(3, dtype=torch.float64)), name
     assert bool(found.cosine_to_final.isnan().all())
     assert np.isnan(found.telescoping_error)
-    back = trajectory(torch.stack([n[0], n[1], n[0]]), w)
+    back = trajectory(torch.stack([n[0], n[1], n[0]]), Dense(w))
     assert float(back.step_norm[0]) == pytest.approx(float(back.norm[0]), rel=EXACT)
     assert float(back.norm[1]) <= 1e-15 * float(back.norm[0])
 
@@ -189,7 +189,7 @@ def test_zero_base_or_non_finite_reading_raises_non_finite(row: int, value: floa
     n, w = drawn(2, 3)
     n[row] = value
     if row and value == 0.0:
-        assert gap(trajectory(n, w), truth(n.numpy(), w.numpy())) <= EXACT
+        assert gap(trajectory(n, Dense(w)), truth(n.numpy(), w.numpy())) <= EXACT
         return
     with pytest.raises(NonFinite):
-        trajectory(n, w)
+        trajectory(n, Dense(w))

@@ -113,13 +113,16 @@ def test_updates_are_the_services(tab: Explorer, api: httpx.Client) -> None:
     assert len(rows) == len(told)
     for row, update in zip(rows, told, strict=True):
         assert (row["layer"], row["position"]) == (str(update["layer"]), str(update["position"]))
-        assert close(row["relative_norm"], update["relative_norm"])
+        (weight,) = update["weights"]
+        assert row["weight"] == weight["name"]
+        assert close(row["norm"], update["norm"])
+        assert close(row["relative_norm"], weight["relative_norm"])
         assert close(row["mlp_in_cosine"], update["mlp_in"]["cosine"])
         assert close(row["resid_mid_norm_difference"], update["resid_mid"]["norm_difference"])
     cells = tab.view("updates").locator("svg g.picks rect[data-mark]")
     assert cells.count() == len(told)
     colours = [cell.get_attribute("fill") for cell in cells.all()]
-    strongest = max(range(len(told)), key=lambda i: told[i]["relative_norm"])
+    strongest = max(range(len(told)), key=lambda i: told[i]["weights"][0]["relative_norm"])
     assert colours[strongest] == min(colours, key=lambda colour: int(str(colour)[1:3], 16))
 
 

@@ -7,8 +7,9 @@ import { CHOICES } from "./state.js";
 /** @typedef {import("./state.js").State} State */
 
 const LABELS = {
-  baseline: { matched: "matched", alone: "alone", anchored: "anchored", other: "other" },
+  baseline: { default: "default", matched: "matched", alone: "alone", anchored: "anchored", other: "other" },
   stream: { free: "free", sequential: "sequential" },
+  form: { bias: "bias", weights: "weights" },
   precision: { model: "model", float64: "float64" },
 };
 const TEXTS = ["context", "query", "other"];
@@ -29,7 +30,7 @@ function explain() {
 
 /**
  * The fields of the form as a state.
- * @returns {Pick<State, "context" | "query" | "other" | "baseline" | "stream" | "precision">}
+ * @returns {Pick<State, "context" | "query" | "other" | "baseline" | "stream" | "form" | "precision">}
  */
 export function read() {
   const form = new FormData(/** @type {HTMLFormElement} */ (byId("question")));

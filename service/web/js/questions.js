@@ -2,8 +2,12 @@
 
 /** @typedef {import("./state.js").State} State */
 
+/** The baselines that trajectories and attributions support. */
+const READ = ["default", "matched", "anchored"];
+
 /** @param {State} state */
 function baseline(state) {
+  if (state.baseline === "default") return null;
   return state.baseline === "other" ? { context: state.other } : state.baseline;
 }
 
@@ -29,15 +33,14 @@ export function placed(state) {
 }
 
 /**
- * The fields of trajectories and attributions, which support only the free stream and the baselines `matched` and `anchored`.
+ * The fields of trajectories and attributions, which support only the free stream and the baselines in `READ`.
  * @param {State} state
  */
 export function read(state) {
-  const chosen = state.baseline === "anchored" ? "anchored" : "matched";
   return {
     context: state.context,
     query: state.query,
-    baseline: chosen,
+    baseline: READ.includes(state.baseline) ? baseline(state) : "matched",
     stream: "free",
     positions: at(state),
   };
@@ -45,13 +48,14 @@ export function read(state) {
 
 /**
  * A phrase that says what an answer's numbers are relative to.
- * @param {{baseline: unknown, stream: string, model: {dtype: string}, precision?: string, position_shift: number}} answer
+ * @param {{baseline: unknown, stream: string, model: {dtype: string}, precision?: string, form?: string, position_shift: number}} answer
  * @returns {string}
  */
 export function relativeTo(answer) {
   const name = typeof answer.baseline === "string" ? answer.baseline : "the other context";
   const shift = answer.position_shift ? `, position shift ${answer.position_shift}` : "";
-  return `baseline ${name}, stream ${answer.stream}, ${answer.precision ?? answer.model.dtype}${shift}`;
+  const form = answer.form === "weights" ? ", Δh in the weights" : "";
+  return `baseline ${name}, stream ${answer.stream}, ${answer.precision ?? answer.model.dtype}${shift}${form}`;
 }
 
 /**
@@ -61,8 +65,7 @@ export function relativeTo(answer) {
  * @returns {string}
  */
 export function deviation(state, answer) {
-  const other =
-    state.baseline === "matched" || state.baseline === "anchored" ? "" : `baseline ${answer.baseline}`;
+  const other = READ.includes(state.baseline) ? "" : `baseline ${answer.baseline}`;
   const stream = state.stream === answer.stream ? "" : `the ${answer.stream} stream`;
   const both = [other, stream].filter(Boolean).join(" and ");
   return both && ` This view exists with ${both}.`;

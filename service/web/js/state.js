@@ -6,9 +6,10 @@ import { EXAMPLES } from "./examples.js";
  * @typedef {object} State
  * @property {string} context
  * @property {string} query
- * @property {"matched" | "alone" | "anchored" | "other"} baseline
+ * @property {"default" | "matched" | "alone" | "anchored" | "other"} baseline
  * @property {string} other the other context, used if the baseline is `other`
  * @property {"free" | "sequential"} stream
+ * @property {"bias" | "weights"} form the carrier of Δh in the equivalence check
  * @property {"model" | "float64"} precision of the equivalence check
  * @property {number | null} position index into the query; null is the last
  * @property {number | null} layer that is shown; null is the last
@@ -18,14 +19,19 @@ import { EXAMPLES } from "./examples.js";
 /** The choices of each field, with their explanations. */
 export const CHOICES = {
   baseline: {
+    default: "The default of the model: matched for absolute positions, anchored for relative ones.",
     matched: "The query at the same position, without the context. The difference is the content alone.",
     alone: "The query from position 0. The difference is content, position and first-token artefact together.",
-    anchored: "<|endoftext|> first in both runs. The difference is content, without the first-token artefact.",
+    anchored: "The model’s anchor token first in both runs. The difference is content, without the first-token artefact.",
     other: "Another context before the query. The difference is one context against the other.",
   },
   stream: {
     free: "Each layer against the unpatched run.",
     sequential: "Each layer with all layers below patched; the patches compose.",
+  },
+  form: {
+    bias: "Δh is a bias at the block’s output.",
+    weights: "The MLP’s second weight carries Δh, with the gain of a norm after it.",
   },
   precision: {
     model: "The dtype of the loaded model.",
@@ -40,9 +46,10 @@ export function initial() {
   return {
     context,
     query,
-    baseline: "matched",
+    baseline: "default",
     other: "",
     stream: "free",
+    form: "bias",
     precision: "model",
     position: null,
     layer: null,
@@ -84,7 +91,7 @@ export function toFragment(state) {
 }
 
 /** The fields of a state that the form edits. */
-export const ASKED = ["context", "query", "baseline", "other", "stream", "precision"];
+export const ASKED = ["context", "query", "baseline", "other", "stream", "form", "precision"];
 
 /**
  * Whether two states ask the same question, regardless of the layer and position shown.

@@ -58,7 +58,13 @@ export const equivalence = {
   id: "equivalence",
   title: "Does the patch replace the context?",
   path: "v1/equivalence-checks",
-  request: (state) => ({ ...placed(state), scope: "block", precision: state.precision, controls: true }),
+  request: (state) => ({
+    ...placed(state),
+    scope: "block",
+    form: state.form,
+    precision: state.precision,
+    controls: true,
+  }),
   heading(answer) {
     const { verdict } = answer;
     const word = verdict[0].toUpperCase() + verdict.slice(1);
@@ -71,11 +77,13 @@ export const equivalence = {
     );
   },
   caption(answer) {
-    const { layer, position } = worst(answer);
+    const { layer, position, bias_only_relative_error } = worst(answer);
+    // The MLP of a parallel block does not read the attention output, so there is no such run.
+    const exact = bias_only_relative_error === null ? "" : " Δh at attention without ΔW is no control: it is exact too.";
     return [
       "The output of each block with ΔW and Δh, against the block's output with the context: ‖actual − expected‖ / ‖expected‖. ",
       `The worst is layer ${layer}, after ${quoted(answer.tokens.query[position])}; `,
-      `${relativeTo(answer)}. The errors of the controls must be far larger. Δh at attention without ΔW is no control: it is exact too.`,
+      `${relativeTo(answer)}. The errors of the controls must be far larger.${exact}`,
     ];
   },
   draw: (answer, _state, width) => drawChecks(answer, width),

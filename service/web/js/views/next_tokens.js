@@ -23,6 +23,7 @@ export const nextTokens = {
     ...placed(state),
     stream: "sequential",
     scope: "model",
+    form: state.form,
     precision: state.precision,
     controls: true,
   }),

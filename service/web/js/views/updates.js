@@ -4,13 +4,15 @@ import { formula } from "../numbers.js";
 import { pair, relativeTo } from "../questions.js";
 import { drawUpdates } from "./updates_chart.js";
 
-/** The table's columns, and the field of an update that each shows. */
+/** The table's columns, and the field of an update and of one of its weights that each shows. */
 const COLUMNS = {
   layer: ({ layer }) => layer,
   position: ({ position }) => position,
-  relative_norm: ({ relative_norm }) => relative_norm,
   norm: ({ norm }) => norm,
-  spectral_share: ({ spectral_share }) => spectral_share,
+  weight: (_, { name }) => name,
+  weight_norm: (_, { norm }) => norm,
+  relative_norm: (_, { relative_norm }) => relative_norm,
+  spectral_share: (_, { spectral_share }) => spectral_share,
   below_noise: ({ below_noise }) => below_noise,
   mlp_in_cosine: ({ mlp_in }) => mlp_in.cosine,
   mlp_in_norm_difference: ({ mlp_in }) => mlp_in.norm_difference,
@@ -29,13 +31,15 @@ export const updates = {
   request: (state) => ({ ...pair(state), positions: "all", include: ["next_tokens"] }),
   caption: (answer) =>
     formula(
-      "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weight, for each token of the query. Bars, at the chosen " +
+      "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weights together, for each token of the query. Bars, at the chosen " +
         "token: the cosine between mlp_in with the context and in the baseline, and ‖Δh‖ / ‖h‖ of the residual " +
-        `stream before ln_2; ${relativeTo(answer)}.`,
+        `stream after attention; ${relativeTo(answer)}.`,
     ),
   draw: (answer, state, width, act) => drawUpdates(answer, state, width, act),
   table: ({ updates: list }) => ({
     columns: Object.keys(COLUMNS),
-    rows: list.map((update) => Object.values(COLUMNS).map((read) => read(update))),
+    rows: list.flatMap((update) =>
+      update.weights.map((weight) => Object.values(COLUMNS).map((read) => read(update, weight))),
+    ),
   }),
 };

@@ -96,30 +96,62 @@ function shifts(updates) {
 }
 
 /**
+ * ‖ΔW‖_F / ‖W‖_F of the first weights together.
+ * @param {any} update
+ * @returns {number | null}
+ */
+function relativeNorm({ norm, weights }) {
+  if (weights.length === 1 || norm === 0) return weights[0].relative_norm;
+  // ‖W‖² of all is the sum of the weights' ‖W‖². A weight without a ratio is zero.
+  const squares = weights.map((weight) => (weight.relative_norm ? weight.norm / weight.relative_norm : 0) ** 2);
+  return norm / Math.sqrt(squares.reduce((sum, square) => sum + square, 0));
+}
+
+/**
+ * The numbers of an update's first weights. Several are told apart by the names of their modules.
+ * @param {any} update
+ * @returns {Array<[string, unknown]>}
+ */
+function weightRows({ weights }) {
+  if (weights.length === 1) {
+    const [{ name, spectral_share }] = weights;
+    return [
+      ["‖ΔW‖₂ / ‖W‖₂", spectral_share],
+      ["weight", name],
+    ];
+  }
+  return weights.flatMap(({ name, norm, relative_norm, spectral_share }) => {
+    const module = name.split(".").at(-2);
+    return [
+      [`${module}: ‖ΔW‖`, norm],
+      [`${module}: ‖ΔW‖_F / ‖W‖_F`, relative_norm],
+      [`${module}: ‖ΔW‖₂ / ‖W‖₂`, spectral_share],
+    ];
+  });
+}
+
+/**
  * One cell of the heat map.
  * @param {any} update
  * @param {import("../tokens_text.js").Token} token
  * @param {() => void} pick
  */
-function cellOf(
-  { layer, relative_norm, norm, spectral_share, below_noise, mlp_in, resid_mid, weight },
-  token,
-  pick,
-) {
+function cellOf(update, token, pick) {
+  const { layer, norm, below_noise, mlp_in, resid_mid } = update;
+  const relative = relativeNorm(update);
   return {
-    value: relative_norm,
-    text: plain(relative_norm, 2),
+    value: relative,
+    text: plain(relative, 2),
     noise: below_noise,
     title: `layer ${layer}, ${quoted(token)}`,
     pick,
     rows: [
-      ["‖ΔW‖_F / ‖W‖_F", relative_norm],
+      ["‖ΔW‖_F / ‖W‖_F", relative],
       ["‖ΔW‖", norm],
-      ["‖ΔW‖₂ / ‖W‖₂", spectral_share],
       ["cos(n_C, n)", mlp_in.cosine],
       ["‖Δh‖", resid_mid.norm_difference],
       ["below noise", String(below_noise)],
-      ["weight", weight],
+      ...weightRows(update),
     ],
   };
 }
@@ -184,7 +216,7 @@ export function drawUpdates(answer, state, width, act) {
   const longest = Math.max(...tokens.map((token) => widthOf(visible(token), "mono", 12)));
   const slanted = longest > cell - 4;
   const top = slanted ? Math.min(110, 30 + longest * 0.72) : 40;
-  const max = Math.max(...answer.updates.map(({ relative_norm }) => relative_norm ?? 0));
+  const max = Math.max(...answer.updates.map((update) => relativeNorm(update) ?? 0));
   const cells = layers.map((layer) =>
     tokens.map((token, position) => cellOf(of(layer, position), token, () => act.place(position))),
   );
@@ -205,7 +237,7 @@ export function drawUpdates(answer, state, width, act) {
   const shift = bars(shifts(here), { ...place, x: sideLeft + sideWidth + gap, col: count + 1 });
 
   const names = { x: left - 10, height, narrow };
-  const read = here.map(({ layer, relative_norm }) => `layer ${layer} ${plain(relative_norm, 2)}`);
+  const read = here.map((update) => `layer ${update.layer} ${plain(relativeNorm(update), 2)}`);
   const svg = chart(
     Math.max(narrow ? width : sideLeft + 2 * sideWidth + gap, left + count * cell + 4),
     narrow ? sideTop + tall + 6 : keyTop + 28,
