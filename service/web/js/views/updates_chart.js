@@ -13,7 +13,9 @@ const SIDE = 150;
  * @property {string} title
  * @property {string} kind class of the dots
  * @property {[number, number]} domain
- * @property {Array<{layer: number, value: number | null, rows: Array<[string, unknown]>}>} entries
+ * @property {Array<{layer: number, value: number | null, also?: number | null, text?: string, rows: Array<[string, unknown]>}>} entries
+ *   `also` is the value of a second dot, `text` replaces the number beside the dots
+ * @property {number} [room] width of the text
  */
 
 /**
@@ -21,8 +23,8 @@ const SIDE = 150;
  * @param {Bars} column
  * @param {{x: number, y: number, width: number, height: number, col: number}} place `col` is among the marks
  */
-function bars({ title, kind, domain, entries }, { x, y, width, height, col }) {
-  const scale = d3.scaleLinear(domain, [x, x + width - 40]).clamp(true);
+function bars({ title, kind, domain, entries, room = 40 }, { x, y, width, height, col }) {
+  const scale = d3.scaleLinear(domain, [x, x + width - room]).clamp(true);
   const still = { "pointer-events": "none" };
   const marks = [];
   const group = s(
@@ -31,20 +33,21 @@ function bars({ title, kind, domain, entries }, { x, y, width, height, col }) {
     s("text", { x, y: y - 12, class: "strong", "font-size": 13 }, ...formulaSvg(title)),
     s("path", { class: "axis", d: `M${scale(0)} ${y}v${entries.length * height}` }),
   );
-  entries.forEach(({ layer, value, rows }, row) => {
+  entries.forEach(({ layer, value, also, text, rows }, row) => {
     const middle = y + (row + 0.5) * height;
     const node = s("rect", { x, y: y + row * height, width, height, fill: "transparent" });
-    const end = scale(value ?? 0);
+    const end = scale(Math.max(value ?? 0, also ?? 0));
     group.append(node);
     if (value !== null) {
-      const radius = height < 18 ? 3 : 4.5;
+      const at = { cy: middle, r: height < 18 ? 3 : 4.5, ...still };
       group.append(
         s("path", { d: `M${scale(0)} ${middle}H${end}`, class: "span", ...still }),
-        s("circle", { cx: end, cy: middle, r: radius, class: kind, ...still }),
+        ...(also ? [s("circle", { cx: scale(also), class: "unpatched", ...at })] : []),
+        s("circle", { cx: scale(value), class: kind, ...at }),
       );
     }
     const beside = { x: Math.max(end, scale(0)) + 9, y: middle, dy: "0.34em", class: "soft small" };
-    group.append(s("text", { ...beside, ...still }, plain(value, 2)));
+    group.append(s("text", { ...beside, ...still }, text ?? plain(value, 2)));
     marks.push({ node, title: `layer ${layer}: ${title}`, rows, row, col });
   });
   return { element: group, marks };
@@ -93,6 +96,21 @@ function shifts(updates) {
   });
   const most = Math.max(...entries.map(({ value }) => value ?? 0)) || 1;
   return { title: "‖Δh‖ / ‖h‖", kind: "unpatched", domain: [0, most], entries };
+}
+
+/**
+ * Bars with the relative norm of each first weight of a gated MLP.
+ * @param {any[]} updates of one position, a layer each
+ * @returns {Bars}
+ */
+function gateAndUp(updates) {
+  const entries = updates.map((update) => {
+    const [gate, up] = update.weights.map(({ relative_norm }) => relative_norm);
+    const text = `gate ${plain(gate, 2)}, up ${plain(up, 2)}`;
+    return { layer: update.layer, value: gate, also: up, text, rows: weightRows(update) };
+  });
+  const most = Math.max(...entries.map(({ value, also }) => Math.max(value ?? 0, also ?? 0))) || 1;
+  return { title: "‖ΔW‖_F / ‖W‖_F", kind: "dot", domain: [0, most], entries, room: 126 };
 }
 
 /**
@@ -209,7 +227,9 @@ export function drawUpdates(answer, state, width, act) {
   const of = (layer, position) => found.get(`${layer},${position}`);
 
   const [left, gap] = [narrow ? 30 : 62, narrow ? 18 : 34];
-  const beside = narrow ? 0 : 2 * (SIDE + gap);
+  const gated = answer.updates[0].weights.length > 1;
+  const sides = [cosines, shifts, ...(gated ? [gateAndUp] : [])];
+  const beside = narrow ? 0 : sides.length * (SIDE + gap);
   const cell = Math.max(17, Math.min(narrow ? 64 : 92, (width - left - beside) / count));
   const height = rowHeight(layers.length);
   const tall = layers.length * height;
@@ -229,17 +249,18 @@ export function drawUpdates(answer, state, width, act) {
 
   const sideTop = narrow ? keyTop + 74 : top;
   const sideLeft = narrow ? left : left + count * cell + gap;
-  const room = (width - sideLeft - gap) / 2;
+  const room = (width - sideLeft - (sides.length - 1) * gap) / sides.length;
   const sideWidth = narrow ? room : Math.max(SIDE, Math.min(320, room));
   const here = layers.map((layer) => of(layer, chosen));
-  const place = { y: sideTop, width: sideWidth, height };
-  const cosine = bars(cosines(here), { ...place, x: sideLeft, col: count });
-  const shift = bars(shifts(here), { ...place, x: sideLeft + sideWidth + gap, col: count + 1 });
+  const columns = sides.map((side, i) => {
+    const x = sideLeft + i * (sideWidth + gap);
+    return bars(side(here), { x, y: sideTop, width: sideWidth, height, col: count + i });
+  });
 
   const names = { x: left - 10, height, narrow };
   const read = here.map((update) => `layer ${update.layer} ${plain(relativeNorm(update), 2)}`);
   const svg = chart(
-    Math.max(narrow ? width : sideLeft + 2 * sideWidth + gap, left + count * cell + 4),
+    Math.max(narrow ? width : sideLeft + sides.length * (sideWidth + gap) - gap, left + count * cell + 4),
     narrow ? sideTop + tall + 6 : keyTop + 28,
     `Relative norm of the update by layer and token. At ${quoted(tokens[chosen])}: ${read.join(", ")}.`,
     layerLabels(layers, { ...names, y: top }),
@@ -249,8 +270,7 @@ export function drawUpdates(answer, state, width, act) {
     ...(hasNext ? nextRows(answer.next_tokens, { left, y: top + tall + 18, cell }) : []),
     key,
     ...(narrow ? [layerLabels(layers, { ...names, y: sideTop })] : []),
-    cosine.element,
-    shift.element,
+    ...columns.map(({ element }) => element),
   );
-  return { element: svg, svg, marks: [...grid.marks, ...cosine.marks, ...shift.marks] };
+  return { element: svg, svg, marks: [...grid.marks, ...columns.flatMap(({ marks }) => marks)] };
 }
