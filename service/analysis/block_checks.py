@@ -201,7 +201,9 @@ class _Bench:
         else:
             patched["without_weight"] = update.without_weight()
             patched["random_update"] = update.with_output(self._random(positions))
-        if shuffled is None:
+        if self.no_weight and self.layer == 0 and self.procedure.scope == "projection":
+            reasons["shuffled_context"] = PARALLEL
+        elif shuffled is None:
             reasons["shuffled_context"] = "No other order of the context has other tokens."
         else:
             try:

@@ -106,6 +106,8 @@ def of_checks(answer: EquivalenceChecks) -> RenderableType:
         ]
         caption = "KL divergence of the other run from the run with context, in nats"
         parts += [*_of_errors("logits", logits), table("divergence", head, rows, caption)]
+    reasons = dict.fromkeys(check.vacuous_reason for check in answer.checks if check.vacuous_reason)
+    parts += [Text(f"vacuous: {reason}") for reason in reasons]
     return Group(*parts, Text("verdict: ").append(verdict(answer.verdict)))
 
 

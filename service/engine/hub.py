@@ -21,7 +21,7 @@ from huggingface_hub.utils import logging
 
 from service.errors import CannotLoad
 
-INSTEAD = "set DELTAW_MODEL to a folder that holds a GPT-2 checkpoint, or to `bundled`"
+INSTEAD = "set DELTAW_MODEL to a folder that holds a checkpoint, or to `bundled`"
 PROXY_VARIABLES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 CLIENT_VARIABLES = (*PROXY_VARIABLES, "SSL_CERT_DIR", "SSL_CERT_FILE")
 """Environment variables from which the hub's HTTP client is made, in either case."""
