@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 TORCH_INDEX ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow real fuzz faults check audit format bench load soak image-check train docs openapi examples clean
+.PHONY: run test test-slow real fuzz faults check audit format bench load soak image-check train docs openapi conformance examples figures clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -67,8 +67,14 @@ docs: $(VENV)/.docs  ## build the site of the documents in build/site; fail on a
 openapi: $(VENV)/.dev  ## write docs/openapi.json
 	$(BIN)/python -m docs.openapi
 
+conformance: $(VENV)/.dev  ## measure every family and the pretrained MODELS against the oracle, and write docs/conformance.md
+	$(BIN)/python -m docs.conformance --models $(MODELS) $(ARGS)
+
 examples: $(VENV)/.docs  ## run the examples of README.md and docs/ and update the shown output
 	$(BIN)/python -m tests.examples --write $(ARGS)
+
+figures: $(VENV)/.docs  ## measure the pretrained models again, and write the figures of docs/theory.md
+	$(BIN)/python -m docs.figures smollm2 gemma3
 
 train: $(VENV)/.dev  ## train the bundled checkpoint again, from installable texts
 	$(BIN)/python -m training $(ARGS)

@@ -45,8 +45,8 @@ class EquivalenceChecksRequest(PairRequest):
     apply: Apply = "materialized"
     """`materialized` multiplies by W + ΔW. `factored` adds (n·a) b to n·W."""
     joint: bool = False
-    """Check one patch of both MLP weights for all positions (two or more). Scopes `projection` and
-    `block`, stream `free`."""
+    """Check one patch of all MLP weights for all positions (two or more). Scopes `projection` and
+    `block`, stream `free`, models without a norm after the MLP."""
     controls: bool = True
     """Whether to run the controls, whose errors must be far larger."""
 

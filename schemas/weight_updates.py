@@ -37,8 +37,8 @@ class WeightUpdatesRequest(PairRequest):
     """The carrier of Δh. `bias`: a bias at the block's output. `weights`: the MLP's second weight,
     as `w_out` in place of `bias`, and the `gain` of the norm after the MLP if there is one."""
     joint: bool = False
-    """One patch of both MLP weights that is exact at all positions (two or more), stream `free`.
-    The answer has one entry per layer."""
+    """One patch of all MLP weights that is exact at all positions (two or more), stream `free`, for
+    models without a norm after the MLP. The answer has one entry per layer."""
     probe_queries: list[Text] = []
     """Further queries after the same context and baseline. Each entry reports the error of its
     update on the last token of every probe query."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -19,8 +20,10 @@ import torch
 from service.engine import Model, load
 from service.main import create_app
 from service.settings import Settings
+from tests.analysis.subjects import Subject
 from tests.checkpoints import save_tiny
-from tests.oracle import GPT2
+from tests.families import SERVED, save
+from tests.oracle import GPT2, Decoder
 from tests.service_process import Served, served
 
 BUNDLED = Path(__file__).parent.parent / "service" / "checkpoints" / "bundled"
@@ -50,6 +53,44 @@ def tiny(tiny_folder: Path) -> Model:
 def tiny_oracle(tiny_folder: Path) -> GPT2:
     """The random GPT-2 in float64 NumPy."""
     return GPT2(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The checkpoint folder of each variant of a family, saved at its first use."""
+
+    @cache
+    def folder(name: str) -> Path:
+        with torch.inference_mode(False):
+            return save(name, tmp_path_factory.mktemp(name))
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def variant_of(folder_of: Callable[[str], Path]) -> Callable[[str], Subject]:
+    """Each variant of a family with its oracle, loaded at its first use."""
+
+    @cache
+    def subject(name: str) -> Subject:
+        folder = folder_of(name)
+        model = load(str(folder), revision=None, device="cpu", dtype="float32")
+        return Subject(model, Decoder(folder))
+
+    return subject
+
+
+@pytest.fixture(scope="session", params=SERVED)
+def variant_name(request: pytest.FixtureRequest) -> str:
+    """The name of each served variant in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def variant(variant_name: str, variant_of: Callable[[str], Subject]) -> Subject:
+    """Each served variant of a family in turn."""
+    return variant_of(variant_name)
 
 
 @pytest.fixture(scope="session")

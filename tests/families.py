@@ -192,6 +192,8 @@ VARIANTS: Mapping[str, Variant] = {
     "opt-bare": _opt_variant(_opt(enable_bias=False, layer_norm_elementwise_affine=False)),
 }
 """Every variant by name; the part of a name before the first hyphen is its family."""
+SERVED = tuple(name for name in VARIANTS if name != "opt-bare")
+"""The variants that can be loaded."""
 
 
 def save(

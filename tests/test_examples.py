@@ -16,6 +16,8 @@ ELSEWHERE = {
     "make run": "test_makefile runs it",
     "make test": "runs this test",
     "DELTAW_MODEL=gpt2 make run": "needs the hub; test_makefile runs it with a folder",
+    "DELTAW_MODEL=HuggingFaceTB/SmolLM2-135M make run": "needs the hub, like gpt2",
+    "DELTAW_MODEL=path/to/folder make run": "test_makefile runs it with a folder",
     "docker compose up --build": "needs a container engine",
 }
 """Commands of the documents that this module does not run, with the reason."""

@@ -34,7 +34,7 @@ def plan_equivalence_checks(
     stream = checked_stream(request)
     projects = request.scope == "projection" and request.form == "weights"
     refuse(projects, "Scope `projection` needs the form `bias`.", "form")
-    require_form(request.form, request.joint)
+    require_form(model, request.form, request.joint)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
     if request.joint:
         refuse(len(pair.positions) < 2, "`joint` needs two positions or more.", "joint")

@@ -20,6 +20,13 @@ from service.theory import (
     require_formed,
 )
 
+POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
+    "bias": ("mlp_in", "resid_mid"),
+    "weights": ("mlp_in", "resid_mid", "mlp_act", "mlp_out"),
+}
+"""The hook points of the run with context from which an update is formed. The baseline's are those
+of `bias`."""
+
 
 def on_wire(weight: RankOne) -> RankOne:
     """The factors of an update in float32 on the CPU."""
@@ -29,14 +36,6 @@ def on_wire(weight: RankOne) -> RankOne:
 def columns_of(weight: RankOne, columns: slice) -> RankOne:
     """The update of some columns of W, which has the same input factor."""
     return RankOne(weight.input, weight.output[..., columns])
-
-
-POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
-    "bias": ("mlp_in", "resid_mid"),
-    "weights": ("mlp_in", "resid_mid", "mlp_act", "mlp_out"),
-}
-"""The hook points of the run with context from which an update is formed. The baseline's are those
-of `bias`."""
 
 
 def layer_update(

@@ -148,13 +148,18 @@ def refuse(wrong: bool, detail: str, *at: str | int) -> None:
         raise NotSupported(detail, at=at)
 
 
-def require_form(form: Form, joint: bool) -> None:
-    """Refuse a form of Δh that does not go with the other options.
+def require_form(model: Model, form: Form, joint: bool) -> None:
+    """Refuse a form of Δh, and `joint`, where they are not defined.
 
     Raises:
-        NotSupported: Form `weights` with `joint`.
+        NotSupported: `joint` with form `weights`, or on a model whose MLP a norm follows.
     """
     refuse(form == "weights" and joint, "`joint` needs the form `bias`.", "form")
+    refuse(
+        joint and model.post_norms,
+        "`joint` is not defined for this model, because a norm follows its MLP.",
+        "joint",
+    )
 
 
 def require_reading_in_parts(baseline: Baseline, stream: Stream) -> None:

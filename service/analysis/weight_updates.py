@@ -35,6 +35,9 @@ from service.analysis.split import splits
 from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan, together
 from service.theory import Comparison, OutputUpdate, RankOne, below_noise, compare, norm
 
+PART_BYTES = 256
+"""Upper estimate of a tensor's reference, with its place in the header of a safetensors file, or of
+the names and norms of a weight."""
 INDEX_BYTES = 8
 """Maximum characters of an index of a gain's lifted entries in JSON, with its comma."""
 
@@ -45,7 +48,7 @@ def plan_weight_updates(
     """Plan the weight updates of a context. Raises `Refused` if an input does not fit."""
     layers = resolve_layers(model, request.layers)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
-    check_combination(request, pair)
+    check_combination(model, request, pair)
     probes = probe_pairs(model, request, pair)
     entries = len(layers) * (1 if request.joint else len(pair.positions))
     size = AnswerSize(
@@ -61,14 +64,14 @@ def plan_weight_updates(
     return plan(model, question, size)
 
 
-def check_combination(request: WeightUpdatesRequest, pair: Pair) -> None:
+def check_combination(model: Model, request: WeightUpdatesRequest, pair: Pair) -> None:
     """Refuse options that are not defined together.
 
     Raises:
         NotSupported: `split` without `alone` and the free stream, or `joint` with options that need
             one patch per position, or with a single position.
     """
-    require_form(request.form, request.joint)
+    require_form(model, request.form, request.joint)
     if "split" in request.include:
         refuse(request.baseline != "alone", "`split` needs the baseline `alone`.", "include")
         refuse(request.stream != "free", "`split` needs the stream `free`.", "include")
@@ -118,9 +121,18 @@ def numbers(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
 
 
 def entry_bytes(model: Model, request: WeightUpdatesRequest) -> int:
-    """Upper estimate of an entry's bytes in JSON, without its tensors."""
-    lifts = request.form == "weights" and "bias" in request.include and model.post_norms
-    return AnswerSize.entry_bytes + (INDEX_BYTES * model.d_model if lifts else 0)
+    """Upper estimate of an entry's bytes in JSON, without its tensors.
+
+    A plain entry has one first weight and a bias. What another one has in addition is counted.
+    """
+    include = request.include
+    further = len(model.first_weights(0)) - 1
+    parts = further * (1 + ("factors" in include) + 2 * ("split" in include))
+    lifted = 0
+    if request.form == "weights" and "bias" in include:
+        parts += 5 if model.post_norms else 3
+        lifted = model.d_model if model.post_norms else 0
+    return AnswerSize.entry_bytes + parts * PART_BYTES + lifted * INDEX_BYTES
 
 
 def weight_updates(

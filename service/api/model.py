@@ -34,7 +34,7 @@ TRANSFORMER_LENS: Mapping[HookPoint, str] = {
 """Names of the same vectors in TransformerLens. `mlp.hook_in` is that of version 4's bridge."""
 NOTES: Mapping[HookPoint, str] = {
     "ln_1_out": "`ln1.hook_normalized` is before gain and bias.",
-    "mlp_in": "`ln2.hook_normalized` is before gain and bias, and `hook_mlp_in` is before ln_2. "
+    "mlp_in": "`ln2.hook_normalized` is before gain and bias, `hook_mlp_in` before the norm. "
     "Neither is this vector.",
     "mlp_pre_linear": "The output of `up_proj`, which TransformerLens calls `W_in`. Its `W_gate` "
     "is `gate_proj`, whose output is `mlp_pre`.",

@@ -1,7 +1,7 @@
-"""Find a checkpoint, refuse what cannot be served as transformers would, and load it.
+"""Load a checkpoint, and refuse what deltaw would compute otherwise than transformers.
 
-A name is `bundled`, a folder, or a hub id, which is downloaded into the hub's cache and is then a
-folder too. Only safetensors files are loaded: no pickles, and no code from a checkpoint.
+transformers builds the modules and reads the tokenizer, without code from a checkpoint; deltaw
+keeps the tensors.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,41 +19,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-import service.checkpoints
 from schemas.common import DType
 from service.engine.families import FAMILIES, Family
-from service.engine.hub import INSTEAD, fetch
+from service.engine.folder import WEIGHTS, locate, reading, refuse_folder, weight_files
 from service.engine.model import DTYPES, Model
 from service.engine.run import Run, Site
 from service.engine.text import Tokenizer
 from service.engine.walk import forward
 from service.errors import CannotLoad, NonFiniteActivation
 
-BUNDLED = "bundled"
-ADAPTER = "adapter_config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-FILES = (
-    "config.json",
-    "config.*.json",
-    ADAPTER,
-    INDEX,
-    "tokenizer.json",
-    "tokenizer.*.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
-"""Files of a hub id that are downloaded before its weights; `config.*.json` and `tokenizer.*.json`
-are variants for other versions of transformers."""
-TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-DISTRIBUTED = "shard-*-model-*-of-*.safetensors"
-"""Shards that transformers would load in place of `model.safetensors`."""
 BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
 """Names of what old checkpoints store in a block although it is no weight: masks, frequencies."""
-STATIC = {"default", "linear", "llama3", "proportional", "yarn"}
+STATIC = ("default", "linear", "llama3", "proportional", "yarn")
 """Types of rotary embeddings whose frequencies do not depend on the length of the prompt."""
 PROBE_TOKENS = 16
 STRIDE = 7919
@@ -83,9 +59,9 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
     """
     disable_progress_bar()
     where = _device(device)
-    folder, commit = _locate(name, revision)
-    _refuse_folder(name, folder, commit)
-    with _reading(f"the config.json of {name!r}"):
+    folder, commit = locate(name, revision)
+    refuse_folder(name, folder, commit)
+    with reading(f"the config.json of {name!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     family = FAMILIES.get(config.model_type)
     if family is None:
@@ -93,8 +69,9 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         raise CannotLoad(f"{name!r} is a {config.model_type!r} model; served are: {served}")
     if reason := _refusal(config) or family.refuse(config, DTYPES[dtype]):
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
-    files = _weights(name, folder, commit)
-    with _reading(repr(name)):
+    files = weight_files(name, folder, commit)
+    tokenizer = _tokenizer(name, folder)
+    with reading(repr(name)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -104,17 +81,13 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             trust_remote_code=False,
             output_loading_info=True,
         )
-        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = Tokenizer(theirs)
         digest = hashlib.sha256()
         for file in files:
             with file.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
     refusal = None
-    if theirs.init_kwargs.get("auto_map"):
-        refusal = f"cannot be served: {OWN_CODE.format('tokenizer_config.json')}"
-    elif missing := sorted(loading["missing_keys"]):
+    if missing := sorted(loading["missing_keys"]):
         refusal = f"lacks {len(missing)} weights, {missing[0]} among them"
     elif left := sorted(filter(_block_weight(family), loading["unexpected_keys"])):
         refusal = f"has weights that its config.json does not name, such as {left[0]}"
@@ -144,6 +117,23 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
             "to `cpu`"
         ) from error
+
+
+def _tokenizer(name: str, folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    transformers' own object ends with this call: for Gemma it is 170 MB, which would be in memory
+    beside the weights.
+
+    Raises:
+        CannotLoad: It has code of its own.
+    """
+    with reading(repr(name)):
+        theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = Tokenizer(theirs)
+    if theirs.init_kwargs.get("auto_map"):
+        raise CannotLoad(f"{name!r} cannot be served: {OWN_CODE.format('tokenizer_config.json')}")
+    return tokenizer
 
 
 def _block_weight(family: Family) -> Callable[[str], bool]:
@@ -187,7 +177,7 @@ def _resident(name: str, family: Family, model: Any) -> dict[str, Any]:
 def _logits(name: str, model: Any, probe: Sequence[int]) -> Tensor:
     """The logits that transformers computes, (rows, vocab)."""
     ids = torch.tensor([probe], device=model.device)
-    with _reading(f"{name!r}"), torch.inference_mode():
+    with reading(f"{name!r}"), torch.inference_mode():
         logits: Tensor = model(ids, use_cache=False).logits
     return logits[0].float()
 
@@ -223,59 +213,15 @@ def _config_digest(config: Any) -> str:
     return f"sha256:{hashlib.sha256(canonical).hexdigest()}"
 
 
-@contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Turn any error of a library that reads a damaged checkpoint into one sentence."""
-    try:
-        yield
-    except Exception as error:
-        raise CannotLoad(f"{what} cannot be read ({type(error).__name__}): {INSTEAD}") from error
-
-
-def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
-    """The folder of a checkpoint, without its weights if it comes from the hub, and its commit.
-
-    Raises:
-        CannotLoad: It is not found, or the revision cannot be kept.
-    """
-    if name == BUNDLED:
-        folder, kind = Path(service.checkpoints.__path__[0]) / BUNDLED, "comes with deltaw"
-    elif Path(name).is_dir():
-        folder, kind = Path(name), "is a folder here"
-    else:
-        folder = fetch(name, revision, FILES)
-        return folder, folder.name
-    if revision:
-        raise CannotLoad(
-            f"DELTAW_REVISION is {revision!r}, but {name!r} {kind} and has no revisions: unset "
-            "DELTAW_REVISION, or set DELTAW_MODEL to a hub id that is not the name of a folder"
-        )
-    return folder, None
-
-
-def _refuse_folder(name: str, folder: Path, commit: str | None) -> None:
-    """Refuse a folder whose files are not enough, or mean more than its weights."""
-    if (folder / ADAPTER).exists():
-        raise CannotLoad(
-            f"{name!r} has an adapter ({ADAPTER}), which transformers would apply and deltaw does "
-            "not: merge it into the weights, or use a folder without that file"
-        )
-    if any(folder.glob(DISTRIBUTED)):
-        raise CannotLoad(
-            f"{name!r} is a distributed checkpoint ({DISTRIBUTED}): save it with save_pretrained"
-        )
-    if not any(all((folder / file).is_file() for file in files) for files in TOKENIZER_FILES):
-        raise CannotLoad(_absent(f"{name!r} has no tokenizer", commit))
-
-
 def _refusal(config: Any) -> str | None:
     """Say why a configuration of any family is refused, or None if it is not."""
     if config.num_hidden_layers < 1:
         return "it has no layers"
     turns = getattr(config, "rope_parameters", None) or {}
     kinds = {part["rope_type"] for part in (turns, *turns.values()) if _typed(part)}
-    if unknown := sorted(kinds - STATIC):
-        return f"its rotary embedding is of the type {unknown[0]!r}; served are {sorted(STATIC)}"
+    if unknown := sorted(kinds - set(STATIC)):
+        types = ", ".join(STATIC)
+        return f"its rotary embedding is of the type {unknown[0]!r}; served are: {types}"
     layer_types = set(getattr(config, "layer_types", None) or ())
     if unknown := sorted(layer_types - {"full_attention", "sliding_attention"}):
         return f"it has layers of the type {unknown[0]!r}"
@@ -290,33 +236,6 @@ def _refusal(config: Any) -> str | None:
 
 def _typed(part: Any) -> bool:
     return isinstance(part, Mapping) and "rope_type" in part
-
-
-def _weights(name: str, folder: Path, commit: str | None) -> list[Path]:
-    """The files that transformers loads: `model.safetensors`, or else the shards of the index.
-
-    Raises:
-        CannotLoad: There are none, or they cannot be downloaded.
-    """
-    shards: list[str] = []
-    if (folder / INDEX).is_file():
-        with _reading(f"the {INDEX} of {name!r}"):
-            shards = sorted(set(json.loads((folder / INDEX).read_bytes())["weight_map"].values()))
-    if commit is not None:
-        fetch(name, commit, [WEIGHTS, *shards])
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if not shards:
-        absent = f"{name!r} has neither {WEIGHTS} nor {INDEX}, and pickles are not loaded"
-        raise CannotLoad(_absent(absent, commit))
-    return [folder / shard for shard in shards]
-
-
-def _absent(sentence: str, commit: str | None) -> str:
-    """Say what a checkpoint lacks. The hub's cache may hold only a part of one, without an error
-    of the hub's client if the hub cannot be reached."""
-    partly = "" if commit is None else " in the hub's cache, which may be incomplete: try again, or"
-    return f"{sentence}{partly or ':'} {INSTEAD}"
 
 
 def _device(name: str) -> torch.device:

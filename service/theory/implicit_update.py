@@ -49,9 +49,8 @@ from service.theory.rank_one import Index, RankOne
 from service.theory.vectors import norm
 
 NOISE_FACTOR = 64.0
-"""‖Δn‖ below this multiple of ε·‖n‖ is rounding. It is a floor: on pretrained weights in float32, n
-carries 8 ε of noise in the median and 38 ε at most, but up to 1,300 ε at positions that are about
-to become attention sinks."""
+"""‖Δn‖ below this multiple of ε·‖n‖ is rounding. It is a floor: rows of pretrained models that are
+about to become attention sinks have more noise (docs/theory.md, "Rounding")."""
 BASE = "the baseline's mlp_in"
 """The vector n, in messages."""
 

@@ -7,11 +7,13 @@ The agreement rule (theory.md 9): a captured vector agrees with the oracle's to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -64,7 +66,7 @@ class Subject:
     @property
     def layers(self) -> tuple[int, ...]:
         """The first, a middle and the last layer."""
-        return (0, self.model.n_layers // 2, self.model.n_layers - 1)
+        return tuple(sorted({0, self.model.n_layers // 2, self.model.n_layers - 1}))
 
     def pair(
         self, baseline: str, positions: Literal["last", "all"] | Sequence[int] = "all"
@@ -95,9 +97,21 @@ class Subject:
                 self.ids(CONTEXT),
                 self.ids(QUERY),
                 kinds[baseline],
-                anchor=self.model.tokenizer.anchor[0],
+                anchor=next(iter(self.model.tokenizer.anchor), None),
             )
         return self.asked[baseline]
+
+
+def baselines_of(model: Model, extent: str = "every") -> tuple[str, ...]:
+    """The baselines that a model has (`anchored` needs an anchor), or one of them for "one"."""
+    anchored = model.anchor is not None
+    if extent == "one":
+        return ("anchored" if anchored else "matched",)
+    return tuple(name for name in BASELINES if anchored or name != "anchored")
+
+
+EXTENTS = pytest.mark.parametrize("extent", ["one", pytest.param("every", marks=pytest.mark.slow)])
+"""One baseline in the default suite, every one in the slow one."""
 
 
 PLANS: Mapping[type[Request], Callable[[Model, Any], Plan[Any]]] = {
@@ -139,3 +153,11 @@ def agree(
     assert actual is not UNSET, what
     found = distance(actual, expected)
     assert found <= bound, f"{what}: {found:.2e} > {bound:.2e}"
+
+
+def near(actual: float | None, expected: float, bound: float, what: object = "") -> None:
+    """Assert that two cosines agree within `bound`. One of rounding may be null."""
+    if math.isnan(expected) or bound >= 1.0:
+        assert actual is None or abs(actual) <= 1.0 + CAPTURED, what
+    else:
+        assert actual == pytest.approx(expected, abs=bound), what

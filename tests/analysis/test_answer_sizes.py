@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from service.engine import Model, Plan, drive, load
 from service.errors import NeverFits
 from service.main import create_app
 from service.settings import Settings
-from tests.analysis.subjects import plan_of
+from tests.analysis.subjects import Subject, plan_of
 from tests.checkpoints import save_tiny
 from tests.oracle import HOOK_POINTS
 
@@ -147,6 +148,41 @@ def test_plan_announces_the_numbers_of_its_tensors(
     file = serialize(drive(tiny, made), SAFETENSORS, "json")
     header = int.from_bytes(file[:8], "little")
     assert len(file) - 8 - header == 4 * numbers
+
+
+OF_FAMILIES: dict[str, Request] = {
+    "weights": WeightUpdatesRequest(
+        **ALL, baseline="alone", include=["factors", "bias", "split"], form="weights"
+    ),
+    "bias": WeightUpdatesRequest(**ALL, include=["factors", "bias", "next_tokens"]),
+    "the second weight alone": WeightUpdatesRequest(**SHORT, include=["bias"], form="weights"),
+    "joint": WeightUpdatesRequest(**ALL, joint=True),
+    "checks": EquivalenceChecksRequest(**ALL, form="weights"),
+    "projections": EquivalenceChecksRequest(**SHORT, scope="projection", stream="sequential"),
+    "activations": ActivationsRequest(
+        prompts=[CONTEXT, "abc"], hook_points=[*POINTS, "mlp_pre_linear"], reduce="mean"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "neox-parallel"])
+@pytest.mark.parametrize("asked", OF_FAMILIES)
+def test_plans_of_other_families_announce_their_numbers_and_bytes(
+    app: FastAPI, name: str, asked: str, variant_of: Callable[[str], Subject]
+) -> None:
+    """Two first weights, a second one that carries Δh, and a gain count as they are written."""
+    model, request = variant_of(name).model, OF_FAMILIES[asked]
+    if asked == "joint" and model.post_norms:
+        return
+    if isinstance(request, ActivationsRequest) and not model.gated:
+        request = request.model_copy(update={"hook_points": POINTS})
+    made = plan_of(model, request)
+    file = serialize(drive(model, made), SAFETENSORS, "json")
+    header = int.from_bytes(file[:8], "little")
+    assert len(file) - 8 - header == 4 * made.size.numbers
+    for media, encoding in FORMS:
+        actual, expected = sizes(app, model, request, media, encoding)
+        assert actual <= expected, (media, encoding)
 
 
 def test_answer_above_the_limit_is_refused_before_it_is_computed(app: FastAPI, tiny: Model) -> None:

@@ -115,12 +115,12 @@ def test_checks_hold_and_their_figures_equal_the_oracles(
 def random_output(subject: Subject, layer: int, position: int) -> torch.Tensor:
     """The seeded direction of the control `random_update`."""
     generator = torch.Generator().manual_seed(SEED + 10_007 * layer + position)
-    return torch.randn(subject.model.d_mlp, generator=generator, dtype=torch.float64)
+    return torch.randn(subject.model.blocks[0].w_in.width, generator=generator, dtype=torch.float64)
 
 
 def order_of(pair: Pair) -> list[int]:
     """The seeded order of the control `shuffled_context`. An anchor stays first."""
-    first = int(pair.head)
+    first = pair.beginning
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
     return [*range(first), *order.tolist()]

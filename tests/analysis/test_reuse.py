@@ -14,7 +14,7 @@ from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from tests import oracle
-from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, agree
+from tests.analysis.subjects import CAPTURED, CONTEXT, QUERY, SPANS, Subject, agree, near
 
 only_tiny = pytest.mark.parametrize("subject", ["tiny"], indirect=True)
 PROBES = ([30], [31, 32], QUERY)
@@ -70,7 +70,9 @@ def check_reuse(subject: Subject, baseline: str) -> None:
             theirs = oracle.reuse(change, probe, one.layer)
             own = oracle.update(probe, one.layer).cancellation
             bound = CAPTURED * (change.cancellation + own)
-            assert again.cosine == pytest.approx(theirs.cosine, abs=bound)
+            near(again.cosine, theirs.cosine, bound)
+            if again.cosine is None:
+                continue
             agree(again.unpatched_relative_error, theirs.unpatched_relative_error, bound)
             scale = max(1.0, theirs.relative_error)
             assert again.relative_error == pytest.approx(theirs.relative_error, abs=bound * scale)

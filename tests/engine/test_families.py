@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-from service.engine import Model
 from service.engine.block import Block
 from service.engine.layers import PACKED, Affine, Norm, affine
-from tests.engine.made import POINTS, reference
 
 
 @pytest.fixture(scope="module")
@@ -101,30 +97,3 @@ def test_cast_copies_and_no_cast_returns_the_block(block: Block) -> None:
     assert wide.w_in.weight.dtype == wide.pre_mlp.gain.dtype == bias.dtype == torch.float64
     assert torch.equal(wide.w_out.weight, block.w_out.weight.double())
     assert (wide.n_heads, wide.scaling, wide.pre_attn.eps) == (2, 0.5, 1e-5)
-
-
-def test_module_paths_name_existing_modules(tiny_folder: Path, tiny: Model) -> None:
-    """Every hook point of every layer is the input or output of an existing module."""
-    model = reference(tiny_folder, torch.float32)
-    assert tiny.hook_points == POINTS
-    for point in POINTS:
-        found = tiny.module_path(point)
-        assert found is not None
-        path, side = found
-        assert side in ("input", "output")
-        assert all(model.get_submodule(path.format(layer=i)) for i in range(tiny.n_layers))
-
-
-def test_weight_names_equal_those_of_the_checkpoint(tiny_folder: Path, tiny: Model) -> None:
-    """The names of the MLP's weights name the tensors that the blocks hold."""
-    stored = reference(tiny_folder, torch.float32).state_dict()
-    for layer, block in enumerate(tiny.blocks):
-        (first,) = tiny.first_weights(layer)
-        assert torch.equal(stored[first.name], block.w_in.weight[:, first.columns])
-        assert first.shape == stored[first.name].shape
-        assert torch.equal(stored[tiny.second_weight(layer)], block.w_out.weight)
-        bias = tiny.bias_parameter(layer)
-        assert bias is not None
-        assert block.w_out.bias is not None
-        assert torch.equal(stored[bias], block.w_out.bias)
-        assert tiny.post_norm_gain(layer) is None

@@ -3,8 +3,9 @@ pack."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
+from schemas.pairs import Form
+from service.analysis.factors import layer_update
 from service.engine import (
     Activations,
     Fixed,
@@ -29,6 +32,7 @@ from service.engine.scheduler import Scheduler, Ticket
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne
 from tests import oracle
+from tests.analysis.subjects import Subject
 from tests.engine.made import every_site, logits_of, relative, resident, unchanged, worst
 from tests.oracle import GPT2
 
@@ -44,6 +48,8 @@ BASELINES: dict[str, oracle.Baseline] = {
 }
 SHARED: tuple[HookPoint, ...] = ("mlp_pre", "mlp_act", "mlp_out", "resid_post")
 """Hook points at which a following row equals the row that it follows."""
+FORMS: tuple[Form, ...] = ("bias", "weights")
+APPLIES: tuple[Apply, ...] = ("factored", "materialized")
 
 
 def question(model: GPT2, baseline: str) -> oracle.Question:
@@ -115,6 +121,41 @@ def test_rows_of_a_following_run_equal_the_oracles(
             truth = theirs[site.layer, site.point]
             assert relative(values, torch.from_numpy(truth)) <= 1e-10, (position, site)
         assert relative(logits_of(tiny, found), torch.from_numpy(theirs.logits)) <= 1e-10
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2-windows", "gemma3", "neox-parallel"])
+def test_runs_that_follow_in_each_form_share_a_pack(
+    name: str, variant_of: Callable[[str], Subject]
+) -> None:
+    """Runs of both forms, both ways of applying and all positions, with fixed patches and a cached
+    context in one pack, equal the oracle's patched runs in every row."""
+    subject = variant_of(name)
+    model, prefixes = subject.model, Prefixes(1 << 22, torch.float64)
+    asked = question(subject.oracle, "without")
+    runs, truths = [whole(model, asked.full_prompt)], [asked.full]
+    for position, form, apply in product((0, 2), FORMS, APPLIES):
+        run = following(model, asked, position, apply)
+        assert isinstance(run.patch, Follow)
+        runs.append(replace(run, patch=replace(run.patch, form=form)))
+        truths.append(oracle.sequential(asked, position, form).patched)
+    context, baseline = (
+        whole(model, prompt) for prompt in (asked.full_prompt, asked.baseline_prompt)
+    )
+    read, plain = forward(model, [context, baseline], prefixes=prefixes)
+    for form, apply in product(FORMS, APPLIES):
+        updates = {
+            layer: layer_update(layer, read, plain, block.to(torch.float64), form)[2]
+            for layer, block in enumerate(model.blocks)
+        }
+        runs.append(replace(baseline, patch=Fixed(updates, apply)))
+        truths.append(oracle.sequential(asked, 2, form).free_stream)
+    for run, theirs, found in zip(
+        runs, truths, forward(model, runs, prefixes=prefixes), strict=True
+    ):
+        for site, values in found.items():
+            truth = torch.from_numpy(theirs[site.layer, site.point])
+            assert relative(values, truth) <= 1e-10, (run.patch, site)
+    assert prefixes.hits > 0
 
 
 def unrelated(model: Model) -> list[Run]:

@@ -44,15 +44,19 @@ def hooked(model: Any, sites: Mapping[Site, tuple[str, str]]) -> Iterator[dict[S
     """Record the inputs and outputs of transformers' modules while a forward runs."""
     read: dict[Site, Tensor] = {}
 
+    def rows(value: Tensor) -> Tensor:
+        # OPT's MLP sees rows without the axis of the batch.
+        return value.reshape(-1, value.shape[-1]).clone()
+
     def inward(site: Site) -> Any:
         def hook(_module: Any, args: Any, kwargs: Any) -> None:
-            read[site] = (args[0] if args else kwargs["hidden_states"])[0].clone()
+            read[site] = rows(args[0] if args else kwargs["hidden_states"])
 
         return hook
 
     def outward(site: Site) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            read[site] = (output[0] if isinstance(output, tuple) else output)[0].clone()
+            read[site] = rows(output[0] if isinstance(output, tuple) else output)
 
         return hook
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from tests.oracle.decoder import Decoder
 IDS = [5, 99, 200, 17, 5, 42, 9, 9, 30, 99, 250, 33, 71, 180, 2]
 """A run longer than twice the window."""
 POINTS = {
-    "gpt2": ("transformer.h", "ln_1", "attn", "ln_2", "mlp.c_fc", "mlp.c_proj"),
+    "gpt2": ("transformer.h", "ln_1", "attn", "mlp.c_fc", "mlp.c_proj"),
     "gpt_neox": (
         "gpt_neox.layers",
         "input_layernorm",
         "attention",
-        "post_attention_layernorm",
         "mlp.dense_h_to_4h",
         "mlp.dense_4h_to_h",
     ),
@@ -32,7 +31,6 @@ POINTS = {
         "model.decoder.layers",
         "self_attn_layer_norm",
         "self_attn",
-        "final_layer_norm",
         "fc1",
         "fc2",
     ),
@@ -40,28 +38,25 @@ POINTS = {
         "model.layers",
         "input_layernorm",
         "post_attention_layernorm",
-        "pre_feedforward_layernorm",
         "mlp.gate_proj",
         "mlp.down_proj",
     ),
 }
-"""The blocks' path, and the modules that hold ln_1_out, attn_out, mlp_in, mlp_pre; the last one
-reads mlp_act."""
+"""The blocks' path, and the modules that return ln_1_out, attn_out and mlp_pre, and that read
+mlp_act. The third one reads mlp_in."""
 LLAMA = (
     "model.layers",
     "input_layernorm",
     "self_attn",
-    "post_attention_layernorm",
     "mlp.gate_proj",
     "mlp.down_proj",
 )
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> Path:
     """The checkpoint folder of one variant."""
-    with torch.inference_mode(False):
-        return save(request.param, tmp_path_factory.mktemp(request.param))
+    return folder_of(request.param)
 
 
 def wide(model: Any) -> Any:
@@ -88,11 +83,11 @@ def _rms_norm(module: Any) -> Any:
 @contextmanager
 def captured(model: Any) -> Iterator[dict[tuple[int, str], Tensor]]:
     """What the modules of each layer read and write while the context is open."""
-    where, ln_1, attn, ln_2, first, second = POINTS.get(model.config.model_type, LLAMA)
+    where, ln_1, attn, first, second = POINTS.get(model.config.model_type, LLAMA)
     seen: dict[tuple[int, str], Tensor] = {}
     handles = []
     for layer, block in enumerate(model.get_submodule(where)):
-        modules = {"ln_1_out": ln_1, "attn_out": attn, "mlp_in": ln_2, "mlp_pre": first}
+        modules = {"ln_1_out": ln_1, "attn_out": attn, "mlp_pre": first}
         if first.endswith("gate_proj"):
             modules["mlp_pre_linear"] = "mlp.up_proj"
         modules["mlp_second"] = second
@@ -104,6 +99,7 @@ def captured(model: Any) -> Iterator[dict[tuple[int, str], Tensor]]:
         handles += [
             block.register_forward_hook(_kept(seen, layer, "resid_post", False)),
             block.register_forward_hook(_kept(seen, layer, "resid_pre", True)),
+            block.get_submodule(first).register_forward_hook(_kept(seen, layer, "mlp_in", True)),
             block.get_submodule(second).register_forward_hook(_kept(seen, layer, "mlp_act", True)),
         ]
     yield seen
@@ -155,24 +151,22 @@ WINDOWLESS = [name for name, variant in VARIANTS.items() if not any(variant.wind
 
 
 @pytest.mark.parametrize("name", WINDOWLESS)
-def test_positions_may_have_gaps(name: str, tmp_path: Path) -> None:
+def test_positions_may_have_gaps(name: str, folder_of: Callable[[str], Path]) -> None:
     """A run whose positions have gaps is transformers' with those position_ids, to 1e-12."""
     places = [0, *range(20, 20 + len(IDS) - 1)]
-    with torch.inference_mode(False):
-        save(name, tmp_path)
-    model = wide(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
+    folder = folder_of(name)
+    model = wide(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     logits = model(
         torch.tensor([IDS]),
         attention_mask=torch.ones(1, len(IDS), dtype=torch.long),
         position_ids=torch.tensor([places]),
     ).logits[0]
-    assert relative(Decoder(tmp_path).run(IDS, places).logits, logits) < 1e-12
+    assert relative(Decoder(folder).run(IDS, places).logits, logits) < 1e-12
 
 
-def test_a_window_counts_positions(tmp_path: Path) -> None:
+def test_a_window_counts_positions(folder_of: Callable[[str], Path]) -> None:
     """With a window in each layer, a token beyond the window in positions is not seen."""
-    with torch.inference_mode(False):
-        oracle = Decoder(save("mistral", tmp_path))
+    oracle = Decoder(folder_of("mistral"))
     alone = oracle.run(IDS[-1:], [40]).logits[-1]
     beyond = oracle.run(IDS[-2:], [40 - WINDOW, 40]).logits[-1]
     within = oracle.run(IDS[-2:], [41 - WINDOW, 40]).logits[-1]
@@ -191,10 +185,11 @@ def test_weights_of_half_precision_are_read_exactly(dtype: torch.dtype, tmp_path
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_each_layer_of_a_variant_reads_its_context(name: str, tmp_path: Path) -> None:
+def test_each_layer_of_a_variant_reads_its_context(
+    name: str, folder_of: Callable[[str], Path]
+) -> None:
     """The context moves the stream after each layer by more than 5 %, and the table tells true."""
-    with torch.inference_mode(False):
-        oracle = Decoder(save(name, tmp_path))
+    oracle = Decoder(folder_of(name))
     variant = VARIANTS[name]
     full, alone = oracle.run(IDS), oracle.run(IDS[-1:], [len(IDS) - 1])
     for layer in range(oracle.n_layers):

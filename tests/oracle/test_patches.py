@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
-import torch
 
-from tests.families import VARIANTS, ZERO_GAINS, save
+from tests.families import VARIANTS, ZERO_GAINS
 from tests.oracle import (
     Decoder,
     Form,
@@ -24,11 +26,9 @@ QUERY = [33, 71, 180]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def question(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Question:
+def question(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> Question:
     """A context of nine tokens and a query of three, anchored, for one variant."""
-    with torch.inference_mode(False):
-        folder = save(request.param, tmp_path_factory.mktemp(request.param))
-    return ask(Decoder(folder), CONTEXT, QUERY, "anchored", anchor=0)
+    return ask(Decoder(folder_of(request.param)), CONTEXT, QUERY, "anchored", anchor=0)
 
 
 @pytest.mark.parametrize("form", ["bias", "weights"])
