@@ -75,10 +75,12 @@ def attributions(
 
 
 def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:
-    """Indices of the context with its spans in reverse order; other tokens keep their place."""
+    """Indices of the context with its spans in reverse order; other tokens keep their place, and so
+    does the tokenizer's own beginning."""
+    moved = [(max(start, pair.beginning), stop) for start, stop in spans if stop > pair.beginning]
     order: list[int] = []
     end = 0
-    for (start, stop), (other_start, other_stop) in zip(spans, reversed(spans), strict=True):
+    for (start, stop), (other_start, other_stop) in zip(moved, reversed(moved), strict=True):
         order += [*range(end, start), *range(other_start, other_stop)]
         end = stop
     return [*order, *range(end, len(pair.context))]

@@ -76,7 +76,7 @@ class Procedure:
     @property
     def points(self) -> tuple[HookPoint, ...]:
         """The hook points that an update is formed from."""
-        return (*POINTS["bias"], "mlp_act") if self.joint else POINTS[self.form]
+        return POINTS["weights"] if self.joint else POINTS[self.form]
 
 
 def compared_points(block: Block, scope: Scope) -> tuple[HookPoint, ...]:
@@ -251,6 +251,8 @@ class _Bench:
 def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:
     """The run that reads the context in another order, or none if no order differs."""
     first = pair.beginning
+    if len(pair.context) - first < 2:
+        return []
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
     shuffled = pair.reordered([*range(first), *order.tolist()])

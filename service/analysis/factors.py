@@ -17,12 +17,12 @@ from service.theory import (
     RankOne,
     implicit_update,
     joint_update,
-    require_formed,
+    required,
 )
 
 POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
     "bias": ("mlp_in", "resid_mid"),
-    "weights": ("mlp_in", "resid_mid", "mlp_act", "mlp_out"),
+    "weights": ("mlp_in", "resid_mid", "mlp_act"),
 }
 """The hook points of the run with context from which an update is formed. The baseline's are those
 of `bias`."""
@@ -57,11 +57,10 @@ def layer_update(
     update = implicit_update(baseline[n], context[n], baseline[h], context[h], block.w_in)
     if form == "bias":
         return update
-    act, normed = context[Site(layer, "mlp_act")], context[Site(layer, "mlp_out")]
+    act = context[Site(layer, "mlp_act")]
     # The input of a post-norm is no hook point: it is computed again.
-    out = second_update(block, update.bias, act, block.w_out(act), normed)
-    require_formed(out.weight, "mlp_act with context")
-    return replace(update, out=out)
+    out = second_update(block, update.bias, act, block.w_out(act))
+    return replace(update, out=required(out))
 
 
 def joint_layer_update(

@@ -19,13 +19,13 @@ def token_spans(pair: Pair) -> tuple[Span, ...]:
 
 
 def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
-    """The context's sentences, without the anchor.
+    """The context's sentences, without the anchor or the tokenizer's own beginning.
 
     A sentence ends after a token that ends in `.`, `!`, `?` or a line break, if the next token
     begins with white space. So "D.C." is no end, and "D.C. The" is one. Line breaks after the end,
     and white space at the end of the context, belong to the sentence before them.
     """
-    first, count = pair.head, len(pair.context)
+    first, count = pair.beginning, len(pair.context)
     texts = [model.tokenizer.token(token).text for token in pair.context]
     while count > first and texts[count - 1].isspace():
         count -= 1
@@ -54,10 +54,10 @@ def given_spans(pair: Pair, spans: Sequence[Span], *, cover: bool) -> tuple[Span
     check_spans(spans, count, AT)
     if spans[0][0] < first:
         raise BadSpan(
-            "Token 0 is the anchor, which belongs to both runs. Begin at token 1.",
+            f"The anchor belongs to both runs. Begin at token {first}.",
             at=(*AT, 0),
-            limit=1,
-            actual=0,
+            limit=first,
+            actual=spans[0][0],
         )
     if cover:
         edges = [first, *(stop for _, stop in spans)]

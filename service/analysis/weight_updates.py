@@ -198,13 +198,14 @@ def _updates(
     stream: Stream,
     form: Form,
 ) -> Question[list[Update[Tensor]]]:
-    reads = pair.reads(layers, POINTS[form])
+    carrier = form if "bias" in include else "bias"
+    reads = pair.reads(layers, POINTS[carrier])
     base = pair.baseline_runs(layers, POINTS["bias"], stream, form=form)
     context, *rest = yield [pair.with_context.run(reads), *base]
     baseline = gathered(rest)
     updates: list[Update[Tensor]] = []
     for layer in layers:
-        updates += _of_layer(model, pair.positions, layer, context, baseline, include, form)
+        updates += _of_layer(model, pair.positions, layer, context, baseline, include, carrier)
         yield ()
     return updates
 
@@ -293,7 +294,7 @@ Carriers = tuple[Bias[Tensor] | Unset, SecondWeightUpdate[Tensor] | Unset, Gain[
 def _output_parts(model: Model, layer: int, out: OutputUpdate) -> list[Carriers]:
     """`w_out` and `gain` of each position in the form of an answer."""
     wire = on_wire(out.weight)
-    frobenius = float(norm(model.blocks[layer].w_out.weight.flatten()))
+    frobenius = model.second_weight_norms[layer]
     name, gain_name = model.second_weight(layer), model.post_norm_gain(layer)
     post_norm = model.blocks[layer].post_mlp
     parts: list[Carriers] = []

@@ -75,12 +75,12 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
             config_digest=loaded.config_digest,
             tokenizer_digest=loaded.tokenizer.digest,
             fan_in_fan_out=loaded.family.fan_in_fan_out,
-            first_weights=loaded.first_weight_names,
+            first_weights=[weight.name for weight in loaded.first_weights("{layer}")],
             positions="absolute" if loaded.absolute_positions else "relative",
             parallel=loaded.parallel,
             post_norms=loaded.post_norms,
             anchor=loaded.anchor,
-            hook_points=[_hook_point(loaded, point) for point in loaded.hook_points],
+            hook_points=[hook_point_info(loaded, point) for point in loaded.hook_points],
             limits=state.limits,
             versions=Versions(__version__, torch.__version__, transformers.__version__),
             self_check=state.self_check,
@@ -88,13 +88,15 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
     )
 
 
-def _hook_point(loaded: Model, point: HookPoint) -> HookPointInfo:
+def hook_point_info(loaded: Model, point: HookPoint) -> HookPointInfo:
+    """The place of a hook point in the resident model, and its name in TransformerLens."""
     module, side = loaded.module_path(point) or (None, None)
     return HookPointInfo(
         name=point,
         module=module,
         side=side,
         width=loaded.width(point),
-        transformer_lens=TRANSFORMER_LENS.get(point),
+        # TransformerLens hooks modules: a vector that none holds has no name there either.
+        transformer_lens=TRANSFORMER_LENS.get(point) if module else None,
         note=NOTES.get(point, UNSET),
     )

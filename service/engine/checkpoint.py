@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -40,7 +42,14 @@ DIFFERENT: Mapping[torch.dtype, float] = {
     torch.bfloat16: 0.1,
     torch.float16: 0.05,
 }
-"""Relative error of logits above which two models compute something else."""
+"""Relative error of logits above which two models compute something else. In half precision a
+difference of a few per cent cannot be told from rounding."""
+STORED: Mapping[torch.dtype, str] = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+"""Names of dtypes in safetensors files."""
 OWN_CODE = "its {} names code of its own (`auto_map`), which is not run"
 
 
@@ -71,7 +80,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
     files = weight_files(name, folder, commit)
     tokenizer = _tokenizer(name, folder)
-    with reading(repr(name)):
+    with _fitting(name, where), reading(repr(name)):
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -93,9 +102,11 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         refusal = f"has weights that its config.json does not name, such as {left[0]}"
     elif getattr(model.get_output_embeddings(), "bias", None) is not None:
         refusal = "cannot be served: its unembedding has a bias"
+    elif max(tokenizer.prefix, default=-1) >= config.vocab_size:
+        refusal = "cannot be served: its tokenizer begins texts with a token that has no embedding"
     if refusal:
         raise CannotLoad(f"{name!r} {refusal}")
-    try:
+    with _fitting(name, where):
         model.requires_grad_(False).eval().to(where)
         probe = [STRIDE * i % config.vocab_size for i in range(1, PROBE_TOKENS + 1)]
         probe = probe[: config.max_position_embeddings]
@@ -108,10 +119,17 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             architecture=type(model).__name__,
             family=family,
             tokenizer=tokenizer,
-            **_resident(name, family, model),
+            **_resident(name, family, model, mapped=_mapped(files, model)),
         )
         _compare(name, loaded, probe, expected)
         return loaded
+
+
+@contextmanager
+def _fitting(name: str, where: torch.device) -> Iterator[None]:
+    """Turn a lack of memory into one sentence."""
+    try:
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise CannotLoad(
             f"{name!r} does not fit on {where}: set DELTAW_DTYPE to `bfloat16`, or DELTAW_DEVICE "
@@ -142,8 +160,25 @@ def _block_weight(family: Family) -> Callable[[str], bool]:
     return lambda name: bool(blocks.search(name)) and not BUFFERS.search(name)
 
 
-def _resident(name: str, family: Family, model: Any) -> dict[str, Any]:
+def _mapped(files: Sequence[Path], model: Any) -> bool:
+    """Whether any tensor of a model is a view of its file, because it is stored as it is used."""
+    if model.device.type != "cpu":
+        return False
+    stored = set()
+    for file in files:
+        with safe_open(file, "pt") as opened:
+            stored |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118
+    return STORED[model.dtype] in stored
+
+
+def _resident(name: str, family: Family, model: Any, *, mapped: bool) -> dict[str, Any]:
     """The tensors of a model, which is taken apart so that no two blocks are in memory twice.
+
+    Args:
+        name: The name that was asked for.
+        family: The layout of the architecture.
+        model: transformers' model.
+        mapped: Whether tensors may be views of the file, which are copied.
 
     Raises:
         CannotLoad: An activation function has weights.
@@ -159,17 +194,20 @@ def _resident(name: str, family: Family, model: Any) -> dict[str, Any]:
             raise CannotLoad(
                 f"{name!r} cannot be served: its activation function has weights of its own"
             )
-    # Copies, as views would keep the whole file in memory.
-    own, output = ends.token_embedding.clone(), model.get_output_embeddings().weight
+
+    def kept(tensor: Tensor) -> Tensor:
+        return tensor.clone() if mapped else tensor.detach()
+
+    own, output = kept(ends.token_embedding), model.get_output_embeddings().weight
     positions = ends.position_embedding
     return {
         "blocks": tuple(blocks),
         "ends": replace(
             ends,
             token_embedding=own,
-            position_embedding=None if positions is None else positions.clone(),
+            position_embedding=None if positions is None else kept(positions),
         ),
-        "unembedding": own if output is ends.token_embedding else output.clone(),
+        "unembedding": own if output is ends.token_embedding else kept(output),
         "n_positions": model.config.max_position_embeddings,
     }
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 import service.checkpoints
 from service.engine.hub import INSTEAD, fetch
 from service.errors import CannotLoad
@@ -107,5 +109,7 @@ def reading(what: str) -> Iterator[None]:
     """Turn any error of a library that reads a damaged checkpoint into one sentence."""
     try:
         yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
     except Exception as error:
         raise CannotLoad(f"{what} cannot be read ({type(error).__name__}): {INSTEAD}") from error

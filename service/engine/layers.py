@@ -2,8 +2,7 @@
 
 Matrices stay as they are in the checkpoint's modules, except in float32 on a processor with AVX:
 oneDNN multiplies up to twice as fast by matrices in its packed layout, so they are kept packed.
-Other tensors are copies, because a view would keep the whole file in memory. Resident tensors are
-never written.
+Resident tensors are never written.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ and subtracting it again is not bit-exact.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
 from service.engine.block import Block, MLPPatch
 from service.engine.layers import Affine
-from service.engine.route import Group, Indices, Patching
+from service.engine.route import Carried, Indices, Patching, Product
 from service.theory import (
     ImplicitUpdate,
     JointUpdate,
@@ -73,9 +72,7 @@ def patched_block(
     return torch.cat([seen[point] for point in block.pre_points], -1), seen["resid_post"]
 
 
-def second_update(
-    block: Block, bias: Tensor, act: Tensor, out: Tensor, normed: Tensor
-) -> OutputUpdate:
+def second_update(block: Block, bias: Tensor, act: Tensor, out: Tensor) -> OutputUpdate:
     """The change of the second weight, and of a norm after it, that carries Δh.
 
     Args:
@@ -83,12 +80,11 @@ def second_update(
         bias: Δh of each row, (rows, d_model).
         act: mlp_act with context, (rows, d_mlp).
         out: `act·W_out + b`, (rows, d_model).
-        normed: mlp_out with context, (rows, d_model).
     """
     norm = block.post_mlp
     if norm is None:
         return form_output_update(act, bias)
-    return form_post_norm_update(act, out, normed, bias, norm.gain, norm.eps)
+    return form_post_norm_update(act, out, norm(out), bias, norm.gain, norm.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,37 +159,34 @@ class PatchedRows:
         self.formed = torch.stack([is_finite(part) for part in parts]).all()
 
     def pre(self, block: Block, n: Tensor) -> Tensor:
-        patching = self._patching
         pre = torch.empty(len(n), block.w_in.width, dtype=n.dtype, device=n.device)
-        plain = self._at[patching.plain]
+        plain = self._at[self._patching.plain]
         pre[plain] = block.w_in(n[plain])
-        self._apply(pre, block.w_in, n, self._weight, patching.factored, patching.materialized)
+        self._multiply(pre, block.w_in, n, self._weight, self._patching.product)
         return pre
 
     def out(self, block: Block, act: Tensor) -> Tensor:
-        patching = self._patching
-        if not patching.carries:
+        carried = self._patching.carried
+        if carried is None:
             return block.out(act)
         y = block.w_out(act)
-        normed = y if block.post_mlp is None else block.post_mlp(y)
-        update = self._carried(block, act, y, normed)
+        update = self._carried(block, carried, act, y)
         self.formed = self.formed & update.is_finite
         update = update.to(act.dtype)
-        factored, materialized = patching.carried_factored, patching.carried_materialized
-        self._apply(y, block.w_out, act, update.weight, factored, materialized)
-        rows, whose = self._at[patching.carried.rows], self._at[patching.carried.whose]
-        if block.post_mlp is None or update.gain is None:
+        normed = None if block.post_mlp is None else block.post_mlp(y)
+        self._multiply(y, block.w_out, act, update.weight, carried.product)
+        if normed is None or block.post_mlp is None or update.gain is None:
             return y
+        rows, whose = self._at[carried.rows.rows], self._at[carried.rows.whose]
         return normed.index_copy(0, rows, block.post_mlp(y[rows], update.gain[whose]))
 
-    def _carried(self, block: Block, act: Tensor, y: Tensor, normed: Tensor) -> OutputUpdate:
-        """The updates of the second weight, (updates that it carries, ...)."""
-        patching = self._patching
-        parts = [update.out[None] for update in patching.fixed if update.out is not None]
-        source = self._at[patching.carried_source]
+    def _carried(self, block: Block, carried: Carried, act: Tensor, y: Tensor) -> OutputUpdate:
+        """The updates of the second weight, from mlp_act and `act·W_out + b` of all rows."""
+        parts = [update.out[None] for update in self._patching.fixed if update.out is not None]
+        source = self._at[carried.source]
         if len(source):
-            bias = self._bias[self._at[patching.carried_shift]]
-            parts.insert(0, second_update(block, bias, act[source], y[source], normed[source]))
+            bias = self._bias[self._at[carried.shift]]
+            parts.insert(0, second_update(block, bias, act[source], y[source]))
         gains = [part.gain for part in parts if part.gain is not None]
         return OutputUpdate(
             RankOne(
@@ -208,19 +201,13 @@ class PatchedRows:
         bias = self._bias.to(resid_post.dtype)[self._at[shifted.whose]]
         return resid_post.index_add(0, self._at[shifted.rows], bias)
 
-    def _apply(
-        self,
-        product: Tensor,
-        layer: Affine,
-        x: Tensor,
-        update: RankOne,
-        factored: Group,
-        materialized: Sequence[tuple[int, slice]],
+    def _multiply(
+        self, to: Tensor, layer: Affine, x: Tensor, update: RankOne, product: Product
     ) -> None:
-        """Write the products with changed weights into the rows of `product`."""
-        rows, whose = self._at[factored.rows], self._at[factored.whose]
+        """Write the products of patched rows of x into the same rows of `to`."""
+        rows, whose = self._at[product.factored.rows], self._at[product.factored.whose]
         if len(rows):
-            product[rows] = patched_product(layer, x[rows], update[whose], "factored")
-        for i, place in materialized:
+            to[rows] = patched_product(layer, x[rows], update[whose], "factored")
+        for i, place in product.materialized:
             rows = self._at[place]
-            product[rows] = _materialized(layer, x[rows], update[i])
+            to[rows] = _materialized(layer, x[rows], update[i])

@@ -25,12 +25,11 @@ class Rotary:
     frequencies: Tensor
     scaling: float
 
-    def table(self, positions: Tensor, dtype: torch.dtype, device: torch.device) -> Table:
-        """Cosine and sine at positions (rows), computed in float32 on the CPU."""
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cosine and sine at positions (rows), from float32 on the CPU, (2, rows, turned)."""
         angles = positions.float()[:, None] * self.frequencies
         turns = torch.stack([angles.cos(), angles.sin()]) * self.scaling
-        cos, sin = torch.cat([turns, turns], -1).to(device, dtype)
-        return Table(cos, sin)
+        return torch.cat([turns, turns], -1).to(dtype)
 
 
 @dataclass(frozen=True)

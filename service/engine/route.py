@@ -23,6 +23,12 @@ from service.engine.run import STAGE, Fixed, Follow
 from service.theory import ImplicitUpdate
 
 
+def copied(values: Tensor, device: torch.device) -> Tensor:
+    """Copy what was made on the host to the device, without waiting for it."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
 class Indices:
     """Indices of a pack, collected on the host and copied to the device together."""
 
@@ -40,10 +46,8 @@ class Indices:
 
     def copy(self, device: torch.device) -> None:
         """Copy all indices to the device."""
-        every = torch.from_numpy(np.concatenate(self._parts)) if self._parts else self._copied
-        self._copied = (every.pin_memory() if device.type == "cuda" else every).to(
-            device, non_blocking=True
-        )
+        if self._parts:
+            self._copied = copied(torch.from_numpy(np.concatenate(self._parts)), device)
 
     def __getitem__(self, place: slice) -> Tensor:
         return self._copied[place]
@@ -89,6 +93,37 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Product:
+    """Rows that are multiplied by a changed weight.
+
+    Args:
+        factored: Rows that are multiplied by W and by the factors of ΔW.
+        materialized: Rows that are multiplied by W + ΔW, each update by itself.
+    """
+
+    factored: Group
+    materialized: tuple[tuple[int, slice], ...]
+
+
+@dataclass(frozen=True)
+class Carried:
+    """Rows whose Δh the second weight carries. Their updates are counted by themselves.
+
+    Args:
+        rows: The rows.
+        product: The same rows by how ΔW_out is applied.
+        source: The row that each update follows, an index into the rows that pass through the MLP;
+            updates that are given come after them.
+        shift: The number of each such update among all updates, for its Δh.
+    """
+
+    rows: Group
+    product: Product
+    source: slice
+    shift: slice
+
+
+@dataclass(frozen=True)
 class Patching:
     """Patched rows of a block. An update of a run that follows comes before those that are given.
 
@@ -97,30 +132,18 @@ class Patching:
             reach mlp_in.
         fixed: The updates that are given.
         plain: Rows with the resident weights, indices into the rows that pass through the MLP.
-        factored: Rows that are multiplied by W and by the factors of ΔW.
-        materialized: Rows that are multiplied by W + ΔW, each update by itself.
+        product: The other rows by how ΔW is applied.
         shifted: Rows to which Δh is added.
-        carries: Whether the second weight carries the Δh of any update.
-        carried: Rows whose Δh the second weight carries. `whose` counts these updates alone.
-        carried_factored, carried_materialized: The same by how ΔW_out is applied.
-        carried_source: For each such update that follows, the row that it follows, an index into
-            the rows that pass through the MLP; and `carried_shift`, the number of its Δh among all
-            updates.
+        carried: Rows whose Δh the second weight carries; None: none.
     """
 
     to: slice
     source: slice
     fixed: tuple[ImplicitUpdate, ...]
     plain: slice
-    factored: Group
-    materialized: tuple[tuple[int, slice], ...]
+    product: Product
     shifted: Group
-    carries: bool
-    carried: Group
-    carried_factored: Group
-    carried_materialized: tuple[tuple[int, slice], ...]
-    carried_source: slice
-    carried_shift: slice
+    carried: Carried | None
 
 
 @dataclass(frozen=True)
@@ -241,32 +264,37 @@ def _patching(
     of_run = np.full(len(pack.patched) + 1, -1)
     of_run[owners] = np.arange(len(owners))
     whose = of_run[pack.owner[through]]
-    number = np.cumsum(carries) - 1
-
-    def rows_of(updates: Sequence[int]) -> Index:
-        return np.flatnonzero(np.isin(whose, updates))
 
     def group(updates: Sequence[int], names: Index) -> Group:
-        there = rows_of(updates)
-        return Group(indices.add(there), indices.add(names[whose[there]]))
+        rows = np.flatnonzero(np.isin(whose, updates))
+        return Group(indices.add(rows), indices.add(names[whose[rows]]))
 
-    every, names = range(len(owners)), np.arange(len(owners))
-    factored = [i for i in every if applies[i] == "factored"]
-    carried = [i for i in every if carries[i]]
-    materialized = [(i, indices.add(rows_of([i]))) for i in every if i not in factored]
-    sources = [run.source_row for _, run, patch in following if patch.form == "weights"]
+    def product(updates: Sequence[int], names: Index) -> Product:
+        factored = [i for i in updates if applies[i] == "factored"]
+        others = [i for i in updates if i not in factored]
+        return Product(
+            group(factored, names), tuple((int(names[i]), group([i], names).rows) for i in others)
+        )
+
+    every = range(len(owners))
+    names = np.arange(len(owners))
+    carried = None
+    if any(carries):
+        chosen = [i for i in every if carries[i]]
+        number = np.cumsum(carries) - 1
+        sources = [run.source_row for _, run, patch in following if patch.form == "weights"]
+        carried = Carried(
+            rows=group(chosen, number),
+            product=product(chosen, number),
+            source=indices.add(through.searchsorted(sources)),
+            shift=indices.add(np.flatnonzero(carries[: len(following)])),
+        )
     return Patching(
         to=indices.add(rows.searchsorted([run.row for _, run, _ in following])),
         source=indices.add(rows.searchsorted([run.source_row for _, run, _ in following])),
         fixed=tuple(update for _, update, _ in fixed),
         plain=indices.add(np.flatnonzero(whose < 0)),
-        factored=group(factored, names),
-        materialized=tuple(materialized),
+        product=product(every, names),
         shifted=group([i for i in every if not carries[i]], names),
-        carries=bool(carried),
-        carried=group(carried, number),
-        carried_factored=group([i for i in carried if i in factored], number),
-        carried_materialized=tuple((int(number[i]), at) for i, at in materialized if carries[i]),
-        carried_source=indices.add(through.searchsorted(sources)),
-        carried_shift=indices.add(np.flatnonzero(carries[: len(following)])),
+        carried=carried,
     )

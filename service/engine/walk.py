@@ -24,7 +24,7 @@ from service.engine.patch import PatchedRows
 from service.engine.prefixes import Prefixes, stacked
 from service.engine.readback import Condition, require
 from service.engine.rotary import Rotary, Table
-from service.engine.route import Indices, Keep, Step, route
+from service.engine.route import Indices, Keep, Step, copied, route
 from service.engine.run import Activations, Run, Site
 from service.errors import NonFiniteActivation
 from service.theory import NonFinite
@@ -103,7 +103,7 @@ class _Walk:
         blocks = self._model.blocks[: len(steps)]
         where = torch.from_numpy(self._pack.positions)
         tables: dict[Rotary | None, Table] = {
-            block.rotary: block.rotary.table(where, dtype, device)
+            block.rotary: Table(*copied(block.rotary.turns(where, dtype), device))
             for block in {block.rotary: block for block in blocks}.values()
             if block.rotary is not None
         }
@@ -132,14 +132,14 @@ class _Walk:
 
     def _masks(self, windows: set[int | None], device: torch.device) -> dict[int | None, Tensor]:
         """The mask of each window. A row sees positions, so that gaps stay gaps."""
-        sees, own = self._pack.sees, self._pack.positions
+        sees, own = self._pack.sees, self._pack.positions.astype(np.int32)
         seen = [position for part in self._pack.cached for position in part.positions]
-        keys = np.concatenate([np.asarray(seen, np.int64), own])
+        keys = np.concatenate([np.asarray(seen, np.int32), own])
         masks = {
             window: sees if window is None else sees & (own[:, None] - keys < window)
             for window in windows
         }
-        return {window: torch.from_numpy(mask).to(device) for window, mask in masks.items()}
+        return {window: copied(torch.from_numpy(mask), device) for window, mask in masks.items()}
 
     def _kept(self, rows: _Rows, keep: Keep | None) -> _Rows:
         """The rows that are left; None: all."""
@@ -240,8 +240,12 @@ def attention(
     keys = torch.cat([*(kept[0] for kept in cached), k], 1)
     values = torch.cat([*(kept[1] for kept in cached), v], 1)
     # No row sees a later row, so a slice of the rows needs no keys after the slice.
+    grouped, on_cpu = len(q) != len(k), keys.device.type == "cpu"
+    if grouped and not on_cpu:
+        # With a mask and grouped heads, sdpa has no fused kernel on a GPU.
+        keys, values = (part.repeat_interleave(len(q) // len(k), 0) for part in (keys, values))
     slices = [(0, len(sees))]
-    if queries is None and keys.device.type == "cpu":
+    if queries is None and on_cpu:
         slices = [(i, min(i + SLICE, len(sees))) for i in range(0, len(sees), SLICE)]
     mixed = []
     for start, stop in slices:
@@ -253,7 +257,7 @@ def attention(
                 values[None, :, :seen],
                 attn_mask=sees[None, None, start:stop, :seen],
                 scale=block.scaling,
-                enable_gqa=len(q) != len(k),
+                enable_gqa=grouped and on_cpu,
             )
         )
     attended = block.attn_out(torch.cat(mixed, 2)[0].transpose(0, 1).flatten(1))

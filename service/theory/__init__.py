@@ -10,13 +10,11 @@ Each module credits the papers where it uses their ideas:
 
 from service.theory.comparisons import Comparison, Discrepancy, compare, discrepancy, kl_divergence
 from service.theory.equivalence import improvement, tolerance
-from service.theory.finite import NonFinite, require_formed
-from service.theory.first_weight import FirstWeight
+from service.theory.finite import NonFinite
 from service.theory.implicit_update import (
     ImplicitUpdate,
     below_noise,
     form_update,
-    form_update_on_base,
     implicit_update,
     is_finite,
     update_on_base,
@@ -34,7 +32,9 @@ from service.theory.output_update import (
     form_post_norm_update,
     output_update,
     post_norm_update,
+    required,
 )
+from service.theory.projection import Projection
 from service.theory.rank_one import RankOne
 from service.theory.trajectory import Trajectory, trajectory
 from service.theory.vectors import dot, norm
@@ -44,12 +44,12 @@ __all__ = [
     "Comparison",
     "DependentRows",
     "Discrepancy",
-    "FirstWeight",
     "ImplicitUpdate",
     "JointUpdate",
     "LowRank",
     "NonFinite",
     "OutputUpdate",
+    "Projection",
     "RankOne",
     "Trajectory",
     "below_noise",
@@ -59,7 +59,6 @@ __all__ = [
     "form_output_update",
     "form_post_norm_update",
     "form_update",
-    "form_update_on_base",
     "implicit_update",
     "improvement",
     "is_finite",
@@ -68,7 +67,7 @@ __all__ = [
     "norm",
     "output_update",
     "post_norm_update",
-    "require_formed",
+    "required",
     "tolerance",
     "trajectory",
     "update_on_base",

@@ -43,8 +43,8 @@ import torch
 from torch import Tensor
 
 from service.theory.finite import NonFinite, exists, finite, require_formed
-from service.theory.first_weight import FirstWeight, product
 from service.theory.output_update import OutputUpdate
+from service.theory.projection import Projection, product
 from service.theory.rank_one import Index, RankOne
 from service.theory.vectors import norm
 
@@ -94,7 +94,7 @@ class ImplicitUpdate:
 
 
 def implicit_update(
-    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: FirstWeight
+    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Projection
 ) -> ImplicitUpdate:
     """The update under which the baseline run computes what the run with context computes.
 
@@ -119,7 +119,7 @@ def implicit_update(
 
 
 def form_update(
-    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: FirstWeight
+    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Projection
 ) -> ImplicitUpdate:
     """`implicit_update` without its checks; it reads nothing back from the device."""
     return ImplicitUpdate(
@@ -127,7 +127,7 @@ def form_update(
     )
 
 
-def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: FirstWeight) -> RankOne:
+def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) -> RankOne:
     """The change of weight `nᵀ((n_to − n_from)·W) / ‖n‖²`, with n as the base of both readings.
 
     Updates on one base add up: a to b plus b to c equals a to c.
@@ -146,7 +146,7 @@ def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: FirstWeight) -
     return weight
 
 
-def form_update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: FirstWeight) -> RankOne:
+def form_update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) -> RankOne:
     """`update_on_base` without its checks; it reads nothing back from the device."""
     base = n.double()
     output = product(n_to.double() - n_from.double(), w_in)

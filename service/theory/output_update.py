@@ -90,7 +90,7 @@ def output_update(act_context: Tensor, shift: Tensor) -> OutputUpdate:
     Raises:
         NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
     """
-    return _required(form_output_update(act_context, shift))
+    return required(form_output_update(act_context, shift))
 
 
 def form_output_update(act_context: Tensor, shift: Tensor) -> OutputUpdate:
@@ -122,7 +122,7 @@ def post_norm_update(
     Raises:
         NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
     """
-    return _required(
+    return required(
         form_post_norm_update(act_context, out_context, normed_context, shift, gain, eps)
     )
 
@@ -159,7 +159,7 @@ def _or_one(length: Tensor) -> Tensor:
     return torch.where(length == 0, 1.0, length)
 
 
-def _required(update: OutputUpdate) -> OutputUpdate:
+def required(update: OutputUpdate) -> OutputUpdate:
     require_formed(update.weight, "the context's mlp_act")
     if update.gain is not None and not bool(finite(update.gain)):
         raise NonFinite("the gain of the norm after the MLP has an infinite value")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from service.theory.finite import NonFinite
-from service.theory.first_weight import FirstWeight, product
+from service.theory.projection import Projection, product
 from service.theory.vectors import dot, norm
 
 
@@ -52,7 +52,7 @@ class Trajectory:
     telescoping_error: float
 
 
-def trajectory(readings: Tensor, w_in: FirstWeight) -> Trajectory:
+def trajectory(readings: Tensor, w_in: Projection) -> Trajectory:
     """The path of one layer's weight over the readings of one position.
 
     Args:

@@ -19,11 +19,12 @@ from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import resolve_pair
 from service.engine import Model, drive, load
 from service.engine.families import FAMILIES
+from service.engine.folder import reading
 from service.engine.model import DTYPES
 from service.engine.walk import forward
 from service.errors import CannotLoad
 from tests.analysis.subjects import plan_of
-from tests.engine.made import edited, everything, logits_of, relative
+from tests.engine.made import edited, everything, logits_of, relative, worst
 from tests.engine.test_walk import IDS
 from tests.families import save
 
@@ -196,3 +197,39 @@ def test_half_precision_is_computed_as_transformers_does(name: str, tmp_path: Pa
     fields: dict[str, Any] = {**pair_of, "include": ["factors", "bias"]}
     for one in drive(model, plan_of(model, WeightUpdatesRequest(**fields))).updates:
         assert one.input.dtype == one.weights[0].output.dtype == torch.float32
+
+
+def test_tokenizer_that_begins_with_an_unknown_token_is_refused(
+    folder_of: Folders, tmp_path: Path
+) -> None:
+    """A token before every text that has no embedding is refused at load."""
+    folder = tmp_path / "opt"
+    shutil.copytree(folder_of("opt"), folder)
+    file = folder / "tokenizer.json"
+    spelled = json.loads(file.read_text())
+    (token,) = spelled["added_tokens"]
+    spelled["model"]["vocab"][token["content"]] = token["id"] = 300
+    for special in spelled["post_processor"]["special_tokens"].values():
+        special["ids"] = [300]
+    file.write_text(json.dumps(spelled))
+    refused(folder, "begins texts with a token that has no embedding")
+
+
+def test_lack_of_memory_while_reading_keeps_its_sentence() -> None:
+    """A lack of memory in a library is not taken for a damaged file."""
+    with pytest.raises(MemoryError), reading("a file"):
+        raise MemoryError
+    with pytest.raises(CannotLoad, match="a file cannot be read"), reading("a file"):
+        raise ValueError
+
+
+def test_embedding_scale_of_bfloat16_is_float32s(tmp_path: Path) -> None:
+    """Gemma's scale is rounded in float32: runs in float64 of one file, resident in bfloat16 and in
+    float32, are equal to 1e-12."""
+    with torch.inference_mode(False):
+        folder = save("gemma3", tmp_path, torch.bfloat16)
+    reads = [
+        forward(model, [everything(model, IDS, None, torch.float64)])[0]
+        for model in (loaded(folder), loaded(folder, "bfloat16"))
+    ]
+    assert worst(*reads) <= 1e-12

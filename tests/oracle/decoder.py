@@ -296,6 +296,7 @@ class Decoder:
         positions: Sequence[int] | None = None,
         visible: NDArray[np.bool_] | None = None,
         patches: Mapping[int, Patch] | None = None,
+        depth: int | None = None,
     ) -> Trace:
         """Run one forward pass.
 
@@ -305,6 +306,7 @@ class Decoder:
             visible: (T, T), whether row i may attend to row j; default causal by row order. A
                 layer's window narrows it further, by the distance in positions.
             patches: by layer, the changes to the weights; they act on every row.
+            depth: number of layers to run; default all.
         """
         rows = len(ids)
         places = np.array(range(rows) if positions is None else positions)
@@ -320,7 +322,7 @@ class Decoder:
         state = self.embedding[list(ids)] * self.embedding_scale  # (T, d_model)
         if self.positions is not None:
             state = state + self.positions[places]
-        for layer in range(self.n_layers):
+        for layer in range(self.n_layers if depth is None else depth):
             patch = (patches or {}).get(layer, Patch())
             values = self._run_block(layer, state, places, sees, patch)
             points.update({(layer, name): value for name, value in values.items()})

@@ -130,10 +130,10 @@ class Question:
         """The query's rows of the baseline run, without a patch."""
         return self.trace(self.baseline_prompt)
 
-    def patched(self, patches: Mapping[int, Patch]) -> Trace:
+    def patched(self, patches: Mapping[int, Patch], depth: int | None = None) -> Trace:
         """The query's rows of the baseline run under patched weights (on every row)."""
         prompt = self.baseline_prompt
-        run = self.model.run(prompt.ids, prompt.positions, patches=patches)
+        run = self.model.run(prompt.ids, prompt.positions, patches=patches, depth=depth)
         return run.last_rows(len(self.query))
 
     def row(self, position: int) -> int:

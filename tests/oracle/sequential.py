@@ -1,9 +1,9 @@
 """The sequential stream: each layer's baseline is the output of the patched layers below it.
 
-See docs/theory.md, "Streams" (Goldwaser et al., arXiv 2511.17864, Algorithm 1). This module makes
-whole runs: to find layer l's update, it runs the baseline from the start with the patches of the
-layers below l, and reads n and h of layer l. The patches act on every row of the run. Each target
-position has its own sequence of runs.
+See docs/theory.md, "Streams" (Goldwaser et al., arXiv 2511.17864, Algorithm 1). To find layer l's
+update, this module runs the baseline from the start with the patches of the layers below l, and
+reads n and h of layer l. The patches act on every row of the run. Each target position has its own
+sequence of runs.
 """
 
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ class Sequential:
 
 @lru_cache(maxsize=32)
 def sequential(question: Question, position: int = -1, form: Form = "bias") -> Sequential:
-    """Patch layer after layer for one target position, with L + 1 whole runs."""
+    """Patch layer after layer for one target position, with a run for each layer."""
     layers = range(question.model.n_layers)
     updates: list[Update] = []
     patches: dict[int, Patch] = {}
     for layer in layers:
-        state = question.patched(patches)  # patched below, ordinary from here on
+        state = question.patched(patches, layer + 1)  # patched below, ordinary here
         updates.append(between(question, layer, position, question.full, state))
         patches[layer] = updates[-1].patch_in(form)
     patched = question.patched(patches)

@@ -7,7 +7,7 @@ baseline's tokens alone, and the logits are those of the full prompt (docs/theor
 """
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,15 @@ class Proof:
     same_top_token: bool
 
 
-def proof(folder: Path, answer: Answer) -> Proof:
-    """Compare the written model on the baseline with the model as it is on the full prompt."""
-    model = loaded(folder)
+def proof(folder: Path, answer: Answer, prepare: Callable[[Any], Any] | None = None) -> Proof:
+    """Compare the written model on the baseline with the model as it is on the full prompt.
+
+    Args:
+        folder: The checkpoint.
+        answer: The updates.
+        prepare: Changes how the loaded model computes; None: it stays as it is.
+    """
+    model = loaded(folder) if prepare is None else prepare(loaded(folder))
     expected, unwritten = full_logits(model, answer), baseline_logits(model, answer)
     with torch.no_grad():
         for update in answer["updates"]:
@@ -72,7 +78,7 @@ def baseline_logits(model: Any, answer: Answer) -> Array:
     """The logits (vocab) after the baseline's tokens alone, at the updates' position."""
     ids, places = baseline(answer, _position(answer))
     logits: torch.Tensor = model(
-        torch.tensor([ids]), attention_mask=_masks(model, places), position_ids=places[None]
+        torch.tensor([ids]), attention_mask=masks(model, places), position_ids=places[None]
     ).logits[0, -1]
     return logits.double().numpy()
 
@@ -142,7 +148,7 @@ def _add(model: Any, name: str, input_factor: Answer, output_factor: Answer) -> 
     parameter.copy_(parameter.double() + torch.from_numpy(stored))
 
 
-def _masks(model: Any, places: torch.Tensor) -> Any:
+def masks(model: Any, places: torch.Tensor) -> Any:
     """What each row may attend to, added to the scores: (1, 1, T, T), by layer type if needed.
 
     transformers applies a mask of four axes as it is. Without one it takes gaps in the positions

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.real.weights import Unavailable, pretrained
+from tests.real.subject import Subject, subject_of
+from tests.real.weights import PACKAGES, Unavailable, pretrained
 
 MODELS = os.environ.get("REAL_MODELS", "smollm2").split()
 """Models to test on; `make real` sets it."""
@@ -24,6 +26,20 @@ def smollm2() -> Path:
 def gemma3() -> Path:
     """Checkpoint folder of Gemma 3 270M in float32 (1.1 GB)."""
     return _folder("gemma3")
+
+
+@pytest.fixture(scope="session", params=PACKAGES)
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    """The folder of each model."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def subject(checkpoint: Path) -> Iterator[Subject]:
+    """Each model, served over HTTP, in the oracle and in transformers."""
+    with subject_of(checkpoint) as found:
+        yield found
 
 
 def _folder(name: str) -> Path:

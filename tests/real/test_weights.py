@@ -16,13 +16,6 @@ PACKAGES = {"deltaw-no-such-package==1.0": "0" * 64}
 TEXT = "Don't add 12 to 3,456 –\n\n  or  do, naïve x."
 
 
-@pytest.fixture(params=["smollm2", "gemma3"])
-def checkpoint(request: pytest.FixtureRequest) -> Path:
-    """The folder of each model."""
-    folder: Path = request.getfixturevalue(request.param)
-    return folder
-
-
 @pytest.fixture
 def made(tmp_path: Path) -> Path:
     """A folder with two files and their manifest."""

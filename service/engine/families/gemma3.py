@@ -66,7 +66,8 @@ def ends(model: Any) -> Ends:
     return Ends(
         body.embed_tokens.weight,
         rms_norm(body.norm, OFFSET),
-        embedding_scale=body.embed_tokens.embed_scale.float(),
+        # In half precision the module's own buffer is rounded already.
+        embedding_scale=torch.tensor(body.embed_tokens.scalar_embed_scale, device=model.device),
         rotaries=rotaries(body.rotary_emb, model.config),
     )
 
@@ -90,6 +91,5 @@ GEMMA3 = Family(
     block=block,
     ends=ends,
     post_norm="post_feedforward_layernorm",
-    gain_offset=OFFSET,
     refuse=refuse,
 )

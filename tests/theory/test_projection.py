@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from service.theory.first_weight import product
+from service.theory.projection import product
 from tests.theory.layers import Dense
 
 

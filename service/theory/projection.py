@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-class FirstWeight(Protocol):
+class Projection(Protocol):
     """The matrix W (d_model, d_mlp) by which mlp_in is multiplied.
 
     A gated MLP has two first weights with one input. Side by side they are one matrix:
@@ -26,8 +26,8 @@ class FirstWeight(Protocol):
         """
 
 
-def product(x: Tensor, w_in: FirstWeight) -> Tensor:
-    """`x·W` in the dtype of W, at least float32: (..., d_model) to (..., d_mlp)."""
+def product(x: Tensor, w_in: Projection) -> Tensor:
+    """`x·W` in the dtype of W, at least float32: (..., d_model) to (..., width of W)."""
     dtype = torch.promote_types(w_in.dtype, torch.float32)
     rows = w_in.product(x.to(dtype).reshape(-1, x.shape[-1]))
     return rows.reshape(*x.shape[:-1], rows.shape[-1])
