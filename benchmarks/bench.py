@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GPT2LMHeadModel
+from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from benchmarks import engine
@@ -74,7 +74,7 @@ class Bench:
     @cached_property
     def transformers_model(self) -> Any:
         """The same weights in transformers, loaded as the seed script loads them."""
-        model = GPT2LMHeadModel.from_pretrained(self.folder, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32)
         return model.eval().to(self.device)
 
     @property

@@ -130,9 +130,15 @@ def needed_products(
         read: Rows that are read, two for each update.
         packed: Keep the matrices in oneDNN's packed layout, as the engine does.
     """
-    d, mlp = model.d_model, model.d_mlp
-    block = [(rows, d, 3 * d), (rows, d, d), (rows, d, mlp), (rows, mlp, d)]
-    last = [(rows, d, 2 * d), (read, d, d), (read, d, d), (read // 2, d, mlp)]
+    d, first = model.d_model, model.blocks[layer]
+    queries, keys, mlp = first.queries.width, first.keys_values.width, first.w_in.width
+    block = [
+        (rows, d, queries + keys),
+        (rows, queries, d),
+        (rows, d, mlp),
+        (rows, model.d_mlp, d),
+    ]
+    last = [(rows, d, keys), (read, d, queries), (read, queries, d), (read // 2, d, mlp)]
     like, times = model.ends.token_embedding, affine if packed else Affine
     products = [
         (
@@ -164,9 +170,9 @@ def serializers(
 
 
 def _update(answer: UpdateAnswer[Tensor]) -> Update:
-    (weight,) = answer.weights
-    if answer.input is UNSET or weight.output is UNSET:
+    outputs = [weight.output for weight in answer.weights if weight.output is not UNSET]
+    if answer.input is UNSET or len(outputs) < len(answer.weights):
         raise Disagreement("the answer has no factors")
     n = answer.mlp_in
     cancellation = (n.norm_with_context + n.norm_baseline) / n.norm_difference
-    return Update(answer.input, weight.output, cancellation)
+    return Update(answer.input, torch.cat(outputs), cancellation)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -17,6 +19,7 @@ from benchmarks.peers.host import IDIOMS, Peer, running_peers
 from benchmarks.results import Row, compare
 from benchmarks.seed import seed_update
 from benchmarks.timing import Sides
+from tests.real.weights import Unavailable, converted
 
 FEW = 3
 """Minimum rounds where one run takes long."""
@@ -61,6 +64,17 @@ def _one_layer(bench: Bench, peers: Sequence[Peer], tokens: int) -> Iterator[Row
         sides: Sides = {"engine": ours, **group}
         if group:
             yield from compare(bench, "W1", case, tokens, sides, ratios, rounds, share)
+
+
+def one_layer_of_smollm2(bench: Bench) -> Iterator[Row]:
+    """W1 on the pretrained SmolLM2-135M, if its weights are in the cache; without peers."""
+    try:
+        folder = converted("smollm2")
+    except Unavailable as reason:
+        print(f"benchmarks: {reason}", file=sys.stderr)
+        return
+    for row in one_layer(replace(bench, chosen=str(folder), peers=False)):
+        yield replace(row, workload="SmolLM2")
 
 
 def all_layers(bench: Bench) -> Iterator[Row]:

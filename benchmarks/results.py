@@ -18,7 +18,7 @@ from benchmarks.bars import Bar
 from benchmarks.bench import Bench
 from benchmarks.timing import MIN_ROUNDS, Sides, alternate, milliseconds, ratio
 
-COLUMNS = "{:<7}{:<42}{:<42}{:>9}{:>10} {:<6}{:>9} {:<4}{}"
+COLUMNS = "{:<8}{:<42}{:<42}{:>9}{:>10} {:<6}{:>9} {:<4}{}"
 PACKAGES = ("torch", "transformers", "numpy", "fastapi", "uvicorn", "orjson")
 
 

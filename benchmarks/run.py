@@ -16,6 +16,7 @@ from benchmarks.results import Row, as_json, describe_machine, heading, table_li
 Workload = Callable[[Bench], Iterator[Row]]
 WORKLOADS: Mapping[str, Workload] = {
     "W1": engine_workloads.one_layer,
+    "SmolLM2": engine_workloads.one_layer_of_smollm2,
     "W2": engine_workloads.all_layers,
     "W3": engine_workloads.cached_context,
     "W4": engine_workloads.token_trajectory,

@@ -2,6 +2,7 @@
 
 These are steps 4 to 7 of the script: both passes through the whole model with its unembedding, the
 vector from the hook, and the dense matrix of the update. Its verification (step 8) is left out.
+Where the MLP is gated, the hook is on gate_proj, and both first weights are multiplied.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def seed_update(
     """Compute the update of one layer for a query of one token, and form the matrix ΔW.
 
     Args:
-        model: A transformers GPT-2 with its head.
+        model: A transformers GPT-2 or Llama with its head.
         layer: Layer index, from 0.
         context: Token ids of the context.
         query: Token id of the query.
@@ -32,8 +33,14 @@ def seed_update(
     def hook(_module: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         activations["mlp_input"] = inputs[0].detach()
 
-    c_fc = model.transformer.h[layer].mlp.c_fc
-    handle = c_fc.register_forward_hook(hook)
+    if model.config.model_type == "gpt2":
+        first = model.transformer.h[layer].mlp.c_fc
+        weights = [first.weight]
+    else:
+        mlp = model.model.layers[layer].mlp
+        first = mlp.gate_proj
+        weights = [first.weight.T, mlp.up_proj.weight.T]
+    handle = first.register_forward_hook(hook)
     ids_full = torch.tensor([[*context, query]], device=model.device)
     ids_query = torch.tensor([[query]], device=model.device)
     placed: dict[str, Tensor] = {}
@@ -48,6 +55,6 @@ def seed_update(
         model(ids_query, **placed)
     a = activations["mlp_input"][0, -1, :].clone()
     handle.remove()
-    output = torch.matmul(a_context - a, c_fc.weight.detach())
+    output = torch.cat([torch.matmul(a_context - a, weight.detach()) for weight in weights])
     _matrix = torch.outer(a, output) / torch.norm(a) ** 2
     return Update.from_activations(a_context, a, output)

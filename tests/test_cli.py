@@ -134,6 +134,7 @@ def test_unknown_flag_exits_with_2(tmp_path: Path) -> None:
     assert "--nope" in ended.stderr
 
 
+@pytest.mark.slow
 def test_check_of_a_model_that_holds_exits_with_0(tiny_folder: Path) -> None:
     """`deltaw check` loads the model, runs the self-check, and exits with 0 if it holds."""
     ended = deltaw("check", "--json", "--model", str(tiny_folder))

@@ -21,6 +21,8 @@ ELSEWHERE = {
     "docker compose up --build": "needs a container engine",
 }
 """Commands of the documents that this module does not run, with the reason."""
+LONG = ("command-line.md", "cookbook.md")
+"""Documents whose examples start many processes."""
 ANSWER = """{
   "updates": [
     {
@@ -50,7 +52,17 @@ def test_documents_have_shell_and_python_examples() -> None:
     assert languages.count(("python", "text")) >= 5
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: str(example.name))
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(
+            example,
+            id=str(example.name),
+            marks=[pytest.mark.slow] if str(example.name).startswith(LONG) else [],
+        )
+        for example in EXAMPLES
+    ],
+)
 def test_example_prints_what_is_shown(
     bundled_service: Served, tmp_path: Path, example: Example
 ) -> None:

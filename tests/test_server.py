@@ -71,6 +71,7 @@ def working(folder: Path, queries: int, **settings: Any) -> Iterator[tuple[Serve
             running.process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_drains_before_the_process_ends(large_folder: Path) -> None:
     """After SIGTERM the request in progress is answered, new requests get 503 `draining`, and the
     process ends with 0."""

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Response
 
 from schemas.common import UNSET, Unset
 from schemas.tokenize import PlacedToken, TokenizeAnswer, TokenizedText, TokenizeRequest
-from service.analysis.inputs import Text, resolve_ids
+from service.analysis.inputs import Text, beginning_of, resolve_ids
 from service.api.bodies import reads
 from service.api.exchange import SMALL_TEXT, Exchange, plain_exchange
 from service.api.openapi import answers, operation
@@ -32,8 +32,9 @@ async def tokenize(
 ) -> Response:
     """Tokenise prompts, or a context and a query.
 
-    Ids, texts and offsets. Context and query are tokenised separately, as in every other resource.
-    `border_merges` says whether the two as one text would have other ids.
+    Ids, texts and offsets, with the special tokens that begin a text, as in every other resource.
+    Context and query are tokenised separately. `border_merges` says whether the two as one text
+    would have other ids.
     """
     ask.check_count(body.prompts or ())
     small = ask.body_bytes <= SMALL_TEXT
@@ -45,7 +46,10 @@ async def tokenize(
 
 
 def resolve_texts(model: Model, body: TokenizeRequest) -> Resolved:
-    """Each text of a body and its ids. `together` is context and query as one text."""
+    """Each text of a body and its ids. `together` is context and query as one text.
+
+    A text that begins a run has the tokenizer's own beginning, as in every other resource.
+    """
     if body.prompts is not None:
         texts: dict[Path, Text] = {("prompts", i): text for i, text in enumerate(body.prompts)}
     else:
@@ -53,7 +57,12 @@ def resolve_texts(model: Model, body: TokenizeRequest) -> Resolved:
         texts = {("context",): context, ("query",): query}
         if isinstance(context, str) and isinstance(query, str):
             texts["together",] = context + query
-    return {at: (text, resolve_ids(model, text, at)) for at, text in texts.items()}
+    return {at: (text, _resolved(model, text, at)) for at, text in texts.items()}
+
+
+def _resolved(model: Model, text: Text, at: Path) -> tuple[int, ...]:
+    ids = resolve_ids(model, text, at)
+    return ids if at == ("query",) else beginning_of(model, text) + ids
 
 
 def tokenized(model: Model, body: TokenizeRequest, resolved: Resolved) -> TokenizeAnswer:
@@ -73,7 +82,8 @@ def _tokens(model: Model, text: Text, ids: tuple[int, ...]) -> TokenizedText:
     tokens = model.tokenizer.tokens(ids)
     offsets: Sequence[tuple[int, int] | Unset] = [UNSET] * len(ids)
     if isinstance(text, str):
-        offsets = model.tokenizer.offsets(text)
+        own = model.tokenizer.offsets(text)
+        offsets = [(0, 0)] * (len(ids) - len(own)) + own
     return TokenizedText(
         [
             PlacedToken(token.id, token.text, token.special, token.bytes, offset)

@@ -10,6 +10,7 @@ import torch
 
 from schemas.attributions import AttributionsRequest
 from schemas.equivalence_checks import EquivalenceChecksRequest
+from schemas.tokenize import TokenizeRequest
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import WeightUpdatesRequest
 from service.analysis.attributions import _reversed, plan_attributions
@@ -20,6 +21,7 @@ from service.analysis.spans import sentence_spans
 from service.analysis.trajectories import plan_trajectories
 from service.analysis.weight_updates import plan_weight_updates
 from service.api.model import hook_point_info
+from service.api.tokenize import resolve_texts, tokenized
 from service.engine import drive, load
 from service.errors import BadSpan
 from tests.analysis.subjects import Subject
@@ -104,6 +106,27 @@ def test_norms_alone_do_not_form_the_second_weights_update(variant_of: Variants)
         runs = plan_weight_updates(model, request).runs
         points = {site.point for run in runs for site in run.reads}
         assert ("mlp_act" in points) == ("bias" in include)
+
+
+def test_tokenize_shows_the_tokens_that_a_run_reads(variant_of: Variants) -> None:
+    """Context, prompts and both as one text begin as the tokenizer begins a text, at no character;
+    the query does not. So spans can be counted in the answer."""
+    model = variant_of("gemma3").model
+    body = TokenizeRequest(context="ab", query="ab")
+    told = tokenized(model, body, resolve_texts(model, body))
+    assert told.context
+    assert told.query
+    assert told.together
+    pair = resolve_pair(model, "ab", "ab", "matched", "last")
+    assert [token.id for token in told.context.tokens] == list(pair.context)
+    assert [token.id for token in told.query.tokens] == list(pair.query)
+    assert told.border_merges == pair.border_merges
+    for text in (told.context, told.together):
+        assert (text.tokens[0].special, text.tokens[0].offset) == (True, (0, 0))
+    body = TokenizeRequest(prompts=["ab"])
+    told = tokenized(model, body, resolve_texts(model, body))
+    assert told.prompts
+    assert [token.id for token in told.prompts[0].tokens] == list(pair.context)
 
 
 def test_parallel_block_has_no_point_between_attention_and_mlp(variant_of: Variants) -> None:

@@ -92,6 +92,21 @@ def pretrained(name: str) -> Path:
     return folder
 
 
+def converted(name: str) -> Path:
+    """Return the folder of a model that is in the cache.
+
+    Args:
+        name: A key of `PACKAGES`.
+
+    Raises:
+        Unavailable: It is not in the cache.
+    """
+    folder = _cache() / name
+    if not is_complete(folder, PACKAGES[name]):
+        raise Unavailable(f"{name} is not in {_cache()}: make real MODELS={name}")
+    return folder
+
+
 def is_complete(folder: Path, packages: dict[str, str]) -> bool:
     """Say whether a folder was made from these packages and every file is as it was written."""
     try:
