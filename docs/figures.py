@@ -1,4 +1,4 @@
-"""Measure what docs/theory.md says of pretrained models, and write it there.
+"""Measure the figures of pretrained models in docs/theory.md, and write them there.
 
 `python -m docs.figures smollm2 gemma3` measures both models, which takes about two minutes and 3 GB
 of memory. It replaces their entries in figures.json, from which it then writes the tables of
@@ -130,7 +130,7 @@ def norms(model: Model) -> dict[str, Any]:
 def ratios(model: Model) -> dict[str, Any]:
     """The largest ‖h‖/‖h_C‖ of any layer for queries of one token after the first context.
 
-    The queries are the different tokens of the text. `large` are those whose ratio is above
+    The queries are the distinct tokens of the text. `large` are those whose ratio is above
     `LARGE`, the largest first.
     """
     found: dict[str, Any] = {}
@@ -214,10 +214,10 @@ def _free_patches(model: Model, pair: Pair) -> Question[tuple[Tensor, Tensor]]:
 
 
 def noise(model: Model) -> dict[str, Any]:
-    """‖n − n₆₄‖/(ε‖n₆₄‖) of mlp_in in float32, n₆₄ the same in float64.
+    """‖n − n₆₄‖/(ε‖n₆₄‖), where n is mlp_in in float32 and n₆₄ is mlp_in in float64.
 
-    `text` is of all rows of a text in all layers; `alone` and `anchored` are of one-token texts,
-    the largest of any layer.
+    `text` covers all rows of a text in all layers; `alone` and `anchored` cover one-token texts,
+    with the largest value of any layer.
     """
     rows = _noise(model, beginning(model) + resolve_ids(model, TEXT, ()))
     single = {text: resolve_ids(model, text, ())[-1:] for text in PUNCTUATION}
@@ -245,7 +245,7 @@ def _noise(model: Model, ids: Sequence[int]) -> Tensor:
 
 
 def beginning(model: Model) -> tuple[int, ...]:
-    """Ids that the default baseline's run with context begins with."""
+    """Ids that begin the run with context under the default baseline."""
     return model.tokenizer.anchor
 
 
@@ -383,7 +383,7 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 
 
 def written(document: str, results: Results) -> str:
-    """The document with its tables made from results."""
+    """The document with its tables filled from the results."""
     for name, made in TABLES.items():
         start, end = BLOCK.format(name, "\0").split("\0")
         before, opened, rest = document.partition(start)
@@ -401,7 +401,7 @@ def stored() -> dict[str, Any]:
 
 
 def digest(results: Results) -> str:
-    """A name for results, which the picture holds."""
+    """A digest of the results, which the picture stores."""
     return hashlib.sha256(json.dumps(results).encode()).hexdigest()
 
 

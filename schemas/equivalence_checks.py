@@ -45,8 +45,8 @@ class EquivalenceChecksRequest(PairRequest):
     apply: Apply = "materialized"
     """`materialized` multiplies by W + ΔW. `factored` adds (n·a) b to n·W."""
     joint: bool = False
-    """Check one patch of all MLP weights for all positions (two or more). Scopes `projection` and
-    `block`, stream `free`, models without a norm after the MLP."""
+    """Check one patch of all MLP weights for all positions (two or more). Needs scope `projection`
+    or `block`, stream `free`, form `bias`, and a model without a norm after the MLP."""
     controls: bool = True
     """Whether to run the controls, whose errors must be far larger."""
 
@@ -77,8 +77,8 @@ class Check(Answer):
     holds: bool
     """Whether the verdict is `holds`."""
     vacuous_reason: Asked[str] = UNSET
-    """Reason why the check is vacuous by theorem, whatever the numbers. Present only then, such as
-    for a projection of a parallel block in the sequential stream, where ΔW is 0."""
+    """Reason why the check is vacuous by theorem, whatever the numbers. Present only if it is: for
+    example, for a projection of a parallel block in the sequential stream, where ΔW is 0."""
     controls: Asked[Mapping[str, float | None]] = UNSET
     """Relative errors with another patch, which must be far larger. `without_bias`: ΔW alone.
     `without_weight`: Δh alone, or ΔW_out alone of a joint patch. `random_update`: a random output

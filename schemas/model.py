@@ -91,7 +91,7 @@ class ModelAnswer(Answer):
     fan_in_fan_out: bool
     """Whether weights are stored as [d_in, d_out], the orientation of outer(input, output)."""
     first_weights: Sequence[str]
-    """Names of the MLP's first weights, with {layer}: one, or gate and up of a gated MLP."""
+    """Names of the MLP's first weights, with {layer}. A gated MLP has two, gate and up."""
     positions: Literal["absolute", "relative"]
     """Whether a token's position is part of its embedding (`absolute`), or acts only in attention
     (`relative`)."""
@@ -101,7 +101,7 @@ class ModelAnswer(Answer):
     post_norms: bool
     """Whether a norm follows the MLP before the residual stream."""
     anchor: str | None
-    """Text of the token that the baseline `anchored` puts first. Null if the tokenizer has none."""
+    """Text of the token that the baseline `anchored` puts first. Null if there is none."""
     hook_points: Sequence[HookPointInfo]
     limits: Limits
     versions: Versions

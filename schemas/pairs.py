@@ -89,8 +89,8 @@ class PairRequest(Request):
         Baseline | None,
         Field(
             description="The run that the run with context is compared with. Null, the default, "
-            "is the default of the model's family: `matched` where positions are absolute, as in "
-            f"GPT-2, else `anchored` if the tokenizer has an anchor. {MEANINGS}"
+            "selects the default of the model's family: `matched` where positions are absolute, as "
+            f"in GPT-2, else `anchored` if the tokenizer has an anchor. {MEANINGS}"
         ),
     ] = None
     stream: Stream = "free"

@@ -31,14 +31,15 @@ class WeightUpdatesRequest(PairRequest):
 
     include: Annotated[list[Include], Field(max_length=4)] = ["factors"]
     """Any of `factors`, `bias`, `next_tokens`, `split`. `factors` gives `input` and the `output` of
-    each weight, `bias` the carrier of Δh. `split` needs baseline `alone` and stream `free`. []
-    returns the norms alone and is cheap."""
+    each weight; `bias` gives the carrier of Δh. `split` needs baseline `alone` and stream `free`.
+    [] returns the norms alone and is cheap."""
     form: Form = "bias"
     """The carrier of Δh. `bias`: a bias at the block's output. `weights`: the MLP's second weight,
     as `w_out` in place of `bias`, and the `gain` of the norm after the MLP if there is one."""
     joint: bool = False
-    """One patch of all MLP weights that is exact at all positions (two or more), stream `free`, for
-    models without a norm after the MLP. The answer has one entry per layer."""
+    """Return one patch of all MLP weights that is exact at all positions (two or more). Needs
+    stream `free`, form `bias`, and a model without a norm after the MLP. The answer has one entry
+    per layer."""
     probe_queries: list[Text] = []
     """Further queries after the same context and baseline. Each entry reports the error of its
     update on the last token of every probe query."""
@@ -83,7 +84,7 @@ class Bias(Answer, Generic[Values]):
     values: Values
     """Δh, [d_model]."""
     parameter: str | None
-    """Name of the parameter that can hold it. Null if the checkpoint has none."""
+    """Name of the parameter that can hold Δh. Null if the checkpoint has none."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class SecondWeightUpdate(Answer, Generic[Values]):
     name: str
     """Name of the weight in the checkpoint."""
     input: Values
-    """φ/‖φ‖² of mlp_act with context, [d_mlp]."""
+    """φ/‖φ‖², where φ is mlp_act with context, [d_mlp]."""
     output: Values
     """The change of φ·W, [d_model]. Without a norm after the MLP it is Δh."""
     norm: float
@@ -110,10 +111,11 @@ class Gain(Answer, Generic[Values]):
     name: str
     """Name of the gain in the checkpoint."""
     values: Values
-    """The new gain as it is multiplied, [d_model]. Gemma stores this minus 1."""
+    """The new gain as the norm multiplies by it, [d_model]. Gemma's checkpoints store this minus
+    1."""
     lifted: Sequence[int]
-    """Indices of the entries that change beyond the common factor, because the old gain is zero or
-    too small to reach the wanted output."""
+    """Indices of the entries that change by more than the common factor, because the old gain is
+    zero or too small to produce the required output."""
     norm: float
     """‖new gain − old gain‖, float64."""
     relative_norm: float | None
@@ -170,18 +172,18 @@ class Update(Answer, Generic[Values]):
     """‖ΔW‖ of all first weights together, Frobenius = spectral, float64. Its square is the sum of
     the squares of the weights' norms."""
     below_noise: bool
-    """True if ‖Δn‖ < 64·ε·‖n‖. The update is rounding then."""
+    """True if ‖Δn‖ < 64·ε·‖n‖, so that the update is rounding."""
     weights: Sequence[FirstWeightUpdate[Values]]
-    """One entry per first weight of the MLP: one, or the gate and the up projection of a gated
-    MLP."""
+    """One entry per first weight of the MLP. A gated MLP has two, the gate and the up
+    projection."""
     mlp_in: Norms
     """The MLP's input after its norm: the vector that the first weights multiply. It determines
     ΔW."""
     resid_mid: Norms
     """The residual stream after attention. Its difference is Δh."""
     input: Asked[Values] = UNSET
-    """n/‖n‖² of the baseline's mlp_in, [d_model]: the input factor of every first weight. Present
-    with `factors`."""
+    """n/‖n‖², where n is the baseline's mlp_in, [d_model]: the input factor of every first weight.
+    Present with `factors`."""
     bias: Asked[Bias[Values]] = UNSET
     """Δh in form `bias`."""
     w_out: Asked[SecondWeightUpdate[Values]] = UNSET

@@ -1,7 +1,7 @@
-"""Measure every family on every device here, and write docs/conformance.md.
+"""Measure every family on every device of this machine, and write docs/conformance.md.
 
 `python -m docs.conformance --models smollm2 gemma3` also measures these pretrained models. A model
-that is not in the cache is fetched. All together take about three minutes.
+that is not in the cache is fetched. All models together take about three minutes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captured vectors against the float64 oracle, and the effect of planted errors.
+"""Compare captured vectors with the float64 oracle, and measure the effect of planted errors.
 
 The relative error of a row is ‖captured − oracle‖/‖oracle‖. A hook point has the error of its worst
 row in the layer where that is the largest share of its bound. An effect is measured in the oracle
@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Conformance:
-    """What was measured on one checkpoint and one device.
+    """The measured errors of one checkpoint on one device.
 
     Args:
         subject: The checkpoint.
@@ -196,10 +196,10 @@ def worse(one: Measured, other: Measured) -> Measured:
 def planted(oracle: Decoder, ids: Sequence[int], truth: Trace) -> Effects:
     """The least effect of each planted error at each hook point of each layer, and on the logits.
 
-    `token off`: the vector of the token before. `token changed`: the token before is replaced; what
-    reads no other token, in the first layer, is left out. `layer off`: the layer before or after;
-    for the logits, the last layer is left out. `site off`: the nearest of the block's other hook
-    points of this width; for the logits, the stream before the last MLP.
+    `token off`: the vector of the token before. `token changed`: the token before is replaced;
+    vectors of the first layer that depend on no other token are left out. `layer off`: the layer
+    before or after; for the logits, the last layer is left out. `site off`: the nearest of the
+    block's other hook points of this width; for the logits, the stream before the last MLP.
     """
     count = oracle.n_layers
     effects: dict[Place, dict[str, float]] = {}
@@ -276,7 +276,7 @@ def transformers_errors(subject: Subject, model: Model, truth: Trace) -> dict[Pl
 
 
 def _modules(model: Model) -> Iterator[tuple[int, str, str, str]]:
-    """Layer, hook point, module and side, for all that a module of transformers holds."""
+    """Layer, hook point, module and side of each hook point that a module of transformers holds."""
     for point in model.hook_points:
         if (found := model.module_path(point)) is not None:
             for layer in range(model.n_layers):

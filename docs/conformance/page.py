@@ -47,7 +47,7 @@ ABSENT = "no gate"
 
 @dataclass(frozen=True)
 class Entry:
-    """What was measured on one checkpoint and one device.
+    """The measurements of one checkpoint on one device.
 
     Args:
         activations: Its captured vectors.
@@ -79,7 +79,7 @@ def page(entries: Sequence[Entry], models: Sequence[str]) -> str:
     """Return the document.
 
     Args:
-        entries: All that was measured.
+        entries: All measurements.
         models: The pretrained models that the command named.
     """
     served = [entry for entry in entries if entry.activations.columns]
@@ -214,7 +214,7 @@ def verdicts(found: Sequence[Checked]) -> str:
 
 
 def _refused(entries: Sequence[Entry]) -> Iterator[str]:
-    """What deltaw refused to load, with its reason."""
+    """The checkpoints that deltaw refused to load, with the reason."""
     yield from _header(["checkpoint", "family", "dtype", "status", "reason"], "lllll")
     for entry in entries:
         one = entry.activations
@@ -301,7 +301,7 @@ def machine() -> str:
 
 
 def _introduction(entries: Sequence[Entry], models: Sequence[str]) -> str:
-    """What was measured, where, and how a status comes about."""
+    """The introduction: the machine, the measured quantities, and the rule for each status."""
     devices = {entry.activations.device for entry in entries}
     missing = [name for name in TRAINED if name not in models]
     notes = ["There are no entries for a GPU, because the machine had none."] * (

@@ -23,12 +23,12 @@ from tests.real.weights import pretrained
 Kind = Literal["random", "trained"]
 
 IDS = (5, 99, 200, 17, 5, 42, 9, 10, 30, 99, 250, 33, 71, 180, 2)
-"""The prompt of the random models: over twice their window, and no token follows itself."""
+"""The prompt of the random models: over twice as long as their window; no token follows itself."""
 TEXT = (
     "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C. The capital of "
     "Germany is Berlin"
 )
-"""The prompt of the trained models: that of the seed experiment."""
+"""The prompt of the trained models, from the seed experiment."""
 TRAINED = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M"}
 """Names of the pretrained models of `tests.real.weights`."""
 

@@ -51,7 +51,7 @@ def hook_points(model: Model, names: Sequence[str]) -> tuple[HookPoint, ...]:
     """The hook points of these names, each once.
 
     Raises:
-        UnknownHookPoint: The model has no hook point of a name.
+        UnknownHookPoint: The model has no hook point of one of the names.
     """
     known: dict[str, HookPoint] = {point: point for point in model.hook_points}
     for i, name in enumerate(names):

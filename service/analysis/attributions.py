@@ -75,8 +75,8 @@ def attributions(
 
 
 def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:
-    """Indices of the context with its spans in reverse order; other tokens keep their place, and so
-    does the tokenizer's own beginning."""
+    """Indices of the context with its spans in reverse order; other tokens keep their place, among
+    them the special tokens at the beginning."""
     moved = [(max(start, pair.beginning), stop) for start, stop in spans if stop > pair.beginning]
     order: list[int] = []
     end = 0

@@ -80,7 +80,7 @@ class Procedure:
 
 
 def compared_points(block: Block, scope: Scope) -> tuple[HookPoint, ...]:
-    """The hook points whose vectors side by side are compared."""
+    """The hook points whose vectors, side by side, a scope compares."""
     return block.pre_points if scope == "projection" else ("resid_post",)
 
 

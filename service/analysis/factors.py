@@ -24,8 +24,8 @@ POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
     "bias": ("mlp_in", "resid_mid"),
     "weights": ("mlp_in", "resid_mid", "mlp_act"),
 }
-"""The hook points of the run with context from which an update is formed. The baseline's are those
-of `bias`."""
+"""The hook points of the run with context from which an update is formed, by form. The baseline run
+always needs those of `bias`."""
 
 
 def on_wire(weight: RankOne) -> RankOne:
@@ -58,7 +58,7 @@ def layer_update(
     if form == "bias":
         return update
     act = context[Site(layer, "mlp_act")]
-    # The input of a post-norm is no hook point: it is computed again.
+    # The input of a post-norm is not a hook point, so it is computed again.
     out = second_update(block, update.bias, act, block.w_out(act))
     return replace(update, out=required(out))
 

@@ -1,7 +1,7 @@
 """Inputs of a request, resolved against the model: prompts to ids, layers and positions to indices.
 
-A prompt given as text begins as the checkpoint's tokenizer begins a text: with nothing for GPT-2,
-with <bos> for Gemma. Nothing is added to ids, and nothing is truncated.
+A prompt given as text begins with the special tokens that the checkpoint's tokenizer adds: none for
+GPT-2, <bos> for Gemma. Nothing is added to a prompt given as ids, and no prompt is truncated.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def resolve_ids(model: Model, prompt: Text, at: Path) -> tuple[int, ...]:
 
 
 def beginning_of(model: Model, prompt: Text) -> tuple[int, ...]:
-    """The special tokens before a prompt: those that the tokenizer puts before a text."""
+    """Ids of the special tokens that the tokenizer puts before a prompt given as text."""
     return model.tokenizer.prefix if isinstance(prompt, str) else ()
 
 
@@ -149,7 +149,7 @@ def refuse(wrong: bool, detail: str, *at: str | int) -> None:
 
 
 def require_form(model: Model, form: Form, joint: bool) -> None:
-    """Refuse a form of Δh, and `joint`, where they are not defined.
+    """Refuse `joint` where it is not defined.
 
     Raises:
         NotSupported: `joint` with form `weights`, or on a model whose MLP a norm follows.
@@ -163,7 +163,7 @@ def require_form(model: Model, form: Form, joint: bool) -> None:
 
 
 def require_reading_in_parts(baseline: Baseline, stream: Stream) -> None:
-    """Refuse what is not defined where the context is read in parts.
+    """Refuse baselines and streams that are not defined where the context is read in parts.
 
     Raises:
         NotSupported: The baseline is not `matched` or `anchored`, or the stream is not `free`.

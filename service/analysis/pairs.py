@@ -10,11 +10,11 @@ The run with context reads context and query. The baseline run reads the query w
 
 GPT-2's and OPT's position embedding is part of the residual stream, so the position of the query in
 the baseline determines what the difference holds, and `matched` is the default. Where positions act
-only in attention, a query without context reads the same wherever it stands: `alone` is `matched`,
-both are the first token's case, and `anchored` is the default.
+only in attention, a query without context gives the same vectors at every position: `alone` equals
+`matched`, the query is the first token in both, and `anchored` is the default.
 
-A context given as text begins as the checkpoint's tokenizer begins a text. Context and query are
-tokenised separately, because merges across the border would change the query.
+A context given as text begins with the special tokens that the checkpoint's tokenizer adds. Context
+and query are tokenised separately, because merges across the border would change the query.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class Pair:
     """Two prompts that end in the same query.
 
     Args:
-        kind: The baseline that the request names, or that it became.
-        context: Ids of the context, with the anchor or the tokenizer's own beginning.
+        kind: The baseline that is used: the one that the request names, or what it resolves to.
+        context: Ids of the context, with the anchor or the special tokens that the tokenizer adds.
         query: Ids of the query.
         head: Number of first ids of the context that both prompts have: the anchor, or 0.
-        beginning: Number of first ids that are an anchor or the tokenizer's own beginning.
+        beginning: Number of first ids that are the anchor or that the tokenizer adds.
         with_context: The prompt with context.
         baseline: The prompt that it is compared with.
         positions: The requested positions, indices into the query.
@@ -151,7 +151,8 @@ class Pair:
         """Form the baseline's runs, which read hook points of layers at the requested positions.
 
         There is one run in the free stream. In the sequential stream there is one per position,
-        which follows the run with context there, applies W + ΔW as `apply` says, and Δh as `form`.
+        which follows the run with context there, applies W + ΔW as `apply` says, and carries Δh as
+        `form` says.
         """
         sites = [Site(layer, point) for layer in layers for point in points]
         if stream == "free":
@@ -209,7 +210,7 @@ def resolve_pair(
         model: The resident model.
         context: The text before the query.
         query: The text whose vectors are compared.
-        baseline: The run that the run with context is compared with; None: the default.
+        baseline: The run that the run with context is compared with; None: the model's default.
         positions: Indices into the query.
         query_at: Path of the query in the request.
 
@@ -274,7 +275,7 @@ def resolve_baseline(model: Model, baseline: Baseline | None) -> Baseline:
         return baseline or "matched"
     if baseline is None and model.anchor is not None:
         return "anchored"
-    # Without context a query reads the same at any position.
+    # Where positions are relative, a query without context gives the same vectors at any position.
     return "matched" if baseline in (None, "alone") else baseline
 
 

@@ -20,7 +20,7 @@ STRIDE = 7919
 
 
 def self_check(model: Model) -> Question[SelfCheck]:
-    """Check the block of every layer, the default baseline, stream `free`, in float32."""
+    """Check the block of every layer with the default baseline and stream `free`, in float32."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     length = min(CONTEXT_TOKENS, model.n_positions - 1 - len(model.tokenizer.anchor))
     *context, query = [STRIDE * (i + 1) % model.vocab_size for i in range(length + 1)]

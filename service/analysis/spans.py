@@ -19,7 +19,7 @@ def token_spans(pair: Pair) -> tuple[Span, ...]:
 
 
 def sentence_spans(model: Model, pair: Pair) -> tuple[Span, ...]:
-    """The context's sentences, without the anchor or the tokenizer's own beginning.
+    """The context's sentences, without the anchor and the tokenizer's special tokens.
 
     A sentence ends after a token that ends in `.`, `!`, `?` or a line break, if the next token
     begins with white space. So "D.C." is no end, and "D.C. The" is one. Line breaks after the end,

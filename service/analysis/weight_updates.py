@@ -123,7 +123,7 @@ def numbers(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
 def entry_bytes(model: Model, request: WeightUpdatesRequest) -> int:
     """Upper estimate of an entry's bytes in JSON, without its tensors.
 
-    A plain entry has one first weight and a bias. What another one has in addition is counted.
+    A plain entry has one first weight and a bias. Any further parts are added to it.
     """
     include = request.include
     further = len(model.first_weights(0)) - 1
@@ -263,7 +263,7 @@ def _first_weights(
         model: The resident model.
         layer: The layer.
         update: ΔW of all first weights side by side, a batch of positions.
-        wire: The same factors as an answer has them.
+        wire: The same factors in the dtype and on the device of an answer.
         give_outputs: Whether the answer has the output factors.
     """
     by_weight = []

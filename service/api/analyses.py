@@ -88,11 +88,11 @@ ANALYSES = (
         plan_weight_updates,
         """Summarise the implicit weight updates.
 
-        For each layer and query position: the rank-1 update ΔW of the MLP's first weights, and the
-        shift Δh of the block's output, with which the baseline run reads as the run with context
-        does (arXiv 2507.16003, 2512.11255). Norms, cosines and factors; a gated MLP has two first
-        weights with one input factor. With `joint`: one patch of all MLP weights for all positions
-        of a layer.""",
+        Returns, for each layer and query position, the rank-1 update ΔW of the MLP's first weights
+        and the shift Δh of the block's output, with which the baseline run reads as the run with
+        context does (arXiv 2507.16003, 2512.11255). The answer has norms, cosines and factors; a
+        gated MLP has two first weights with one input factor. With `joint`, it has one patch of
+        all MLP weights for all positions of a layer.""",
         tensors=True,
         prompts="probe_queries",
     ),

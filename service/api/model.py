@@ -96,7 +96,7 @@ def hook_point_info(loaded: Model, point: HookPoint) -> HookPointInfo:
         module=module,
         side=side,
         width=loaded.width(point),
-        # TransformerLens hooks modules: a vector that none holds has no name there either.
+        # TransformerLens hooks modules, so a vector that no module holds has no name there either.
         transformer_lens=TRANSFORMER_LENS.get(point) if module else None,
         note=NOTES.get(point, UNSET),
     )

@@ -32,9 +32,9 @@ async def tokenize(
 ) -> Response:
     """Tokenise prompts, or a context and a query.
 
-    Ids, texts and offsets, with the special tokens that begin a text, as in every other resource.
-    Context and query are tokenised separately. `border_merges` says whether the two as one text
-    would have other ids.
+    Returns ids, texts and offsets, with the special tokens that begin a text, as in every other
+    resource. Context and query are tokenised separately. `border_merges` says whether the
+    two as one text would have other ids.
     """
     ask.check_count(body.prompts or ())
     small = ask.body_bytes <= SMALL_TEXT
@@ -48,7 +48,7 @@ async def tokenize(
 def resolve_texts(model: Model, body: TokenizeRequest) -> Resolved:
     """Each text of a body and its ids. `together` is context and query as one text.
 
-    A text that begins a run has the tokenizer's own beginning, as in every other resource.
+    A text that begins a run has the special tokens that the tokenizer adds, as in every resource.
     """
     if body.prompts is not None:
         texts: dict[Path, Text] = {("prompts", i): text for i, text in enumerate(body.prompts)}

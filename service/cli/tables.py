@@ -141,8 +141,8 @@ def of_updates(answer: WeightUpdates) -> RenderableType:
 
 
 def _of_update(update: Update[Any], several: bool) -> Iterator[Sequence[Cell]]:
-    """The rows of an update: one, or if MLPs have several first weights, that of all of them and
-    one for each."""
+    """The rows of an update. If MLPs have several first weights, there is a row for all of them
+    together and one for each; else there is one row."""
     note = "below noise" if update.below_noise else ""
     place = (update.layer, update.position)
     if not several:

@@ -50,7 +50,7 @@ class Block:
         keys_values: Attention's keys and values side by side, (d_model, 2·kv_heads·d_head).
         attn_out: Attention's output projection, (heads·d_head, d_model).
         pre_mlp: The norm before the MLP.
-        w_in: The MLP's first weights side by side, (d_model, d_mlp or 2·d_mlp): what is updated.
+        w_in: The MLP's first weights side by side, (d_model, d_mlp or 2·d_mlp). ΔW changes them.
         w_out: The MLP's second weight, (d_mlp, d_model).
         activation: The MLP's activation function.
         n_heads: Number of attention heads.
@@ -58,9 +58,9 @@ class Block:
         gated: Whether the MLP is gated.
         parallel: Whether the MLP reads the stream before attention.
         rotary: Rotation of queries and keys; None: none.
-        window: Positions that a row sees, itself included; None: all before it.
-        query_norm, key_norm: Norms of each head's queries and keys, (d_head).
-        post_attn, post_mlp: Norms of what attention and the MLP add to the stream.
+        window: Number of positions that a row sees, its own included; None: no limit.
+        query_norm, key_norm: Norms of queries and keys in each head, (d_head); None: no norm.
+        post_attn, post_mlp: Norms of the outputs of attention and the MLP; None: no norm.
     """
 
     pre_attn: Norm

@@ -1,4 +1,4 @@
-"""Load a checkpoint, and refuse what deltaw would compute otherwise than transformers.
+"""Load a checkpoint, and refuse one that deltaw would compute differently from transformers.
 
 transformers builds the modules and reads the tokenizer, without code from a checkpoint; deltaw
 keeps the tensors.
@@ -31,7 +31,8 @@ from service.engine.walk import forward
 from service.errors import CannotLoad, NonFiniteActivation
 
 BUFFERS = re.compile(r"\.(attn|attention)\.(bias|masked_bias)$|\.rotary_emb\.inv_freq$")
-"""Names of what old checkpoints store in a block although it is no weight: masks, frequencies."""
+"""Names of tensors that old checkpoints store in a block and that are not weights: masks,
+frequencies."""
 STATIC = ("default", "linear", "llama3", "proportional", "yarn")
 """Types of rotary embeddings whose frequencies do not depend on the length of the prompt."""
 PROBE_TOKENS = 16
@@ -63,8 +64,8 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         dtype: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        CannotLoad: The checkpoint cannot be found or read, or deltaw would compute something else
-            than transformers.
+        CannotLoad: The checkpoint cannot be found or read, or deltaw would not compute what
+            transformers computes.
     """
     disable_progress_bar()
     where = _device(device)
@@ -75,7 +76,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
     family = FAMILIES.get(config.model_type)
     if family is None:
         served = ", ".join(FAMILIES)
-        raise CannotLoad(f"{name!r} is a {config.model_type!r} model; served are: {served}")
+        raise CannotLoad(f"{name!r} is a {config.model_type!r} model; deltaw serves: {served}")
     if reason := _refusal(config) or family.refuse(config, DTYPES[dtype]):
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
     files = weight_files(name, folder, commit)
@@ -140,8 +141,8 @@ def _fitting(name: str, where: torch.device) -> Iterator[None]:
 def _tokenizer(name: str, folder: Path) -> Tokenizer:
     """The tokenizer of a checkpoint.
 
-    transformers' own object ends with this call: for Gemma it is 170 MB, which would be in memory
-    beside the weights.
+    transformers' own tokenizer is freed when this call returns: Gemma's takes 170 MB, which would
+    otherwise stay in memory beside the weights.
 
     Raises:
         CannotLoad: It has code of its own.
@@ -155,13 +156,13 @@ def _tokenizer(name: str, folder: Path) -> Tokenizer:
 
 
 def _block_weight(family: Family) -> Callable[[str], bool]:
-    """Whether a name in a checkpoint is that of a block's weight."""
+    """Return a predicate: whether a name in a checkpoint is that of a block's weight."""
     blocks = re.compile(rf"(^|\.){family.blocks.rpartition('.')[2]}\.\d+\.")
     return lambda name: bool(blocks.search(name)) and not BUFFERS.search(name)
 
 
 def _mapped(files: Sequence[Path], model: Any) -> bool:
-    """Whether any tensor of a model is a view of its file, because it is stored as it is used."""
+    """Whether any tensor of a model is a view of its file, because it has the stored dtype."""
     if model.device.type != "cpu":
         return False
     stored = set()
@@ -172,13 +173,13 @@ def _mapped(files: Sequence[Path], model: Any) -> bool:
 
 
 def _resident(name: str, family: Family, model: Any, *, mapped: bool) -> dict[str, Any]:
-    """The tensors of a model, which is taken apart so that no two blocks are in memory twice.
+    """Take the tensors out of a model block by block, so that at most one block is in memory twice.
 
     Args:
         name: The name that was asked for.
         family: The layout of the architecture.
         model: transformers' model.
-        mapped: Whether tensors may be views of the file, which are copied.
+        mapped: Whether tensors may be views of the file. Such tensors are copied.
 
     Raises:
         CannotLoad: An activation function has weights.
@@ -224,7 +225,8 @@ def _compare(name: str, loaded: Model, probe: Sequence[int], expected: Tensor) -
     """Compare the walk with transformers on a short prompt, whatever the configuration says.
 
     Raises:
-        CannotLoad: They differ, so the configuration switches on what the walk does not do.
+        CannotLoad: They differ, so the configuration switches on something that the walk does not
+            compute.
     """
     site = Site(loaded.n_layers - 1, "resid_post")
     run = Run(probe, range(len(probe)), {site: range(len(probe))})
@@ -235,7 +237,8 @@ def _compare(name: str, loaded: Model, probe: Sequence[int], expected: Tensor) -
             # The self-check finds a checkpoint with NaN, and the service says so.
             return
         error = (loaded.logits(read[site]).float() - expected).norm() / expected.norm()
-    # A NaN in the embedding of another token, or in the unembedding, is left to the requests too.
+    # A NaN in the embedding of another token, or in the unembedding, is also left to the requests
+    # that meet it.
     if error > DIFFERENT[loaded.dtype]:
         raise CannotLoad(
             f"{name!r} cannot be served: its config.json switches on something that deltaw does "
@@ -244,7 +247,7 @@ def _compare(name: str, loaded: Model, probe: Sequence[int], expected: Tensor) -
 
 
 def _config_digest(config: Any) -> str:
-    """SHA-256 of a configuration, without what does not change a number."""
+    """SHA-256 of a configuration, without the entries that change no number."""
     names = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
     fields = {name: value for name, value in config.to_dict().items() if name not in names}
     canonical = json.dumps(fields, sort_keys=True, default=str).encode()
@@ -259,7 +262,7 @@ def _refusal(config: Any) -> str | None:
     kinds = {part["rope_type"] for part in (turns, *turns.values()) if _typed(part)}
     if unknown := sorted(kinds - set(STATIC)):
         types = ", ".join(STATIC)
-        return f"its rotary embedding is of the type {unknown[0]!r}; served are: {types}"
+        return f"its rotary embedding is of the type {unknown[0]!r}; deltaw serves: {types}"
     layer_types = set(getattr(config, "layer_types", None) or ())
     if unknown := sorted(layer_types - {"full_attention", "sliding_attention"}):
         return f"it has layers of the type {unknown[0]!r}"

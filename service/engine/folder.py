@@ -1,7 +1,7 @@
-"""Find the folder of a checkpoint, and refuse files that transformers would read otherwise.
+"""Find the folder of a checkpoint, and refuse files that transformers would read differently.
 
-A name is `bundled`, a folder, or a hub id, which is downloaded into the hub's cache and is then a
-folder too. Only safetensors files are loaded: no pickles.
+A name is `bundled`, a folder, or a hub id. A hub checkpoint is downloaded into the hub's cache,
+which gives a folder too. Only safetensors files are loaded: no pickles.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a checkpoint, without its weights if it comes from the hub, and its commit.
 
     Raises:
-        CannotLoad: It is not found, or the revision cannot be kept.
+        CannotLoad: The checkpoint is not found, or the revision cannot be honoured.
     """
     if name == BUNDLED:
         folder, kind = Path(service.checkpoints.__path__[0]) / BUNDLED, "comes with deltaw"
@@ -63,7 +63,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str | None]:
 
 
 def refuse_folder(name: str, folder: Path, commit: str | None) -> None:
-    """Refuse a folder whose files are not enough, or mean more than its weights."""
+    """Refuse a folder that lacks files, or whose files change what its weights mean."""
     if (folder / ADAPTER).exists():
         raise CannotLoad(
             f"{name!r} has an adapter ({ADAPTER}), which transformers would apply and deltaw does "
@@ -81,7 +81,7 @@ def weight_files(name: str, folder: Path, commit: str | None) -> list[Path]:
     """The files that transformers loads: `model.safetensors`, or else the shards of the index.
 
     Raises:
-        CannotLoad: There are none, or they cannot be downloaded.
+        CannotLoad: There are no such files, or they cannot be downloaded.
     """
     shards: list[str] = []
     if (folder / INDEX).is_file():
@@ -98,8 +98,11 @@ def weight_files(name: str, folder: Path, commit: str | None) -> list[Path]:
 
 
 def _absent(sentence: str, commit: str | None) -> str:
-    """Say what a checkpoint lacks. The hub's cache may hold only a part of one, without an error
-    of the hub's client if the hub cannot be reached."""
+    """Say what a checkpoint lacks.
+
+    If the hub cannot be reached, its cache may hold only a part of a checkpoint, and the hub's
+    client raises no error.
+    """
     partly = "" if commit is None else " in the hub's cache, which may be incomplete: try again, or"
     return f"{sentence}{partly or ':'} {INSTEAD}"
 

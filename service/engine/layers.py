@@ -2,7 +2,7 @@
 
 Matrices stay as they are in the checkpoint's modules, except in float32 on a processor with AVX:
 oneDNN multiplies up to twice as fast by matrices in its packed layout, so they are kept packed.
-Resident tensors are never written.
+Nothing writes to resident tensors.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Norm:
         gain: The factor of each entry, (width).
         bias: (width); None: no bias.
         eps: Added to the variance, or to the mean square.
-        rms: Whether the mean stays in: an RMS norm.
-        exact: The gain in float64 where it is not the stored one: Gemma stores it minus 1.
+        rms: Whether it is an RMS norm, which does not subtract the mean.
+        exact: The gain in float64 if it differs from the stored one, as in Gemma, which stores it
+            minus 1; None: the stored one.
     """
 
     gain: Tensor
@@ -60,7 +61,7 @@ class Norm:
         return normed.to(x.dtype)
 
     def to(self, dtype: torch.dtype) -> Norm:
-        """The same in another dtype, or its own if that is wider."""
+        """The same norm in another dtype; a wider gain keeps its own."""
         wide = torch.promote_types(self.gain.dtype, dtype)
         if wide == self.gain.dtype:
             return self

@@ -125,8 +125,8 @@ class Model:
 
     @property
     def anchor(self) -> str | None:
-        """Text of what the baseline `anchored` puts first, or None if the tokenizer has nothing, or
-        the model has no embedding for it."""
+        """Text of the tokens that the baseline `anchored` puts first. None if the tokenizer has
+        none, or the model has no embedding for them."""
         ids = self.tokenizer.anchor
         if not ids or max(ids) >= self.vocab_size:
             return None

@@ -22,10 +22,10 @@ from service.theory import (
     LowRank,
     OutputUpdate,
     RankOne,
-    form_output_update,
-    form_post_norm_update,
     form_update,
     is_finite,
+    output_update,
+    post_norm_update,
 )
 
 
@@ -73,7 +73,7 @@ def patched_block(
 
 
 def second_update(block: Block, bias: Tensor, act: Tensor, out: Tensor) -> OutputUpdate:
-    """The change of the second weight, and of a norm after it, that carries Δh.
+    """The change of the second weight, and of the gain of a norm after it, that carries Δh.
 
     Args:
         block: The block, in the dtype of the runs.
@@ -83,8 +83,8 @@ def second_update(block: Block, bias: Tensor, act: Tensor, out: Tensor) -> Outpu
     """
     norm = block.post_mlp
     if norm is None:
-        return form_output_update(act, bias)
-    return form_post_norm_update(act, out, norm(out), bias, norm.gain, norm.eps)
+        return output_update(act, bias)
+    return post_norm_update(act, out, norm(out), bias, norm.gain, norm.eps)
 
 
 @dataclass(frozen=True, eq=False)

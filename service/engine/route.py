@@ -1,7 +1,7 @@
 """The route of a pack: which rows each block computes, and which of them are read.
 
-It is known before the first product. So all indices are built on the host and copied to the device
-together, and nothing in the walk waits for the device.
+The route is known before the first product. So all indices are built on the host and copied to the
+device together, and nothing in the walk waits for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from service.theory import ImplicitUpdate
 
 
 def copied(values: Tensor, device: torch.device) -> Tensor:
-    """Copy what was made on the host to the device, without waiting for it."""
+    """Copy a tensor from the host to the device without waiting for the device."""
     pinned = values.pin_memory() if device.type == "cuda" else values
     return pinned.to(device, non_blocking=True)
 
@@ -58,8 +58,8 @@ class Keep:
     """Some rows of a block, and the columns of their masks.
 
     Args:
-        rows: Indices into the rows before.
-        columns: Indices into the columns before.
+        rows: Indices into the rows before the selection.
+        columns: Indices into the columns before the selection.
     """
 
     rows: slice
@@ -107,13 +107,13 @@ class Product:
 
 @dataclass(frozen=True)
 class Carried:
-    """Rows whose Δh the second weight carries. Their updates are counted by themselves.
+    """Rows whose Δh the second weight carries. Their updates have a numbering of their own.
 
     Args:
         rows: The rows.
         product: The same rows by how ΔW_out is applied.
         source: The row that each update follows, an index into the rows that pass through the MLP;
-            updates that are given come after them.
+            given updates come after these.
         shift: The number of each such update among all updates, for its Δh.
     """
 
@@ -125,12 +125,12 @@ class Carried:
 
 @dataclass(frozen=True)
 class Patching:
-    """Patched rows of a block. An update of a run that follows comes before those that are given.
+    """Patched rows of a block. Updates of runs that follow another come before the given ones.
 
     Args:
         to, source: The rows that follow and the rows that they follow, indices into the rows that
             reach mlp_in.
-        fixed: The updates that are given.
+        fixed: The given updates.
         plain: Rows with the resident weights, indices into the rows that pass through the MLP.
         product: The other rows by how ΔW is applied.
         shifted: Rows to which Δh is added.
@@ -152,11 +152,11 @@ class Step:
 
     Args:
         rows: The pack's rows whose keys and values it computes.
-        stay: What is left of the rows of the block before; None: all.
+        stay: The rows of the block before that remain; None: all.
         cached: The cached rows that attention sees.
-        columns: The columns of the masks that are left when cached rows leave; None: all.
-        queries: What is left as queries; None: all. Empty if no row needs attention.
-        mlp: What is left to pass through the MLP; None: all. Empty if no row does.
+        columns: The columns of the masks that remain when cached rows leave; None: all.
+        queries: The rows that become queries; None: all. Empty if no row needs attention.
+        mlp: The rows that pass through the MLP; None: all. Empty if no row does.
         attends, transforms: Whether any row becomes a query, and whether any passes through the
             MLP.
         reads: The hook points that are read.

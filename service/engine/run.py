@@ -42,7 +42,7 @@ class Follow:
         source_row: The row to follow, an index into the source's rows.
         row: The row that follows, an index into the patched run's rows.
         apply: How W + ΔW is applied.
-        form: Whether Δh is added to the block's output, or carried by the MLP's second weight.
+        form: Whether Δh is added to the block's output or carried by the MLP's second weight.
     """
 
     source: Run

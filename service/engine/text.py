@@ -52,7 +52,7 @@ class Tokenizer:
         added = self._fast.get_added_tokens_decoder()
         special = {id for id, token in added.items() if token.special}
         self._specials = frozenset(special.union(tokenizer.all_special_ids))
-        # A token that the model has too is spelled the model's way: Gemma's ▁▁ is two spaces.
+        # A token that the model's vocabulary has too is spelled as there: Gemma's ▁▁ is two spaces.
         in_model = self._fast.model.token_to_id
         self._added = frozenset(id for id in added if in_model(added[id].content) is None)
         self._decoder = self._fast.decoder
@@ -61,7 +61,7 @@ class Tokenizer:
 
     def _prefix(self) -> tuple[int, ...]:
         encoding = self._fast.encode("a")
-        text = encoding.sequence_ids  # None for a token that is not of the text
+        text = encoding.sequence_ids  # None for a token that is not part of the text
         return tuple(encoding.ids[: text.index(0)]) if 0 in text else ()
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ class Tokenizer:
 
         A text that spells a special token becomes it, unless the checkpoint's tokenizer_config.json
         says `split_special_tokens`. A tokenizer that puts a space before each text (Llama 2) does
-        so here too: "Berlin" gives `▁Berlin`, also where it is a query that follows a context.
+        so here too: "Berlin" gives `▁Berlin`, even if it is a query that follows a context.
         """
         return tuple(self._fast.encode(text, add_special_tokens=False).ids)
 
@@ -94,7 +94,7 @@ class Tokenizer:
     def token(self, id: int) -> Token:
         """The token of one id, with the text that it adds inside a text.
 
-        `▁Berlin` is " Berlin" with its space, also where the tokenizer put that space before the
+        `▁Berlin` is " Berlin" with its space, even if the tokenizer put that space before the
         text: the joined texts of the tokens then have one space more than the text.
         """
         piece = self._fast.id_to_token(id)

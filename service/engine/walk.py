@@ -63,7 +63,7 @@ def forward(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows that are left in the pack.
+    """The rows that remain in the pack.
 
     Args:
         x: Their residual stream, (rows, d_model).
@@ -77,7 +77,7 @@ class _Rows:
 
 
 class _Walk:
-    """A pack on its way: the activations and the keys and values so far."""
+    """The state of a walk: the activations, keys and values computed so far."""
 
     def __init__(self, model: Model, runs: Sequence[Run], laid_out: Pack, keeps: bool) -> None:
         self.activations: list[dict[Site, Tensor]] = [{} for _ in runs]
@@ -90,7 +90,7 @@ class _Walk:
         self._at = Indices()
 
     def run(self, dtype: torch.dtype, proceed: Callable[[], None]) -> None:
-        """Walk through the blocks that are needed."""
+        """Walk through the blocks that the runs need."""
         at, device, ends = self._at, self._model.device, self._model.ends
         tokens, positions = at.add(self._pack.tokens), at.add(self._pack.positions)
         steps = route(self._pack, at)
@@ -131,7 +131,7 @@ class _Walk:
         return stacked(layers, places) if layers else None
 
     def _masks(self, windows: set[int | None], device: torch.device) -> dict[int | None, Tensor]:
-        """The mask of each window. A row sees positions, so that gaps stay gaps."""
+        """The mask of each window. Windows count positions and not rows, so that gaps stay gaps."""
         sees, own = self._pack.sees, self._pack.positions.astype(np.int32)
         seen = [position for part in self._pack.cached for position in part.positions]
         keys = np.concatenate([np.asarray(seen, np.int32), own])
@@ -142,7 +142,7 @@ class _Walk:
         return {window: copied(torch.from_numpy(mask), device) for window, mask in masks.items()}
 
     def _kept(self, rows: _Rows, keep: Keep | None) -> _Rows:
-        """The rows that are left; None: all."""
+        """The rows of `keep`; None: all."""
         if keep is None:
             return rows
         here, columns = self._at[keep.rows], self._at[keep.columns]
@@ -166,7 +166,7 @@ class _Walk:
             self.activations[run][site] = part if reduce is None else reduce(part)
 
     def _block(self, block: Block, layer: int, step: Step, rows: _Rows) -> _Rows:
-        """Compute one block, and return the rows that are left, with the stream after it."""
+        """Compute one block, and return the rows that remain, with the stream after it."""
         note = partial(self._note, layer, step)
         note("resid_pre", rows.x)
         normed = block.pre_attn(rows.x)
@@ -216,8 +216,8 @@ def attention(
     cached: Sequence[Tensor] = (),
     table: Table | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What attention adds to the stream of some rows, (queries, d_model), and the keys and values
-    of all, (kv_heads, rows, d_head) each.
+    """The output of attention for some rows, (queries, d_model), and the keys and values of all
+    rows, (kv_heads, rows, d_head) each.
 
     Args:
         block: The block.

@@ -28,8 +28,6 @@ from service.theory.joint_update import (
 )
 from service.theory.output_update import (
     OutputUpdate,
-    form_output_update,
-    form_post_norm_update,
     output_update,
     post_norm_update,
     required,
@@ -56,8 +54,6 @@ __all__ = [
     "compare",
     "discrepancy",
     "dot",
-    "form_output_update",
-    "form_post_norm_update",
     "form_update",
     "implicit_update",
     "improvement",

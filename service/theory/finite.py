@@ -26,7 +26,7 @@ def exists(given: Tensor) -> Tensor:
 
 
 def require_formed(weight: RankOne, vector: str) -> None:
-    """Require that a change of weight is formed; this reads values back from the device.
+    """Require that a change of weight exists; this reads values back from the device.
 
     Args:
         weight: ΔW, whose input factor is v/‖v‖².

@@ -62,8 +62,8 @@ class ImplicitUpdate:
     Args:
         weight: ΔW of the MLP's first weight, factors (..., d_model) and (..., d_mlp).
         bias: Δh, added to the block's output, (..., d_model).
-        out: Other weights that carry Δh in place of the bias, which is then not added; None: the
-            bias is added.
+        out: The update of the second weight (and gain) that carries Δh; the bias is then not
+            added. None: the bias carries Δh.
     """
 
     weight: RankOne
@@ -156,7 +156,7 @@ def form_update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projectio
 def is_finite(update: ImplicitUpdate) -> Tensor:
     """Whether an update exists, 0-dimensional bool on the update's device.
 
-    False where `implicit_update`, `output_update` or `post_norm_update` raises `NonFinite`.
+    False where `implicit_update` or `required` raises `NonFinite`.
     """
     formed = exists(update.weight.input) & finite(update.weight.output, update.bias)
     return formed if update.out is None else formed & update.out.is_finite

@@ -1,31 +1,31 @@
 """Δh carried by the MLP's second weight, for blocks that have no bias at their output.
 
-With φ_C the MLP's second input (mlp_act) in the run with context and y = φ·W_out, a block without
-a norm after its MLP computes with
+Let φ_C be the input of the MLP's second weight (mlp_act) in the run with context, and y = φ·W_out.
+If no norm follows the MLP, adding
 
     ΔW_out = φ_Cᵀ Δh / ‖φ_C‖²
 
-the same as with Δh added to its output, because its patched first weight gives φ = φ_C. ΔW_out has
-rank 1.
+to W_out has the same effect as adding Δh to the block's output, because the patched first weight
+gives φ = φ_C. ΔW_out has rank 1.
 
 Where an RMS norm N(y) = g ⊙ y / sqrt(rms(y)² + ε) follows, with rms(y)² the mean of the squares of
-y, it must give m* = m_C + Δh, where m_C = N(y_C). The gain changes too, because N(y)/g has the same
-length for every y, but for ε:
+y, the norm must return m* = m_C + Δh, where m_C = N(y_C). The gain changes too, because N(y)/g has
+the same length for every y, apart from the effect of ε:
 
     t = m*/g                                 the direction of the new y
     where g_j = 0 or |t_j| > κ:              t_j := κ·sign(m*_j)·sign(g_j),   g_j := m*_j/t_j
     where m*_j = 0:                          t_j := 0, and g_j stays
-    y' = t·rms(y_C)/rms(t)                   as long as y_C, so ε counts as before
+    y' = t·rms(y_C)/rms(t)                   as long as y_C, so ε has the same effect
     ΔW_out = φ_Cᵀ (y' − y_C) / ‖φ_C‖²
     gain = c·g,   c = rms(t)·sqrt(rms(y_C)² + ε)/rms(y_C)
 
 with κ = 8 and sign(0) = 1 for a gain. The lifted entries are those that no y of moderate size
-reaches: trained models have gains of exactly 0. If rms(y_C) is 0, any other length serves, and 1 is
-taken. If m* is 0, so are y' and the gain.
+reaches: trained models have gains of exactly 0. If rms(y_C) is 0, any positive rms of y' will do,
+and 1 is used. If m* is 0, so are y' and the gain.
 
 Sources: rank-1 patches of both MLP weights, and a patch of the gain of a norm after the MLP:
 Goldwaser et al. (arXiv 2511.17864). Their patch of the gain alone divides Δh by N(y_C)/g, which can
-be arbitrarily small; here y takes the direction and the gain the length.
+be arbitrarily small; here y' sets the direction and the gain sets the length.
 """
 
 from __future__ import annotations
@@ -85,16 +85,8 @@ def output_update(act_context: Tensor, shift: Tensor) -> OutputUpdate:
         act_context: φ_C, mlp_act with context, (..., d_mlp).
         shift: Δh, (..., d_model).
 
-    The factors are float64.
-
-    Raises:
-        NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
+    The factors are float64. Nothing is read back from the device; `required` checks the update.
     """
-    return required(form_output_update(act_context, shift))
-
-
-def form_output_update(act_context: Tensor, shift: Tensor) -> OutputUpdate:
-    """`output_update` without its checks; it reads nothing back from the device."""
     act = act_context.double()
     return OutputUpdate(RankOne(act / act.square().sum(-1, keepdim=True), shift.double()))
 
@@ -117,25 +109,9 @@ def post_norm_update(
         gain: g, by which the norm multiplies, (d_model).
         eps: ε, which the norm adds to the mean of the squares.
 
-    Factors and gain are float64.
-
-    Raises:
-        NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
+    Factors and gain are float64. Nothing is read back from the device; `required` checks the
+    update.
     """
-    return required(
-        form_post_norm_update(act_context, out_context, normed_context, shift, gain, eps)
-    )
-
-
-def form_post_norm_update(
-    act_context: Tensor,
-    out_context: Tensor,
-    normed_context: Tensor,
-    shift: Tensor,
-    gain: Tensor,
-    eps: float,
-) -> OutputUpdate:
-    """`post_norm_update` without its checks; it reads nothing back from the device."""
     out, g = out_context.double(), gain.double()
     target = normed_context.double() + shift.double()
     t = (target / g).masked_fill(target == 0, 0.0)
@@ -145,7 +121,7 @@ def form_post_norm_update(
     length, size = _or_one(_rms(out)), _rms(t)
     moved = t * (length / _or_one(size))
     scale = size * (length.square() + eps).sqrt() / length
-    weight = form_output_update(act_context, moved - out).weight
+    weight = output_update(act_context, moved - out).weight
     return OutputUpdate(weight, scale * g, lifted)
 
 
@@ -160,6 +136,11 @@ def _or_one(length: Tensor) -> Tensor:
 
 
 def required(update: OutputUpdate) -> OutputUpdate:
+    """The update, if it exists; this reads values back from the device.
+
+    Raises:
+        NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
+    """
     require_formed(update.weight, "the context's mlp_act")
     if update.gain is not None and not bool(finite(update.gain)):
         raise NonFinite("the gain of the norm after the MLP has an infinite value")

@@ -84,11 +84,11 @@ SWITCHES: list[tuple[str, dict[str, object], str]] = [
     ("opt-bare", {}, "norms have no weights"),
     ("llama", {"num_hidden_layers": 0}, "no layers"),
     ("llama", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized"),
-    ("mistral", {"model_type": "mixtral"}, "is a 'mixtral' model; served are: gpt2, llama"),
-    ("gemma3", {"model_type": "gemma3"}, "is a 'gemma3' model; served are: gpt2, llama"),
-    ("qwen2", {"model_type": "qwen2_moe"}, "is a 'qwen2_moe' model; served are: gpt2, llama"),
-    ("gemma3", {"model_type": "gemma2"}, "is a 'gemma2' model; served are: gpt2, llama"),
-    ("llama", {"model_type": "llava"}, "is a 'llava' model; served are: gpt2, llama"),
+    ("mistral", {"model_type": "mixtral"}, "is a 'mixtral' model; deltaw serves: gpt2, llama"),
+    ("gemma3", {"model_type": "gemma3"}, "is a 'gemma3' model; deltaw serves: gpt2, llama"),
+    ("qwen2", {"model_type": "qwen2_moe"}, "is a 'qwen2_moe' model; deltaw serves: gpt2, llama"),
+    ("gemma3", {"model_type": "gemma2"}, "is a 'gemma2' model; deltaw serves: gpt2, llama"),
+    ("llama", {"model_type": "llava"}, "is a 'llava' model; deltaw serves: gpt2, llama"),
 ]
 
 

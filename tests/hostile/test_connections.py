@@ -24,6 +24,8 @@ from tests.hostile.raw import (
 )
 from tests.service_process import Served, served
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 0.6
 """Seconds that the hasty server grants a head, and a body."""
 

@@ -19,12 +19,11 @@ from service.theory import (
     NonFinite,
     OutputUpdate,
     RankOne,
-    form_output_update,
-    form_post_norm_update,
     implicit_update,
     is_finite,
     output_update,
     post_norm_update,
+    required,
 )
 from tests.theory.layers import EXACT, Dense, random_layer, relative
 
@@ -290,10 +289,10 @@ WRONG: dict[str, Callable[[Half, OutputUpdate], OutputUpdate]] = {
     "Δh before the norm": lambda one, right: replace(
         right, weight=RankOne(right.weight.input, one.shift)
     ),
-    "Δh alone as the target": lambda one, _right: form_post_norm_update(
+    "Δh alone as the target": lambda one, _right: post_norm_update(
         one.act, one.out, torch.zeros_like(one.out), one.shift, one.gain, EPS
     ),
-    "ε left out": lambda one, _right: form_post_norm_update(*one.readings, 0.0),
+    "ε left out": lambda one, _right: post_norm_update(*one.readings, 0.0),
     "gains not lifted": lambda one, _right: without_lift(one),
     "other positions": lambda _one, right: right[torch.tensor([1, 2, 0])],
 }
@@ -315,13 +314,13 @@ def test_non_finite_values_raise_non_finite(where: int, bad: float) -> None:
     readings = [x.clone() for x in one.readings]
     readings[where][-1] = bad
     act, out, m, shift, gain = readings
-    assert not bool(form_post_norm_update(act, out, m, shift, gain, EPS).is_finite)
+    assert not bool(post_norm_update(act, out, m, shift, gain, EPS).is_finite)
     with pytest.raises(NonFinite):
-        post_norm_update(act, out, m, shift, gain, EPS)
+        required(post_norm_update(act, out, m, shift, gain, EPS))
     if where in (0, 3):
-        assert not bool(form_output_update(act, shift).is_finite)
+        assert not bool(output_update(act, shift).is_finite)
         with pytest.raises(NonFinite):
-            output_update(act, shift)
+            required(output_update(act, shift))
 
 
 def test_mlp_act_of_zero_raises_non_finite() -> None:
@@ -329,9 +328,9 @@ def test_mlp_act_of_zero_raises_non_finite() -> None:
     one = half(7, 3)
     one.act[1] = 0.0
     with pytest.raises(NonFinite, match="mlp_act has norm 0"):
-        output_update(one.act, one.shift)
+        required(output_update(one.act, one.shift))
     with pytest.raises(NonFinite, match="mlp_act has norm 0"):
-        one.update()
+        required(one.update())
 
 
 def test_forming_reads_nothing_back() -> None:
@@ -339,9 +338,9 @@ def test_forming_reads_nothing_back() -> None:
     device."""
     one = half(8, 3)
     readings = [x.to("meta") for x in one.readings]
-    formed = form_post_norm_update(*readings, EPS)  # type: ignore[call-arg, arg-type]
+    formed = post_norm_update(*readings, EPS)  # type: ignore[call-arg, arg-type]
     assert formed.is_finite.device.type == "meta"
-    assert form_output_update(readings[0], readings[3]).is_finite.device.type == "meta"
+    assert output_update(readings[0], readings[3]).is_finite.device.type == "meta"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -16,7 +16,7 @@ from service.engine.rotary import Rotary
 
 Side = Literal["input", "output"]
 Rotaries = Mapping[str, Rotary]
-"""The rotary embedding of each type of layer; the only one has the name ``."""
+"""The rotary embedding of each type of layer. If all layers share one, its name is empty."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Family:
 
 
 def linear(*modules: nn.Linear) -> Affine:
-    """The maps of modules with one input, side by side."""
+    """The affine maps of modules that share one input, side by side."""
     if len(modules) == 1:
         return affine(modules[0].weight.T, modules[0].bias)
     weights: list[Tensor] = [module.weight for module in modules]
@@ -91,13 +91,13 @@ def rms_norm(module: Any, offset: float = 0.0) -> Norm:
     if not offset:
         return Norm(module.weight.clone(), None, eps, rms=True)
     exact = module.weight.double() + offset
-    # The gain is float32 also in half precision, as in Gemma.
+    # The gain is float32 even in half precision, as in Gemma.
     return Norm(exact.float(), None, eps, rms=True, exact=exact)
 
 
 def activation(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """An activation function."""
-    # GPT-2's form of GELU is eight element-wise calls in transformers; torch has it in one.
+    # transformers computes GPT-2's form of GELU in eight element-wise calls; torch needs one.
     tanh = type(module).__name__ in ("NewGELUActivation", "GELUTanh")
     return nn.GELU(approximate="tanh") if tanh else module
 

@@ -6,6 +6,7 @@ embedding.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import torch
 from service.engine.block import Block
 from service.engine.families.family import (
     Ends,
-    Family,
     Rotaries,
     activation,
     linear,
@@ -21,6 +21,7 @@ from service.engine.families.family import (
     rotaries,
     window,
 )
+from service.engine.families.llama import LLAMA
 
 OFFSET = 1.0
 
@@ -72,21 +73,13 @@ def ends(model: Any) -> Ends:
     )
 
 
-GEMMA3 = Family(
-    blocks="model.layers",
-    first_weights=("mlp.gate_proj", "mlp.up_proj"),
-    second_weight="mlp.down_proj",
+GEMMA3 = replace(
+    LLAMA,
     module_paths={
-        "resid_pre": ("", "input"),
-        "ln_1_out": ("input_layernorm", "output"),
+        **LLAMA.module_paths,
         "attn_out": ("post_attention_layernorm", "output"),
         "resid_mid": ("pre_feedforward_layernorm", "input"),
-        "mlp_in": ("mlp.gate_proj", "input"),
-        "mlp_pre": ("mlp.gate_proj", "output"),
-        "mlp_pre_linear": ("mlp.up_proj", "output"),
-        "mlp_act": ("mlp.down_proj", "input"),
         "mlp_out": ("post_feedforward_layernorm", "output"),
-        "resid_post": ("", "output"),
     },
     block=block,
     ends=ends,

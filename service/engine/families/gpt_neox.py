@@ -42,7 +42,8 @@ def block(module: Any, config: Any, _layer: int, turn: Rotaries) -> Block:
 
 
 def heads_of(module: Any, heads: int, which: slice) -> Affine:
-    """Some of queries, keys and values. The fused matrix has them in turn within each head."""
+    """Some of queries, keys and values. Within each head of the fused matrix, the three follow one
+    another."""
 
     def part(fused: torch.Tensor) -> torch.Tensor:
         width = len(fused) // (3 * heads)

@@ -1,7 +1,7 @@
 """Llama and its kin: RMS norms, rotary positions, grouped heads, a gated MLP.
 
-Biases, norms of queries and keys, and windows are there or are not: Llama 2 and 3, SmolLM,
-TinyLlama; Mistral, whose layers all have a window; Qwen 2 and 3, whose layers may have one.
+The module serves Llama 2 and 3, SmolLM and TinyLlama; Mistral, whose layers all have a window; and
+Qwen 2 and 3, whose layers may have one. Biases and norms of queries and keys are optional.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from service.engine.families.family import (
 def block(
     windows: Callable[[Any, int], int | None], module: Any, config: Any, layer: int, turn: Rotaries
 ) -> Block:
-    """One block, its window as `windows` says."""
+    """One block, with its window from `windows`."""
     attn, mlp = module.self_attn, module.mlp
     return Block(
         pre_attn=rms_norm(module.input_layernorm),

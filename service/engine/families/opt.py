@@ -1,5 +1,7 @@
-"""OPT: learned positions stored two rows late, layer norms, ReLU. `final_layer_norm` of a block is
-its norm before the MLP."""
+"""OPT: learned positions that start at row 2 of their table, layer norms, ReLU.
+
+`final_layer_norm` of a block is its norm before the MLP.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,7 @@ def block(module: Any, config: Any, _layer: int, _rotaries: Rotaries) -> Block:
 
 
 def ends(model: Any) -> Ends:
-    """Embeddings and the final norm. The first two rows of the position embedding are no
+    """Embeddings and the final norm. The first two rows of the position embedding hold no
     positions."""
     body = model.model.decoder
     positions = body.embed_positions

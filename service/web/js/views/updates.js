@@ -34,7 +34,7 @@ export const updates = {
       "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weights together, for each token of the query. Bars, at the chosen " +
         "token: the cosine between mlp_in with the context and in the baseline, and ‖Δh‖ / ‖h‖ of the residual " +
         "stream after attention" +
-        (answer.updates[0].weights.length > 1 ? ", and the ratio of gate and up apart" : "") +
+        (answer.updates[0].weights.length > 1 ? ", and the ratios of gate and up separately" : "") +
         `; ${relativeTo(answer)}.`,
     ),
   draw: (answer, state, width, act) => drawUpdates(answer, state, width, act),
