@@ -46,7 +46,7 @@ format: $(VENV)/.dev  ## format the code and fix lint
 bench: $(VENV)/.dev  ## compare speed with the seed script and with peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py engine/test_checkpoint.py
+FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py api/test_lines_flow.py engine/test_checkpoint.py
 
 faults: $(VENV)/.dev  ## kill, starve and cut off real services, damage checkpoints, fill disks
 	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)

@@ -2,31 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 import service.checkpoints
 from benchmarks.agreement import Disagreement, Update
+from benchmarks.server import Request
+from schemas.attributions import AttributionsRequest
 from schemas.common import UNSET
 from schemas.equivalence_checks import Apply
 from schemas.pairs import BaselineName
+from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Update as UpdateAnswer
+from schemas.weight_updates import WeightUpdatesRequest
+from service.analysis.attributions import plan_attributions
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.pairs import resolve_pair
-from service.analysis.trajectories import trajectories
-from service.analysis.weight_updates import weight_updates
+from service.analysis.trajectories import plan_trajectories, trajectories
+from service.analysis.weight_updates import plan_weight_updates, weight_updates
 from service.api.tensors import JSON, SAFETENSORS, serialize
-from service.engine import Activations, Model, Run, Site, drive, load, together
+from service.engine import Activations, Model, Plan, Run, Site, drive, load, together
 from service.engine.layers import Affine, affine
 from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 
 BUNDLED = Path(service.checkpoints.__path__[0]) / "bundled"
 PREFIX_CACHE_BYTES = 256 << 20
+PLANNED: Mapping[str, tuple[type[BaseModel], Callable[[Model, Any], Plan[Any]]]] = {
+    "/v1/attributions": (AttributionsRequest, plan_attributions),
+    "/v1/trajectories": (TrajectoriesRequest, plan_trajectories),
+    "/v1/weight-updates": (WeightUpdatesRequest, plan_weight_updates),
+}
+"""Schema and planning function of the resources that `answer` knows."""
 __all__ = ["BUNDLED", "Model", "Prefixes"]
 
 
@@ -50,8 +65,8 @@ def update(
 ) -> Update:
     """One layer's update at the query's last token, from ids to factors."""
     pair = resolve_pair(model, context, query, baseline, "last")
-    question = weight_updates(model, pair, [layer], {"factors"})
-    answer = drive(model, question, partial(forward, prefixes=cache))
+    question = weight_updates(model, [pair], [layer], {"factors"})
+    (answer,) = drive(model, question, partial(forward, prefixes=cache))
     return _update(answer.updates[0])
 
 
@@ -60,7 +75,7 @@ def norms(
 ) -> list[float]:
     """‖ΔW‖ of every layer."""
     pair = resolve_pair(model, context, [query], baseline, "last")
-    answer = drive(model, weight_updates(model, pair, range(model.n_layers), ()))
+    (answer,) = drive(model, weight_updates(model, [pair], range(model.n_layers), ()))
     return [one.norm for one in answer.updates]
 
 
@@ -74,7 +89,7 @@ def norms_and_checks(model: Model, context: Sequence[int], query: int, apply: Ap
     procedure = Procedure("block", torch.float32, apply=apply, controls=False)
     layers = range(model.n_layers)
     questions = (
-        weight_updates(model, pair, layers, ()),
+        weight_updates(model, [pair], layers, ()),
         block_checks(model, pair, layers, procedure),
     )
     _norms, checks = drive(model, together(*questions))
@@ -105,6 +120,14 @@ def trajectory_activations(
 
     drive(model, trajectories(model, pair, range(model.n_layers), spans), compute)
     return activations
+
+
+def answer(model: Model, request: Request) -> dict[str, Any]:
+    """Answer a request of the service; each forward computes all runs that are known by then."""
+    schema, make = PLANNED[request.path]
+    body = schema.model_validate_json(json.dumps(request.body))
+    found: dict[str, Any] = asdict(drive(model, make(model, body)))
+    return found
 
 
 def logits(model: Model, ids: Sequence[int]) -> Tensor:
@@ -161,7 +184,7 @@ def serializers(
     """Functions that write the factors of twelve layers, by format."""
     pair = resolve_pair(model, context, [query], "matched", "last")
     layers = [i % model.n_layers for i in range(12)]
-    answer = drive(model, weight_updates(model, pair, layers, {"factors"}))
+    (answer,) = drive(model, weight_updates(model, [pair], layers, {"factors"}))
     return {
         "JSON": lambda: serialize(answer, JSON, "json"),
         "base64": lambda: serialize(answer, JSON, "base64"),

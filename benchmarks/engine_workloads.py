@@ -15,14 +15,12 @@ from torch import Tensor
 from benchmarks import engine
 from benchmarks.agreement import Disagreement, Update, agree, agree_updates
 from benchmarks.bench import Bench, token_ids
+from benchmarks.hook import hook_update
 from benchmarks.peers.host import IDIOMS, Peer, running_peers
 from benchmarks.results import Row, compare
 from benchmarks.seed import seed_update
-from benchmarks.timing import Sides
+from benchmarks.timing import FEW, Sides
 from tests.real.weights import Unavailable, converted
-
-FEW = 3
-"""Minimum rounds where one run takes long."""
 
 
 def one_layer(bench: Bench) -> Iterator[Row]:
@@ -39,7 +37,9 @@ def _one_layer(bench: Bench, peers: Sequence[Peer], tokens: int) -> Iterator[Row
     *context, query = token_ids(tokens)
     seed = partial(seed_update, bench.transformers_model, layer, context, query)
     ours = partial(engine.update, model, layer, context, [query])
+    hook = partial(hook_update, bench.transformers_model, layer, context, query)
     agree_updates("matched", ours(), seed(start=len(context)))
+    agree_updates("hook", ours("alone"), hook())
     agree_updates("alone", ours("alone"), seed())
     best, documented = (
         {
@@ -54,6 +54,7 @@ def _one_layer(bench: Bench, peers: Sequence[Peer], tokens: int) -> Iterator[Row
     products = partial(engine.needed_products, model, layer, tokens + 1, 2)
     others: Sides = {
         "seed script": seed,
+        "hook, early stop": hook,
         "needed products": products(),
         "needed products, packed": products(packed=True),
         **best,
@@ -100,14 +101,10 @@ def all_layers(bench: Bench) -> Iterator[Row]:
     yield from compare(bench, "W2", case, tokens, sides, ratios)
 
 
-def cached_context(bench: Bench) -> Iterator[Row]:
+def cached_context(bench: Bench, tokens: int) -> Iterator[Row]:
     """W3: the last layer's update for new queries behind a context, cached or not."""
-    for tokens in (128, 512, 1000):
-        if tokens < bench.model.n_positions:
-            yield from _cached_context(bench, tokens)
-
-
-def _cached_context(bench: Bench, tokens: int) -> Iterator[Row]:
+    if tokens >= bench.model.n_positions:
+        return
     model, last = bench.model, bench.model.n_layers - 1
     cache, queries = engine.new_cache(model), token_ids(64, tokens)
     update = partial(engine.update, model, last, token_ids(tokens))

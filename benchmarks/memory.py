@@ -21,6 +21,7 @@ from benchmarks.results import Row
 from benchmarks.server import Answer, Request, parse_metrics, running_server
 
 STARTS = 5
+"""Starts to time; 2 where fewer seconds are given for a comparison."""
 CLIENTS = 64
 LENGTHS = (22, 128, 256)
 MiB = 1 << 20
@@ -38,19 +39,15 @@ KINDS: Sequence[tuple[str, dict[str, Any]]] = (
 )
 
 
-def start_and_memory(bench: Bench) -> Iterator[Row]:
-    """W8: starts of the bundled model (or the chosen one), then the peak of the default one."""
-    yield from _starts(bench)
-    yield _peak(bench)
-
-
-def _starts(bench: Bench) -> Iterator[Row]:
+def starts(bench: Bench) -> Iterator[Row]:
+    """W8: starts of the bundled model (or the chosen one), and its memory at rest."""
     checkpoint = bench.chosen or "bundled"
     weights = _weight_bytes(BUNDLED if checkpoint == "bundled" else bench.folder)
-    starts, imports, libraries, ready, worked = (list[float]() for _ in range(5))
-    for _ in range(STARTS):
+    seconds, imports, libraries, ready, worked = (list[float]() for _ in range(5))
+    count = STARTS if bench.seconds >= STARTS else 2
+    for _ in range(count):
         with running_server(**{**bench.settings, "model": checkpoint}) as server:
-            starts.append(server.start_seconds)
+            seconds.append(server.start_seconds)
             ready.append((server.resident - weights) / MiB)
             _check(map(server.post, _requests(20, LENGTHS[:1])))
             worked.append((server.resident - weights) / MiB)
@@ -60,15 +57,16 @@ def _starts(bench: Bench) -> Iterator[Row]:
         imports.append(time.perf_counter() - start)
         libraries.append(int(output) / MiB)
     name = Path(checkpoint).name
-    medians = {"importing the libraries s": median(imports), "slowest s": max(starts)}
-    yield Row("W8", name, "start to ready", median(starts), "s", None, STARTS, medians)
+    medians = {"importing the libraries s": median(imports), "slowest s": max(seconds)}
+    yield Row("W8", name, "start to ready", median(seconds), "s", None, count, medians)
     medians = {"weights MiB": weights / MiB, "libraries alone MiB": median(libraries)}
     for when, values in (("when ready", ready), ("after 20 requests", worked)):
         figure = f"resident − weights, {when}"
-        yield Row("W8", name, figure, median(values), "MiB", None, STARTS, medians)
+        yield Row("W8", name, figure, median(values), "MiB", None, count, medians)
 
 
-def _peak(bench: Bench) -> Row:
+def peak_under_load(bench: Bench) -> Iterator[Row]:
+    """W8: peak of the resident memory under 64 requests at once."""
     weights = _weight_bytes(bench.folder)
     with running_server(**bench.settings) as server, ThreadPoolExecutor(CLIENTS) as clients:
         before = server.resident
@@ -79,7 +77,7 @@ def _peak(bench: Bench) -> Row:
     sizes = {"before": before - weights, "afterwards": after - weights, "prefix cache": cached}
     medians = {f"{name} MiB": value / MiB for name, value in {"weights": weights, **sizes}.items()}
     case, figure = f"{CLIENTS} requests at once, {bench.name}", "peak resident − weights"
-    return Row("W8", case, figure, (peak - weights) / MiB, "MiB", medians=medians)
+    yield Row("W8", case, figure, (peak - weights) / MiB, "MiB", medians=medians)
 
 
 def _requests(count: int, lengths: Sequence[int]) -> list[Request]:

@@ -23,30 +23,35 @@ CLIENTS = 8
 LOAD_SECONDS = 20.0
 IDLE_SECONDS = 5.0
 PROBES = (("/livez", 0.02, "p99"), ("/metrics", 0.1, "slowest"))
-"""Path, interval in seconds, and the figure that has a bar."""
+"""Arguments of `probe_under_load` after the set-up."""
 
 
-def probes_under_load(bench: Bench) -> Iterator[Row]:
-    """W7: each probe while 8 clients post checks of all layers on 256 tokens, and at rest."""
+def probe_under_load(bench: Bench, path: str, interval: float, figure: str) -> Iterator[Row]:
+    """W7: a probe while 8 clients post checks of all layers on 256 tokens, and at rest.
+
+    Args:
+        bench: The set-up.
+        path: Path of the probe.
+        interval: Seconds between two requests.
+        figure: The figure that has a bar.
+    """
     seconds = min(LOAD_SECONDS, bench.seconds)
     with tempfile.TemporaryDirectory(prefix="deltaw-probes-") as folder:
         log, records = Path(folder, "log"), Path(folder, "records")
-        for path, interval, figure in PROBES:
-            with running_server(log, **bench.settings) as server:
-                with probing(server, {path: interval}) as idle:
-                    time.sleep(min(IDLE_SECONDS, seconds))
-                with probing(server, {path: interval}) as busy:
-                    run_clients(server.port, {"Check": CLIENTS}, seconds, records)
-            found = account(records, log)
-            if found.faults:
-                raise Disagreement(found.faults[0])
-            values = percentiles(busy[path])
-            medians = {f"{name} ms": value for name, value in values.items()}
-            medians["idle p99 ms"] = percentiles(idle[path])["p99"]
-            medians |= {outcome: float(count) for outcome, count in found.outcomes.items()}
-            case, count = f"{CLIENTS} clients, checks of 256 tokens", len(busy[path])
-            name = f"{path} {figure}"
-            yield Row("W7", case, name, values[figure], "ms", None, count, medians)
+        with running_server(log, **bench.settings) as server:
+            with probing(server, {path: interval}) as idle:
+                time.sleep(min(IDLE_SECONDS, seconds))
+            with probing(server, {path: interval}) as busy:
+                run_clients(server.port, {"Check": CLIENTS}, seconds, records)
+        found = account(records, log)
+    if found.faults:
+        raise Disagreement(found.faults[0])
+    values = percentiles(busy[path])
+    medians = {f"{name} ms": value for name, value in values.items()}
+    medians["idle p99 ms"] = percentiles(idle[path])["p99"]
+    medians |= {outcome: float(count) for outcome, count in found.outcomes.items()}
+    case, count = f"{CLIENTS} clients, checks of 256 tokens", len(busy[path])
+    yield Row("W7", case, f"{path} {figure}", values[figure], "ms", None, count, medians)
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:

@@ -16,6 +16,20 @@ from torch import Tensor
 from benchmarks.agreement import Update
 
 
+def first_weights(model: Any, layer: int) -> tuple[Any, list[Tensor]]:
+    """The first module of a layer's MLP, and all first weights, (d_model, d_mlp) each.
+
+    Args:
+        model: A transformers GPT-2 or Llama with its head.
+        layer: Layer index, from 0.
+    """
+    if model.config.model_type == "gpt2":
+        first = model.transformer.h[layer].mlp.c_fc
+        return first, [first.weight]
+    mlp = model.model.layers[layer].mlp
+    return mlp.gate_proj, [mlp.gate_proj.weight.T, mlp.up_proj.weight.T]
+
+
 def seed_update(
     model: Any, layer: int, context: Sequence[int], query: int, start: int | None = None
 ) -> Update:
@@ -33,13 +47,7 @@ def seed_update(
     def hook(_module: Any, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         activations["mlp_input"] = inputs[0].detach()
 
-    if model.config.model_type == "gpt2":
-        first = model.transformer.h[layer].mlp.c_fc
-        weights = [first.weight]
-    else:
-        mlp = model.model.layers[layer].mlp
-        first = mlp.gate_proj
-        weights = [first.weight.T, mlp.up_proj.weight.T]
+    first, weights = first_weights(model, layer)
     handle = first.register_forward_hook(hook)
     ids_full = torch.tensor([[*context, query]], device=model.device)
     ids_query = torch.tensor([[query]], device=model.device)

@@ -9,19 +9,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.timing import Seconds
+
 START_SECONDS = 120.0
 ANSWER_SECONDS = 600.0
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 BUSY = (429, 503)
-"""Statuses after which a request is sent again, when the answer has a `Retry-After`."""
+"""Statuses after which a request is sent again, after `Retry-After`."""
+RETRY_SECONDS = 1.0
+"""Seconds until a request is sent again if the answer has no `Retry-After`."""
+JSON, NDJSON = "application/json", "application/x-ndjson"
 
 
 class Request(NamedTuple):
@@ -89,9 +94,9 @@ class Server:
 
     def get(self, path: str) -> Answer:
         """Send a GET request."""
-        return self._ask("GET", path, None, "application/json")
+        return self._ask("GET", path, None, JSON)
 
-    def post(self, request: Request, accept: str = "application/json") -> Answer:
+    def post(self, request: Request, accept: str = JSON) -> Answer:
         """Send a POST request, again after `Retry-After` while the service is busy.
 
         Raises:
@@ -99,24 +104,67 @@ class Server:
         """
         return self._ask("POST", request.path, json.dumps(request.body).encode(), accept)
 
-    def _ask(self, method: str, path: str, body: bytes | None, accept: str) -> Answer:
+    def post_lines(self, path: str, bodies: Sequence[Any]) -> list[Any]:
+        """Send bodies as the lines of one NDJSON request, and return their answers in order.
+
+        Lines that the service did not answer because it was busy are sent again.
+
+        Raises:
+            RuntimeError: The service refused a line for another reason.
+        """
+        answers: dict[int, Any] = {}
+        end = time.perf_counter() + ANSWER_SECONDS
+        while missing := [i for i in range(len(bodies)) if i not in answers]:
+            content = b"".join(json.dumps(bodies[i]).encode() + b"\n" for i in missing)
+            for line in self._ask("POST", path, content, NDJSON, NDJSON).body.splitlines():
+                answer = json.loads(line)
+                if answer["status"] == 200:
+                    answers[missing[answer["index"]]] = answer["body"]
+                elif answer["status"] not in BUSY or time.perf_counter() > end:
+                    raise RuntimeError(f"POST {path}: {line[:200]!r}")
+            if len(answers) < len(bodies):
+                time.sleep(RETRY_SECONDS)
+        return [answers[i] for i in range(len(bodies))]
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, accept: str, media: str = JSON
+    ) -> Answer:
         if not hasattr(self.local, "connection"):
             self.local.connection = HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_SECONDS)
         connection: HTTPConnection = self.local.connection
-        headers = {"Content-Type": "application/json", "Accept": accept}
-        start = time.perf_counter()
+        headers = {"Content-Type": media, "Accept": accept}
+        start, reopened = time.perf_counter(), False
         while True:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            answer = response.read()
+            try:
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                answer = response.read()
+            except ConnectionError:
+                # The service closes a connection that was idle while another side was timed.
+                connection.close()
+                if reopened:
+                    raise
+                reopened = True
+                continue
             seconds = time.perf_counter() - start
             if response.status == 200:
                 timings = _timings(response.headers.get("Server-Timing", ""))
                 return Answer(answer, seconds, timings)
-            wait = response.headers.get("Retry-After")
-            if response.status not in BUSY or wait is None or seconds > ANSWER_SECONDS:
+            if response.status not in BUSY or seconds > ANSWER_SECONDS:
                 raise RuntimeError(f"{method} {path}: {response.status} {answer[:200]!r}")
-            time.sleep(float(wait))
+            time.sleep(float(response.headers.get("Retry-After", RETRY_SECONDS)))
+
+
+def timed(server: Server, answers: Callable[[], Iterable[object]]) -> Callable[[], Seconds]:
+    """A side: wall-clock seconds until the last answer, and processor seconds of the service."""
+
+    def run() -> Seconds:
+        start, processor = time.perf_counter(), server.processor
+        for _ in answers():
+            pass
+        return Seconds(time.perf_counter() - start, server.processor - processor)
+
+    return run
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from statistics import median
@@ -11,11 +11,11 @@ from statistics import median
 import torch
 
 from benchmarks import engine
-from benchmarks.agreement import Update, agree_updates
+from benchmarks.agreement import Update, agree, agree_updates
 from benchmarks.bench import Bench, token_ids
 from benchmarks.results import Row, compare
-from benchmarks.server import Answer, Request, Server, running_server
-from benchmarks.timing import Seconds, Sides, alternate, milliseconds
+from benchmarks.server import Answer, Request, running_server, timed
+from benchmarks.timing import FEW, Seconds, Sides, alternate, milliseconds, ratio
 from deltaw_client import DeltawClient
 
 CPU = torch.device("cpu")
@@ -41,33 +41,55 @@ def batching(bench: Bench) -> Iterator[Row]:
         for i, (one, other) in enumerate(zip(list(batched), alone, strict=True)):
             agree_updates(f"request {i} in a batch", *map(_update, (one, other)))
         sides: Sides = {
-            "in a row": _timed(server, lambda: map(server.post, requests)),
-            "at once": _timed(server, lambda: pool.map(server.post, requests)),
-            "at once, batching off": _timed(single, lambda: pool.map(single.post, requests)),
+            "in a row": timed(server, lambda: map(server.post, requests)),
+            "at once": timed(server, lambda: pool.map(server.post, requests)),
+            "at once, batching off": timed(single, lambda: pool.map(single.post, requests)),
         }
         case = f"{clients} clients, last layer, {tokens} tokens"
         ratios = [("in a row", "at once"), ("at once, batching off", "at once")]
         yield from compare(bench, "W5", case, tokens, sides, ratios)
 
 
-def throughput(bench: Bench) -> Iterator[Row]:
-    """W9: pairs a second of 64 clients that each send one request after the other."""
-    clients = 64
+def throughput(bench: Bench, tokens: int) -> Iterator[Row]:
+    """W9: pairs a second, one layer: of 64 clients, and as the lines of one NDJSON request.
+
+    The clients send one request after the other: with factors, and with norms alone as the lines.
+    """
+    clients, layer = 64, min(5, bench.model.n_layers - 1)
+    # A GPU would answer fewer lines before the client has read the first answers.
+    count = clients * (2 if bench.device.type == "cpu" else 16)
+    factors = [_update_request(tokens, 1000 + i, layer) for i in range(count)]
+    norms = [Request(PATH, {**request.body, "include": []}) for request in factors]
+    bodies = [request.body for request in norms]
     with (
         running_server(**bench.settings, prefix_cache_bytes=0) as server,
         ThreadPoolExecutor(clients) as pool,
     ):
-        for tokens in (22, 128):
-            requests = [_update_request(tokens, 1000 + i, layer=5) for i in range(2 * clients)]
-            answers = partial(pool.map, server.post, requests)
-            times = alternate({"round": _timed(server, answers)}, CPU, bench.seconds / 2, 3)
-            value = 1000 * len(requests) / milliseconds(times)["round"]
-            case = f"{clients} clients, layer 5, {tokens} tokens"
-            yield Row("W9", case, "pairs a second", value, "1/s", tokens, len(times["round"]))
+        for line, answer in zip(
+            server.post_lines(PATH, bodies[:clients]),
+            pool.map(server.post, factors[:clients]),
+            strict=True,
+        ):
+            norm = torch.tensor(line["updates"][0]["norm"])
+            update = _update(answer)
+            agree("‖ΔW‖ of a line", norm, update.norm, update.cancellation)
+        sides: Sides = {
+            "64 clients, factors": timed(server, partial(pool.map, server.post, factors)),
+            "64 clients": timed(server, partial(pool.map, server.post, norms)),
+            "lines": timed(server, partial(server.post_lines, PATH, bodies)),
+        }
+        times = alternate(sides, CPU, bench.seconds, FEW)
+    case, rounds = f"layer {layer}, {tokens} tokens", len(times["lines"])
+    for side, median_ms in milliseconds(times).items():
+        value = 1000 * count / median_ms
+        yield Row("W9", case, f"pairs a second, {side}", value, "1/s", tokens, rounds)
+    value = ratio(times, "64 clients", "lines", "wall")
+    medians = {"ratio of processor times": ratio(times, "64 clients", "lines", "processor")}
+    yield Row("W9", case, "64 clients / lines", value, "times", tokens, rounds, medians)
 
 
 def overhead(bench: Bench) -> Iterator[Row]:
-    """W6: a request's time beside its forward, and the time to serialize twelve layers' factors."""
+    """W6: a request's time beside its forward."""
     model, layer = bench.model, min(5, bench.model.n_layers - 1)
     request = Request(PATH, {"context": CONTEXT, "query": QUERY, "layers": [layer]})
     with running_server(**bench.settings) as server:
@@ -83,8 +105,12 @@ def overhead(bench: Bench) -> Iterator[Row]:
     value = _milliseconds(answer.seconds - answer.timings["forward"] for answer in answers)
     case = f"layer {layer}, JSON, {bench.name}"
     yield Row("W6", case, "request − forward", value, "ms", None, REPEATS, medians)
+
+
+def serialization(bench: Bench) -> Iterator[Row]:
+    """W6: the time to serialize the factors of twelve layers."""
     *context, query = token_ids(22)
-    times = alternate(engine.serializers(model, context, query), CPU, min(bench.seconds, 5.0))
+    times = alternate(engine.serializers(bench.model, context, query), CPU, min(bench.seconds, 5.0))
     for name, value in milliseconds(times).items():
         figure, rounds = f"serialization, {name}", len(times[name])
         yield Row("W6", "12 layers' factors", figure, value, "ms", None, rounds)
@@ -134,18 +160,6 @@ def _update(answer: Answer) -> Update:
     (weight,) = update["weights"]
     one, other = (torch.tensor(factor["data"]) for factor in (update["input"], weight["output"]))
     return Update(one, other, cancellation)
-
-
-def _timed(server: Server, answers: Callable[[], Iterable[Answer]]) -> Callable[[], Seconds]:
-    """A side: wall-clock seconds until the last answer, and processor seconds of the service."""
-
-    def run() -> Seconds:
-        start, processor = time.perf_counter(), server.processor
-        for _ in answers():
-            pass
-        return Seconds(time.perf_counter() - start, server.processor - processor)
-
-    return run
 
 
 def _milliseconds(seconds: Iterable[float]) -> float:

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 MIN_ROUNDS = 7
+FEW = 3
+"""Minimum rounds where one run takes long."""
 Sides = Mapping[str, Callable[[], object]]
 
 

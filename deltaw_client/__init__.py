@@ -18,7 +18,8 @@ from deltaw_client.answers import (
     Trajectories,
     WeightUpdates,
 )
-from deltaw_client.clients import AsyncDeltawClient, DeltawClient
+from deltaw_client.async_client import AsyncDeltawClient
+from deltaw_client.client import DeltawClient
 from deltaw_client.errors import (
     ConnectionFailed,
     DeltawError,
@@ -27,8 +28,9 @@ from deltaw_client.errors import (
     Timeout,
     UnexpectedAnswer,
 )
+from deltaw_client.lines import Line
 from deltaw_client.problems import ProblemError
-from deltaw_client.sweep import Line, Sweep, read_sweep
+from deltaw_client.sweep import Sweep, read_sweep
 
 __all__ = ["AsyncDeltawClient", "DeltawClient", "Line", "Sweep", "read_sweep"]
 __all__ += ["Activations", "Attributions", "EquivalenceChecks", "JointUpdates", "LoadedModel"]

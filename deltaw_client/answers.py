@@ -1,4 +1,4 @@
-"""Answers: the dataclasses of `schemas`, with tensors as NumPy arrays and with the reply.
+"""Answers: the dataclasses of `schemas`, with tensors as NumPy arrays and with a receipt.
 
 An answer is validated from its JSON in one pass, which puts each array in its tensor's place and
 does not look at the numbers. Fields of a later service are ignored.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -72,26 +72,41 @@ class Reply:
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class Received:
-    """The reply that an answer was read from."""
+@dataclass(frozen=True)
+class Receipt:
+    """What comes with an answer: the request's id, the service's seconds, and the bytes."""
 
-    _reply = Reply(200, {}, b"")
+    request_id: str = ""
+    server_timing: Mapping[str, float] = field(default_factory=dict)
+    content: bytes = b""
+
+
+def receipt(reply: Reply) -> Receipt:
+    """Return what comes with the answer of a whole response."""
+    found = DURATION.findall(reply.headers.get("server-timing", ""))
+    seconds = {name: round(float(ms) / 1000, 6) for name, ms in found}
+    return Receipt(reply.headers.get("x-request-id", ""), seconds, reply.content)
+
+
+class Received:
+    """An answer with its receipt. An answer that was read from a sweep's file has an empty one."""
+
+    _receipt = Receipt()
 
     @property
     def request_id(self) -> str:
         """Id of the request in the service's log."""
-        return self._reply.headers.get("x-request-id", "")
+        return self._receipt.request_id
 
     @property
     def server_timing(self) -> dict[str, float]:
         """The service's own seconds: `queue`, `tokenize`, `forward`, `compute`, `serialize`."""
-        found = DURATION.findall(self._reply.headers.get("server-timing", ""))
-        return {name: round(float(ms) / 1000, 6) for name, ms in found}
+        return dict(self._receipt.server_timing)
 
     @property
     def content(self) -> bytes:
-        """The bytes of the answer: JSON, or a safetensors file."""
-        return self._reply.content
+        """The bytes of the answer: JSON, a safetensors file, or the answer's line (NDJSON)."""
+        return self._receipt.content
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,7 +23,7 @@ import httpx
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from deltaw_client.answers import Received, Reply
+from deltaw_client.answers import Receipt, Received, Reply, receipt
 from deltaw_client.errors import DeltawError, Timeout, UnexpectedAnswer
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.tensor_file import unpack
@@ -87,15 +88,36 @@ class Call(Generic[A]):
             raise failure(reply)
         text: str | bytes = reply.content
         tensors: Mapping[str, Any] | None = None
-        try:
+        with _readable():
             if reply.media == SAFETENSORS:
                 text, tensors = unpack(reply.content)
             answer: A = adapter(self.answer).validate_json(text, context=tensors, extra="ignore")
-        except ValueError as error:
-            raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
-        # The dataclasses of answers are frozen; the reply is no field of theirs.
-        object.__setattr__(answer, "_reply", reply)
-        return answer
+        return with_receipt(answer, receipt(reply))
+
+    def read_value(self, value: Any, came_with: Receipt) -> A:
+        """Read an answer from the value of its JSON, with tensors in JSON or base64.
+
+        Raises:
+            UnexpectedAnswer: The value is not deltaw's.
+        """
+        with _readable():
+            answer: A = adapter(self.answer).validate_python(value, extra="ignore")
+        return with_receipt(answer, came_with)
+
+
+def with_receipt(answer: A, came_with: Receipt) -> A:
+    """Attach a receipt. The dataclasses of answers are frozen; it is no field of theirs."""
+    object.__setattr__(answer, "_receipt", came_with)
+    return answer
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raise `UnexpectedAnswer` if the answer in this block cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
 
 
 class Send(NamedTuple):
@@ -185,13 +207,15 @@ def failure(reply: Reply) -> DeltawError:
         return UnexpectedAnswer(_said("the problem cannot be read", error), reply.status, wait)
 
 
-def problem_error(content: str | bytes, wait: float | None = None) -> ProblemError:
-    """Read a problem from its JSON.
+def problem_error(value: Any, wait: float | None = None) -> ProblemError:
+    """Make the error of a problem from its JSON, as text or as a value.
 
     Raises:
-        pydantic.ValidationError: The content is no problem.
+        pydantic.ValidationError: The value is no problem.
     """
-    problem: Problem = adapter(Problem).validate_json(content, extra="ignore")
+    reader = adapter(Problem)
+    read = reader.validate_json if isinstance(value, str | bytes) else reader.validate_python
+    problem: Problem = read(value, extra="ignore")
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(problem, wait)
 
 

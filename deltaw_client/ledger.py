@@ -2,8 +2,8 @@
 
 Each line has the pair's index, a digest of the whole call, and the origin of its numbers: the model
 and the versions that computed them. Each line is flushed when written, so a killed sweep loses at
-most the line that it was writing. A failed pair is asked again and its new line appended; when the
-sweep ends, an ordered copy replaces the file.
+most the line that it was writing. Answers arrive in any order, and the new line of a failed pair is
+appended; when the sweep ends, an ordered copy replaces the file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 
 from deltaw_client.answers import LoadedModel
 from deltaw_client.errors import OtherSweep
-from deltaw_client.sweep import Entry, Origin, Plan, Sweep, Task, differences
+from deltaw_client.lines import Item, Line
+from deltaw_client.sweep import Origin, Sweep, differences, digest, write_line
 
 
 class Record(NamedTuple):
@@ -33,32 +34,32 @@ class Record(NamedTuple):
 
 
 class Ledger:
-    """The file, created if missing, and open for lines of the tasks with answers of this origin.
+    """The file, created if missing, and open for lines of the pairs with answers of this origin.
 
     Raises:
         OtherSweep: A line belongs to another sweep.
     """
 
-    def __init__(self, path: Path, tasks: Sequence[Task], origin: Origin) -> None:
-        self._path = path
-        self._digests = [task.digest for task in tasks]
+    def __init__(self, path: Path, plan: Sequence[Item], origin: Origin) -> None:
+        self._path, self._plan, self._origin = path, plan, origin
+        self._digests = [digest(item) for item in plan]
         self._records: dict[int, Record] = {}
         self._lines = 0
         self._file = path.open("a+b")
         try:
-            self._scan(origin)
+            self._scan()
         except OtherSweep:
             self._file.close()
             raise
         self.kept = self._answered()
         """Number of answers that the file held."""
         answered = {index for index, record in self._records.items() if record.answered}
-        self.waiting = [task for task in tasks if task.index not in answered]
-        """Tasks without an answer."""
+        self.waiting = [item for item in plan if item.index not in answered]
+        """Pairs without an answer."""
         self.advance: Callable[[], None] = lambda: None
         """Called after each line."""
 
-    def _scan(self, origin: Origin) -> None:
+    def _scan(self) -> None:
         """Record each line's place; cut off an incomplete last line."""
         self._file.seek(0)
         offset = 0
@@ -73,7 +74,7 @@ class Ledger:
                 raise OtherSweep(
                     f"{where} belongs to another pair or to other parameters; choose another file"
                 )
-            if answered and (changed := differences(told, origin)):
+            if answered and (changed := differences(told, self._origin)):
                 raise OtherSweep(f"{where} has another origin: {changed}; choose another file")
             self._records[index] = Record(offset, len(text), answered)
             offset += len(text)
@@ -81,13 +82,19 @@ class Ledger:
     def _answered(self) -> int:
         return sum(record.answered for record in self._records.values())
 
-    def take(self, entry: Entry) -> None:
-        """Append a pair's line."""
+    def take(self, line: Line) -> None:
+        """Append a pair's line.
+
+        Raises:
+            OtherSweep: The service exchanged its model since the sweep began.
+        """
+        index = line.index
+        text = write_line(self._plan[index], self._digests[index], self._origin, line)
         offset = self._file.seek(0, os.SEEK_END)
-        self._file.write(entry.text)
+        self._file.write(text)
         self._file.flush()
         self._lines += 1
-        self._records[entry.index] = Record(offset, len(entry.text), entry.answered)
+        self._records[index] = Record(offset, len(text), line.error is None)
         self.advance()
 
     def result(self) -> Sweep:
@@ -114,12 +121,12 @@ class Ledger:
 
 @contextmanager
 def open_sweep(
-    plan: Plan, loaded: LoadedModel, out: str | PathLike[str], progress: bool | None
+    plan: Sequence[Item], loaded: LoadedModel, out: str | PathLike[str], progress: bool | None
 ) -> Iterator[Ledger]:
     """Open a sweep's file, and sort it at the end.
 
     Args:
-        plan: The calls.
+        plan: The pairs, each at its index.
         loaded: The service's model; the answers of another one are not mixed with its own.
         out: Path of the file.
         progress: Whether to show a bar; None shows it on a terminal if rich is installed.
@@ -129,10 +136,9 @@ def open_sweep(
     """
     read = {"config": loaded.config_digest, "tokenizer": loaded.tokenizer_digest}
     origin = {**vars(loaded.model), **read, **vars(loaded.versions)}
-    tasks = [Task(index, pair, call, origin) for index, (pair, call) in enumerate(plan)]
     with (
-        closing(Ledger(Path(out), tasks, origin)) as ledger,
-        _progress_bar(len(tasks), ledger.kept, progress) as advance,
+        closing(Ledger(Path(out), plan, origin)) as ledger,
+        _progress_bar(len(plan), ledger.kept, progress) as advance,
     ):
         ledger.advance = advance
         yield ledger

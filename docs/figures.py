@@ -209,8 +209,9 @@ def _free_patches(model: Model, pair: Pair) -> Question[tuple[Tensor, Tensor]]:
         for layer, block in enumerate(model.blocks)
     }
     (patched,) = yield [replace(pair.baseline.run(last), patch=Fixed(updates))]
-    logits = [unembedded(model, run[last_site(model)])[0] for run in (context, patched)]
-    return logits[0], logits[1]
+    streams = torch.stack([run[last_site(model)] for run in (context, patched)])
+    with_context, without = unembedded(model, streams)[0][:, 0].unbind()
+    return with_context, without
 
 
 def noise(model: Model) -> dict[str, Any]:

@@ -33,6 +33,11 @@ class Limits(Answer):
     """Limits of one request. The service enforces exactly these numbers."""
 
     max_body_bytes: int
+    """Bytes of a body, or of one line of it (NDJSON)."""
+    max_lines: int
+    """Lines of an NDJSON request."""
+    max_ndjson_bytes: int
+    """Bytes of all lines of an NDJSON request."""
     max_prompts: int
     max_tokens_per_request: int
     """Rows (tokens at positions) that the runs of one request compute. Shared beginnings count

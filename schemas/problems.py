@@ -72,14 +72,18 @@ MEANINGS: dict[int, dict[str, str]] = {
     },
     406: {
         "not_acceptable": "Answers are `application/json`. Answers with tensors are also "
-        "`application/vnd.safetensors`.",
+        "`application/vnd.safetensors`. Lines are answered as `application/x-ndjson`.",
     },
     408: {"request_timeout": "The request did not arrive in time. The connection is closed."},
     413: {
         "body_too_large": "The body has more bytes than `limit`. Split the request.",
         "too_many_items": "The request has more prompts than `limit`. Split it.",
+        "too_many_lines": "The request has more lines than `limit`. Split it.",
     },
-    415: {"unsupported_media_type": "Send the body as `application/json`, uncompressed."},
+    415: {
+        "unsupported_media_type": "Send the body as `application/json`, or one body per line as "
+        "`application/x-ndjson`, uncompressed.",
+    },
     421: {
         "unknown_host": "`Host` is not a name of the service. `DELTAW_ALLOWED_HOSTS` adds names.",
     },

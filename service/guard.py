@@ -63,6 +63,7 @@ class Guard(asyncio.Protocol):
         self._passed = self._overhead = 0
         self._headers: dict[bytes, bytes] | None = None
         self._responding = self._ended = self._paused = False
+        self._streaming = self._stalled = False
         self._framing = self._requests()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -95,11 +96,13 @@ class Guard(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client reads less than is written."""
+        self._stalled = True
         self._inner.pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
         """The client has read most of what was written."""
+        self._stalled = False
         self._inner.resume_writing()
         self._watch()
 
@@ -107,6 +110,10 @@ class Guard(asyncio.Protocol):
         """The application is called for a request with these headers, names in lower case."""
         self._headers = dict(headers)
         self._loop.call_soon(self._advance)
+
+    def streams(self) -> None:
+        """Limit the time without a byte of this request's body, instead of the whole time."""
+        self._streaming = True
 
     def responds(self) -> None:
         """The application starts its response, after which the guard writes none."""
@@ -131,6 +138,8 @@ class Guard(asyncio.Protocol):
         if self._paused != (len(self._held) > MAX_HEAD_BYTES):
             self._paused = not self._paused
             (self._transport.pause_reading if self._paused else self._transport.resume_reading)()
+        if data and self._streaming and self._timer:
+            self._arm(self._settings.body_seconds + GRACE_SECONDS)
         if data:
             self._inner.data_received(data)
 
@@ -155,7 +164,7 @@ class Guard(asyncio.Protocol):
                 yield
             self._overhead = 0
             self._headers = None
-            self._responding = self._ended = False
+            self._responding = self._ended = self._streaming = False
 
     def _byte(self) -> Generator[None, None, None]:
         while self._passed == len(self._held):
@@ -212,13 +221,17 @@ class Guard(asyncio.Protocol):
             self._transport.abort()
 
     def _watch(self, unread: int | None = None) -> None:
-        """Abort the connection once the client has read nothing for `idle_seconds`."""
+        """Abort the connection once the client has read nothing for `idle_seconds`.
+
+        While the application writes further pieces of a response, a fuller buffer does not mean
+        that the client reads nothing, so only a stalled or ended response is watched.
+        """
         if self._watcher:
             self._watcher.cancel()
         left = self._transport.get_write_buffer_size()
         if unread is not None and left >= unread:
             self._transport.abort()
-        elif left:
+        elif left and (self._stalled or self._ended or not self._responding):
             self._watcher = self._loop.call_later(self._settings.idle_seconds, self._watch, left)
 
     def _refuse(self, code: str) -> None:

@@ -26,7 +26,7 @@ from service.api.keys import require_key
 from service.api.request_log import RequestLog
 from service.api.routing import Routing
 from service.api.state import State
-from service.engine import Engine, Model, drive, load
+from service.engine import READ_BACKS, Engine, Model, drive, load
 from service.settings import Settings, read_settings
 from service.telemetry import Metrics
 
@@ -65,6 +65,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for code in PROBLEMS:
         # Prometheus sees the first increase only of a series that already exists.
         metrics.rejected.labels(code)
+    metrics.count(
+        "host_synchronisations",
+        "How often the host waited for the device to read results back.",
+        lambda: READ_BACKS.total,
+    )
     engine = Engine(
         partial(
             load,
@@ -78,9 +83,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         row_budget=chosen.row_budget,
         batching=chosen.batching,
         prefix_cache_bytes=chosen.prefix_cache_bytes,
+        graph_memory_bytes=chosen.graph_memory_bytes,
         threads=chosen.threads,
         observe=metrics.observe_forward,
     )
+    metrics.count("graph_captures", "CUDA graphs captured.", lambda: engine.graph_captures)
     state = State(chosen, engine, metrics, chosen.keys)
 
     @asynccontextmanager

@@ -79,6 +79,7 @@ class Server(uvicorn.Server):
             # Objects made at start live as long as the process. Garbage collection of them would
             # stop every thread for 0.2 s each time.
             gc.freeze()
+            gc.enable()
             print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)
 

@@ -72,18 +72,26 @@ class Settings(BaseSettings):
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of the computation, at most 1024. 0 takes one for each core that this process may
     use."""
-    row_budget: Count = 512
-    """Maximum rows of one forward. Longer work takes several."""
+    row_budget: Annotated[int, Field(ge=0)] = 0
+    """Maximum rows of one forward. Longer work takes several. 0 is 512 on a CPU and 4096 on a
+    GPU."""
     batching: bool = True
     """Whether runs of different requests share a forward."""
     prefix_cache_bytes: Annotated[int, Field(ge=0)] = 128 * MiB
     """Maximum bytes of the prefix cache. 0 turns the cache off."""
+    graph_memory_bytes: Annotated[int, Field(ge=0)] = 512 * MiB
+    """Maximum bytes of GPU memory for CUDA graphs. 0 turns CUDA graphs off. On a CPU there are
+    none."""
     max_body_bytes: Count = MiB
-    """Maximum bytes of a request body."""
+    """Maximum bytes of a request body, or of one line of it (NDJSON)."""
+    max_lines: Count = 4096
+    """Maximum lines of an NDJSON request. Each asks one question."""
+    max_ndjson_bytes: Count = 64 * MiB
+    """Maximum bytes of all lines of an NDJSON request."""
     header_seconds: Seconds = 10.0
     """Seconds to receive the request line and the headers."""
     body_seconds: Seconds = 30.0
-    """Seconds to receive the request body."""
+    """Seconds to receive the request body; of an NDJSON request, seconds without a byte of it."""
     idle_seconds: Count = 75
     """Whole seconds until a connection that sends no request, or does not read its answer, is
     closed."""
@@ -106,7 +114,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     """API keys, separated by commas. Without any, no request needs one."""
     api_keys_file: Path | None = None
-    """File of further API keys, one a line."""
+    """File of further API keys, one per line."""
     insecure: bool = False
     """Whether to listen on a public address without an API key."""
     cors_origins: Annotated[tuple[Origin, ...], NoDecode] = ()

@@ -7,12 +7,15 @@ import logging
 import re
 import secrets
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Literal
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.processors import JSONRenderer, TimeStamper, add_log_level, format_exc_info
 from structlog.stdlib import ProcessorFormatter
@@ -24,6 +27,25 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.
 BYTES = tuple(float(4**i) for i in range(4, 14))
 TOKENS = tuple(float(2**i) for i in range(0, 16))
 ERRORS = tuple(10.0**-i for i in range(9, -1, -1))
+
+
+class Total(Collector):
+    """A counter whose value is read elsewhere when metrics are collected.
+
+    Args:
+        name: Name of the metric, without `deltaw_` and `_total`.
+        text: Its help.
+        read: Returns the value, which never falls.
+    """
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name = name
+        self._text = text
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the counter with its value."""
+        yield CounterMetricFamily(f"deltaw_{self._name}", self._text, self._read())
 
 
 class Metrics:
@@ -54,20 +76,30 @@ class Metrics:
         )
         self.forward = seconds("forward_seconds", "Seconds of one forward.")
         self.batch_size = tokens("batch_size", "Runs in one forward.")
+        self.lines = counter(
+            "ndjson_lines",
+            "Answered lines of NDJSON requests, by route and status.",
+            ["route", "status"],
+        )
         self.rejected = counter(
-            "rejected", "Requests answered with a problem, by its code.", ["reason"]
+            "rejected", "Requests and lines answered with a problem, by its code.", ["reason"]
         )
         self.input_tokens = tokens(
-            "input_tokens", "Rows that a request computes, cached ones included."
+            "input_tokens", "Rows that a request, or a line of one, computes, cached ones included."
         )
         self.response_bytes = histogram(
-            "response_bytes", "Bytes of an answer's body.", buckets=BYTES
+            "response_bytes", "Bytes of the answer's body to a request or line.", buckets=BYTES
         )
         self.prefix_cache_hits = gauge("prefix_cache_hits", "Rows found in the prefix cache.")
         self.prefix_cache_misses = gauge(
             "prefix_cache_misses", "Rows not found in the prefix cache, which had to be computed."
         )
         self.prefix_cache_bytes = gauge("prefix_cache_bytes", "Bytes of the prefix cache.")
+        self.device_memory = gauge(
+            "device_memory_bytes",
+            "Bytes in the memory of the device that holds the model, by kind.",
+            ["kind"],
+        )
         self.equivalence_error = histogram(
             "equivalence_relative_error",
             "Relative error of each equivalence check, including the self-check at start.",
@@ -82,6 +114,10 @@ class Metrics:
             "Always 1; the labels name the version and the loaded model.",
             ["version", "model", "revision", "device", "dtype"],
         )
+
+    def count(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """Export a counter that is kept elsewhere. The arguments are those of `Total`."""
+        self.registry.register(Total(name, text, read))
 
     def observe_forward(self, seconds: float, runs: int) -> None:
         """Record the seconds and the runs of one forward."""

@@ -40,6 +40,7 @@ def test_option_text_becomes_a_request_field(name: str, text: str, value: object
         ("updates", WeightUpdatesRequest, ("joint", "probe_queries", "encoding")),
         ("trajectory", TrajectoriesRequest, ()),
         ("capture", ActivationsRequest, ("prompts", "encoding")),
+        ("sweep", WeightUpdatesRequest, ("probe_queries", "encoding")),
     ],
 )
 def test_help_describes_each_field(

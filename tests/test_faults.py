@@ -6,6 +6,7 @@ start.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,29 @@ def test_sigkill_under_load_ends_every_request(tiny_folder: Path) -> None:
     assert outcomes["broken"] == CLIENTS
     with served(model=tiny_folder, port=port) as running, client_of(running) as client:
         assert client.post(CHECKS, json=body(0)).json()["holds"] is True
+
+
+@pytest.mark.slow
+def test_sigkill_in_the_middle_of_lines_cuts_no_line(tiny_folder: Path) -> None:
+    """At SIGKILL the client has whole lines, and then a broken connection instead of an end."""
+    with served(model=tiny_folder, row_budget=64) as running, client_of(running) as client:
+        content = b"".join(json.dumps(body(i)).encode() + b"\n" for i in range(2000))
+        headers = {"Content-Type": "application/x-ndjson"}
+        received = b""
+        with (  # noqa: PT012
+            pytest.raises(httpx.TransportError),
+            client.stream("POST", CHECKS, content=content, headers=headers) as answer,
+        ):
+            for piece in answer.iter_bytes():
+                received += piece
+                if received.count(b"\n") > 20:
+                    running.process.kill()
+    whole = received.splitlines(keepends=True)
+    assert 20 < len(whole) < 2000
+    found = [json.loads(line) for line in whole if line.endswith(b"\n")]
+    assert len(found) >= len(whole) - 1
+    assert [line["index"] for line in found] == list(range(len(found)))
+    assert all(line["body"]["holds"] for line in found)
 
 
 @pytest.mark.slow

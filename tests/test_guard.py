@@ -51,7 +51,9 @@ def runner(request: pytest.FixtureRequest) -> asyncio.Runner:
     return asyncio.Runner(loop_factory=request.param)
 
 
-async def connect() -> tuple[Inner, asyncio.StreamReader, asyncio.StreamWriter]:
+async def connect(
+    settings: Settings | None = None,
+) -> tuple[Inner, asyncio.StreamReader, asyncio.StreamWriter]:
     """A server's inner protocol behind a guard, and a client of it."""
     made: asyncio.Future[Inner] = asyncio.get_running_loop().create_future()
 
@@ -60,7 +62,7 @@ async def connect() -> tuple[Inner, asyncio.StreamReader, asyncio.StreamWriter]:
         return made.result()
 
     server = await asyncio.get_running_loop().create_server(
-        lambda: Guard(Settings(), Metrics(), set(), inner), "127.0.0.1"
+        lambda: Guard(settings or Settings(), Metrics(), set(), inner), "127.0.0.1"
     )
     address = server.sockets[0].getsockname()
     reader, writer = await asyncio.open_connection(*address)
@@ -127,6 +129,78 @@ def test_no_problem_is_written_into_a_response(runner: asyncio.Runner) -> None:
         async with asyncio.timeout(SECONDS):
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
             writer.write(b"1;" + b"x" * MAX_HEAD_BYTES)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+        writer.close()
+
+    with runner:
+        runner.run(check())
+
+
+class Recorded(asyncio.Transport):
+    """A transport whose write buffer a test sets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffered = 0
+        self.aborted = False
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that the client has not read."""
+        return self.buffered
+
+    def is_closing(self) -> bool:
+        """Whether the guard has aborted the connection."""
+        return self.aborted
+
+    def abort(self) -> None:
+        """Note the abort."""
+        self.aborted = True
+
+
+def test_fuller_buffer_of_a_response_under_way_is_no_stalled_client() -> None:
+    """A client that reads while further pieces are written stays, even if more is buffered than
+    before; one that reads nothing of a paused response does not."""
+
+    async def check() -> None:
+        transport = Recorded()
+        guard = Guard(Settings(idle_seconds=1), Metrics(), set(), Inner)
+        guard.connection_made(transport)
+        guard.began([])
+        guard.responds()
+        transport.buffered = 100_000
+        guard.pause_writing()
+        transport.buffered = 10
+        guard.resume_writing()
+        transport.buffered = 60_000
+        await asyncio.sleep(1.1)
+        assert not transport.aborted
+        transport.buffered = 100_000
+        guard.pause_writing()
+        await asyncio.sleep(1.1)
+        assert transport.aborted
+        guard.connection_lost(None)
+
+    asyncio.run(check())
+
+
+def test_streamed_body_is_limited_by_its_silence(
+    runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `streams` a body may take any time, and the connection ends once no byte comes."""
+    monkeypatch.setattr("service.guard.GRACE_SECONDS", 0.0)
+
+    async def check() -> None:
+        inner, reader, writer = await connect(Settings(body_seconds=0.3))
+        writer.write(POST[:-5] + b"99\r\n\r\n")
+        await inner.until(POST[:-5] + b"99\r\n\r\n")
+        inner.guard.began([(b"content-length", b"99")])
+        inner.guard.streams()
+        for _ in range(6):
+            await asyncio.sleep(0.1)
+            writer.write(b"a")
+            await inner.until(b"a")
+        async with asyncio.timeout(SECONDS):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
         writer.close()

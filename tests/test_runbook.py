@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,10 +45,12 @@ def named(heading: str) -> list[str]:
 
 @pytest.fixture
 def heard(tiny_service: Served) -> Iterator[Heard]:
-    """A server that has answered one request and refused one."""
+    """A server that has answered one request, refused one, and answered one of lines."""
     with client_of(tiny_service) as client:
         client.post(PATHS["checks"], json=BODY, headers={"X-Request-ID": "run.1"})
         client.post(PATHS["checks"], json={}, headers={"X-Request-ID": "run.2"})
+        lines = {"Content-Type": "application/x-ndjson", "X-Request-ID": "run.3"}
+        client.post(PATHS["checks"], content=json.dumps(BODY), headers=lines)
         yield Heard(tiny_service, client, log_of(tiny_service))
 
 
@@ -92,9 +95,10 @@ def test_rejected_total_exports_every_code_from_the_start(heard: Heard) -> None:
 
 
 def test_table_of_log_fields_lists_every_field(heard: Heard) -> None:
-    """The log lines of an answer and of a problem have the fields of the table and no others."""
-    lines = [heard.log.await_request(mark) for mark in ("run.1", "run.2")]
-    assert sorted(named("field")) == sorted(set(lines[0]) | set(lines[1]))
+    """The log lines of an answer, a problem and an NDJSON request have the fields of the table
+    and no others."""
+    lines = [heard.log.await_request(mark) for mark in ("run.1", "run.2", "run.3")]
+    assert sorted(named("field")) == sorted({name for line in lines for name in line})
 
 
 def test_table_of_server_timing_lists_every_part(heard: Heard) -> None:

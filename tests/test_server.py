@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -90,6 +91,25 @@ def test_sigterm_drains_before_the_process_ends(large_folder: Path) -> None:
         assert answer.json()["holds"] is True
         assert running.process.wait(10.0) == 0
         assert "Traceback" not in log.end()
+
+
+@pytest.mark.slow
+def test_sigterm_answers_every_line_of_a_begun_request(tiny_folder: Path) -> None:
+    """After SIGTERM all lines of a request that is being answered are answered, and the process
+    ends with 0."""
+    lines = b"".join(
+        json.dumps(SHORT | {"context": [1, 2, 3 + i % 200]}).encode() + b"\n" for i in range(600)
+    )
+    headers = {"Content-Type": "application/x-ndjson"}
+    with served(model=tiny_folder, row_budget=32) as running, client_of(running) as client:
+        with client.stream("POST", CHECKS, content=lines, headers=headers) as answer:
+            received = answer.iter_lines()
+            found = [json.loads(next(received))]
+            running.process.send_signal(signal.SIGTERM)
+            found += map(json.loads, received)
+        assert [line["index"] for line in found] == list(range(600))
+        assert {line["status"] for line in found} == {200}
+        assert running.process.wait(10.0) == 0
 
 
 @pytest.mark.slow

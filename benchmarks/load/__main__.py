@@ -23,7 +23,8 @@ SCENARIOS: Mapping[str, Mapping[str, int]] = {
     "bursts": {"Burst": 120},
     "slow": {"Mixed": 4, "Slow": 8},
     "leaving": {"Mixed": 4, "Leaving": 8},
-    "all": {"Mixed": 6, "Burst": 40, "Slow": 4, "Leaving": 2},
+    "lines": {"Mixed": 4, "Lines": 2, "SlowLines": 2, "LeavingLines": 2},
+    "all": {"Mixed": 6, "Burst": 40, "Slow": 4, "Leaving": 2, "Lines": 1, "LeavingLines": 1},
 }
 """Number of clients by kind."""
 INTERVALS = {"/livez": 0.1, "/metrics": 1.0}

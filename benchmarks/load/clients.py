@@ -2,7 +2,8 @@
 
 Each request becomes one JSON line in RECORDS: id, path, outcome, status, problem code and seconds.
 Its outcome is `answered` (200, whole and valid), `refused` (a problem), `left` (the client meant to
-leave) or `lost` (anything else).
+leave) or `lost` (anything else). An NDJSON request is `answered` if each of its lines was answered
+or refused.
 """
 
 from __future__ import annotations
@@ -22,16 +23,19 @@ import httpx
 ANSWER_SECONDS = 120.0
 """Seconds after which an answer counts as lost; the service's deadline is 60."""
 BURST_SECONDS = 15.0
+BUSY = (429, 503)
+"""Statuses of a service that may answer later."""
 WORDS = ("the", "capital", "of", "Germany", "is", "Berlin", "and", "a", "river", "runs", "through")
 SAFETENSORS = "application/vnd.safetensors"
+NDJSON = "application/x-ndjson"
 Chance = random.Random
 
 
 class Drawn(NamedTuple):
-    """A request: path, JSON body (None sends a GET request) and `Accept`."""
+    """A request: path, JSON body (None sends a GET request, a list one body per line), `Accept`."""
 
     path: str
-    body: Mapping[str, Any] | None
+    body: Mapping[str, Any] | list[Mapping[str, Any]] | None
     accept: str = "*/*"
 
 
@@ -97,11 +101,32 @@ def long_check(chance: Chance) -> Drawn:
     return Drawn(CHECKS, {"context": context, "query": [query]})
 
 
+LINES = 60
+"""Lines of an NDJSON request."""
+
+
+def lines(chance: Chance) -> Drawn:
+    """Questions of two options in turn, and three that are refused."""
+    options: list[dict[str, Any]] = [{"layers": [-1]}, {"include": ["next_tokens"]}]
+    drawn = [pair(chance, **options[i // 20 % 2]) for i in range(LINES - 3)]
+    return Drawn(UPDATES, [*drawn, *(pair(chance, layers=[99]) for _ in range(3))])
+
+
 async def send(http: httpx.AsyncClient, request: httpx.Request, _: Chance) -> httpx.Response:
     """Send and read at once; after a refusal wait for as long as `Retry-After` says."""
     response = await http.send(request)
     await asyncio.sleep(float(response.headers.get("Retry-After", 0)))
     return response
+
+
+async def send_again(http: httpx.AsyncClient, request: httpx.Request, _: Chance) -> httpx.Response:
+    """Send and read at once; send again after `Retry-After` while the service is busy."""
+    end = time.time() + ANSWER_SECONDS
+    while True:
+        response = await http.send(request)
+        if response.status_code not in BUSY or time.time() > end:
+            return response
+        await asyncio.sleep(float(response.headers.get("Retry-After", 1)))
 
 
 async def send_slowly(http: httpx.AsyncClient, request: httpx.Request, _: Chance) -> httpx.Response:
@@ -155,7 +180,10 @@ KINDS: Mapping[str, Kind] = {
     "Burst": Kind(aligned, lambda c: Drawn(CHECKS, pair(c, layers=[-1])), send),
     "Slow": Kind(paced(5.0), mixed, send_slowly),
     "Leaving": Kind(paced(1.0), lambda c: Drawn(CHECKS, pair(c, 60, scope="model")), leave),
-    "Check": Kind(paced(0.0), long_check, send),
+    "Lines": Kind(paced(4.0), lines, send),
+    "SlowLines": Kind(paced(8.0), lines, send_slowly),
+    "LeavingLines": Kind(paced(1.5), lines, leave),
+    "Check": Kind(paced(0.0), long_check, send_again),
 }
 
 
@@ -182,7 +210,12 @@ async def _client(http: httpx.AsyncClient, name: str, kind: Kind, end: float, ou
         record: dict[str, Any] = {"id": f"{name}.{count}", "path": drawn.path, "begun": begun}
         headers = {"X-Request-ID": f"{name}.{count}", "Accept": drawn.accept}
         method = "GET" if drawn.body is None else "POST"
-        request = http.build_request(method, drawn.path, json=drawn.body, headers=headers)
+        if isinstance(drawn.body, list):
+            content = "".join(json.dumps(line) + "\n" for line in drawn.body)
+            headers["Content-Type"] = NDJSON
+            request = http.build_request(method, drawn.path, content=content, headers=headers)
+        else:
+            request = http.build_request(method, drawn.path, json=drawn.body, headers=headers)
         outcome, status, code, fault = "left", 0, "", ""
         try:
             if (response := await kind.send(http, request, chance)) is not None:
@@ -199,12 +232,26 @@ def _outcome(response: httpx.Response) -> tuple[str, str]:
     status, media = response.status_code, response.headers["content-type"]
     if status == 200 and media == SAFETENSORS:
         return "answered", ""
+    if media == NDJSON:
+        return ("answered" if _lines_are_whole(response.content) else "lost"), ""
     answer = response.json()
     if status == 200:
         return ("answered" if answer.get("holds", True) else "lost"), ""
     if media == "application/problem+json" and answer["status"] == status:
         return "refused", answer["code"]
     return "lost", ""
+
+
+def _lines_are_whole(content: bytes) -> bool:
+    """Whether each line was answered, or refused with a problem of its own, in order."""
+    found = [json.loads(line) for line in content.splitlines()]
+    whole = [line["body"].get("status", 200) == line["status"] for line in found]
+    refused = [line["status"] == 422 for line in found]
+    return (
+        [line["index"] for line in found] == list(range(LINES))
+        and all(whole)
+        and refused == [False] * (LINES - 3) + [True] * 3
+    )
 
 
 async def _main(port: str, seconds: str, records: str, *kinds: str) -> None:

@@ -15,7 +15,8 @@ from schemas.activations import (
     Reduce,
 )
 from service.analysis.inputs import resolve_layers, resolve_positions, resolve_prompt
-from service.engine import AnswerSize, Model, Plan, Question, Run, Site, plan
+from service.analysis.pieces import conditions_of
+from service.engine import AnswerSize, Model, Plan, Question, Run, Site, fetch, plan
 from service.errors import UnknownHookPoint
 from service.theory import norm
 
@@ -84,13 +85,16 @@ def activations(
         Run(ids, range(len(ids)), dict.fromkeys(sites, rows), reduce=REDUCTIONS[reduce])
         for ids, rows in zip(prompts, positions, strict=True)
     ]
+    values = iter(
+        fetch([read[site] for read in everything for site in sites], conditions_of(everything))
+    )
     return ActivationsAnswer(
         model.summary,
         [
             PromptActivations(
                 shown,
-                [Activation(site.layer, site.point, rows, read[site].cpu()) for site in sites],
+                [Activation(site.layer, site.point, rows, next(values)) for site in sites],
             )
-            for shown, rows, read in zip(tokens, positions, everything, strict=True)
+            for shown, rows in zip(tokens, positions, strict=True)
         ],
     )

@@ -22,12 +22,14 @@ from schemas.attributions import (
     SpanShare,
 )
 from schemas.pairs import Span
-from service.analysis.factors import ratios
+from service.analysis.factors import finite
 from service.analysis.inputs import require_reading_in_parts, resolve_layers
 from service.analysis.pairs import Pair, resolve_pair
+from service.analysis.pieces import Piece, exists, first_weights, pieces, update_cost
 from service.analysis.spans import given_spans, sentence_spans
-from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan
-from service.theory import RankOne, below_noise, update_on_base
+from service.analysis.unread import Part, in_pieces, read
+from service.engine import Activations, AnswerSize, Model, Plan, Question, numbers, plan
+from service.theory import below_noise, update_on_base
 
 
 def plan_attributions(model: Model, request: AttributionsRequest) -> Plan[AttributionsAnswer]:
@@ -63,15 +65,16 @@ def attributions(
     for start, stop in spans:
         others = [i for i in range(len(pair.context)) if not start <= i < stop]
         prompts += [pair.keeping([*anchor, *range(start, stop)]), pair.keeping(others)]
-    whole, baseline, reverse, *parts = yield [prompt.run(reads) for prompt in prompts]
-    found = [
-        attribution
-        for layer in layers
-        for attribution in _of_layer(
-            model, pair.positions, layer, spans, whole, baseline, reverse, parts
-        )
-    ]
-    return AttributionsAnswer(*relation, found)
+    received = yield [prompt.run(reads) for prompt in prompts]
+    count = len(pair.positions)
+    cut = pieces(model, layers, count, (2 + 2 * len(spans)) * update_cost(model))
+
+    def form(piece: Piece) -> Part:
+        return _part(model, pair.positions[piece.rows], spans, piece, received)
+
+    unread = yield from in_pieces(cut, form, [count], received)
+    ((entries,),) = yield from read(unread)
+    return AttributionsAnswer(*relation, entries)
 
 
 def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:
@@ -86,57 +89,78 @@ def _reversed(pair: Pair, spans: Sequence[Span]) -> list[int]:
     return [*order, *range(end, len(pair.context))]
 
 
-def _of_layer(
+def _part(
     model: Model,
     positions: Sequence[int],
-    layer: int,
     spans: Sequence[Span],
-    whole: Activations,
-    baseline: Activations,
-    reverse: Activations,
-    parts: Sequence[Activations],
-) -> list[LayerAttribution]:
-    site, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in
-    n, n_whole = baseline[site], whole[site]
-
-    def seen(to: Activations) -> RankOne:
-        return update_on_base(n, n, to[site], w_in)
-
-    total = seen(whole)
-    noise = below_noise(n, n_whole, n.dtype)
-    alone = [seen(only) for only in parts[::2]]
-    added = [update_on_base(rest[site], rest[site], n_whole, w_in) for rest in parts[1::2]]
-
-    def told(values: Tensor) -> list[float | None]:
-        return ratios(values.masked_fill(noise, torch.nan))
-
-    columns = [
-        zip(
-            more.norm.tolist(),
-            only.norm.tolist(),
-            told(only.cosine(total)),
-            told(only.inner(total) / total.norm.square()),
-            strict=True,
-        )
-        for more, only in zip(added, alone, strict=True)
-    ]
-    order = update_on_base(n, reverse[site], n_whole, w_in).norm / total.norm
-    rows = zip(
-        positions,
-        total.norm.tolist(),
-        noise.tolist(),
-        told(order),
-        zip(*columns, strict=True),
-        strict=True,
+    piece: Piece,
+    received: Sequence[Activations],
+) -> Part:
+    """Form the attributions of a piece from its runs in the order in which they were asked."""
+    count = len(spans)
+    n = piece.stacked([[run] for run in received], "mlp_in")[:, 0]
+    whole, baseline, reverse = torch.split(n[:, :3], 1, 1)
+    alone, rest = n[:, 3::2], n[:, 4::2]
+    # The update of the whole context, of each span alone, from the reversed context, and of each
+    # span on top of the others.
+    each = (-1, count, -1, -1)
+    update = update_on_base(
+        torch.cat([baseline, baseline.expand(each), baseline, rest], 1),
+        torch.cat([baseline, baseline.expand(each), reverse, rest], 1),
+        torch.cat([whole, alone, whole, whole.expand(each)], 1),
+        first_weights(model, piece),
     )
-    return [
-        LayerAttribution(
-            layer,
-            position,
-            size,
-            below,
-            effect,
-            [SpanShare(span, *figures) for span, figures in zip(spans, each, strict=True)],
-        )
-        for position, size, below, effect, each in rows
+    total, only, order = update[:, :1], update[:, 1 : count + 1], update[:, count + 1]
+    # Rows come before the updates, as the entries of an answer need them.
+    norms = update.norm.transpose(1, 2)
+    tensors = [
+        norms,
+        only.cosine(total).transpose(1, 2),
+        (only.inner(total) / total.norm.square()).transpose(1, 2),
+        order.norm / norms[:, :, 0],
+        below_noise(n[:, 1], n[:, 0], n.dtype),
     ]
+
+    def finish(host: Sequence[Tensor]) -> list[list[LayerAttribution]]:
+        figures = [numbers(values) for values in host]
+        return [
+            [
+                _attribution(layer, position, spans, *(values[i][row] for values in figures))
+                for row, position in enumerate(positions)
+            ]
+            for i, layer in enumerate(piece.layers)
+        ]
+
+    return Part(tensors, finish, [exists(norms)])
+
+
+def _attribution(
+    layer: int,
+    position: int,
+    spans: Sequence[Span],
+    norms: Sequence[float],
+    cosines: Sequence[float],
+    shares: Sequence[float],
+    order: float,
+    noise: bool,
+) -> LayerAttribution:
+    """The entry of one layer and position, from its figures in the order of `_part`."""
+    size, only, added = norms[0], norms[1 : len(spans) + 1], norms[-len(spans) :]
+
+    def told(value: float) -> float | None:
+        """A figure relative to ΔW; None where ΔW is rounding."""
+        return None if noise else finite(value)
+
+    return LayerAttribution(
+        layer,
+        position,
+        size,
+        noise,
+        told(order),
+        [
+            SpanShare(span, more, alone, told(cosine), told(share))
+            for span, more, alone, cosine, share in zip(
+                spans, added, only, cosines, shares, strict=True
+            )
+        ],
+    )

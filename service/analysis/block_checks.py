@@ -13,23 +13,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from schemas.activations import HookPoint
-from schemas.common import UNSET, Unset
+from schemas.common import UNSET
 from schemas.equivalence_checks import Apply, Check, Scope
 from schemas.pairs import Form, Stream
-from service.analysis.factors import POINTS, joint_layer_update, layer_update
-from service.analysis.pairs import Pair, gathered, position_slices
-from service.analysis.verdicts import GATES, bounds_of, checks_of_layer, relative_errors
-from service.engine import Activations, Block, Model, Question, Run, Site, patched_block
+from service.analysis.factors import POINTS, joint_layer_update, layer_update, ratios
+from service.analysis.pairs import Pair, gathered
+from service.analysis.pieces import conditions_of, exists, most_entries, slices, update_cost
+from service.analysis.unread import Part, Unread, read
+from service.analysis.verdicts import GATES, bounds_of, checks_of_layer, compared
+from service.engine import (
+    Activations,
+    Block,
+    Model,
+    Question,
+    Run,
+    Site,
+    copied,
+    numbers,
+    patched_block,
+)
 from service.theory import (
     DependentRows,
     ImplicitUpdate,
     JointUpdate,
     NonFinite,
+    concatenated,
+    discrepancy,
+    magnitude,
     norm,
     tolerance,
 )
@@ -42,6 +59,13 @@ CONTROLS: Mapping[Scope, tuple[str, ...]] = {
     "block": ("without_bias", "without_weight", "random_update", "shuffled_context"),
 }
 """The controls of each scope. Δh acts after the projection, so `projection` has fewer."""
+
+PATCHED, UNPATCHED, BIAS_ONLY = "patched", "unpatched", "bias_only"
+"""The cases that are no controls: the patch, no patch, and Δh at the attention output."""
+
+MATERIALIZED = 64
+"""Multiplications that take as long as forming one number of W + ΔW. Each position has a matrix of
+its own, so this part takes a product for each position."""
 
 PARALLEL = (
     "The MLP of a parallel block reads the stream before attention, which both runs share here. So "
@@ -103,22 +127,48 @@ def block_checks(
     context, *rest = yield [*runs, *other]
     baseline = gathered(rest[: len(base)])
     shuffled = rest[-1] if other else None
-    checks: list[Check] = []
     count = len(pair.positions)
-    parts = [slice(count)] if procedure.joint else position_slices(count)
+    parts: list[Part] = []
     for layer in layers:
         block = model.blocks[layer].to(dtype)
-        for part in parts:
-            bench = _Bench(procedure, block, layer, _rows(context, part), _rows(baseline, part))
-            other_order = None if shuffled is None else _rows(shuffled, part)
-            checks += bench.checks(pair.positions[part], other_order)
+        for rows in _slices(model, count, procedure):
+            bench = _Bench(procedure, block, layer, _rows(context, rows), _rows(baseline, rows))
+            other_order = None if shuffled is None else _rows(shuffled, rows)
+            parts.append(bench.checks(pair.positions[rows], other_order))
             yield ()
-    return checks
+    everything = [context, baseline, *([] if shuffled is None else [shuffled])]
+
+    def whole(found: Sequence[Sequence[Check]]) -> list[Check]:
+        return [check for of_part in found for check in of_part]
+
+    (checks,) = yield from read(Unread(parts, whole, conditions_of(everything)))
+    return list(checks)
+
+
+def _slices(model: Model, count: int, procedure: Procedure) -> list[slice]:
+    """The positions that are checked at a time; a joint patch needs all of them."""
+    if procedure.joint:
+        return [slice(0, count)]
+    block = model.blocks[0]
+    product = update_cost(model) + block.w_out.width * model.d_mlp
+    factored = (1 + len(CONTROLS["block"])) * product
+    materialized = MATERIALIZED * product if procedure.apply == "materialized" else 0
+    return slices(count, most_entries(model, factored + materialized))
 
 
 def _rows(read: Activations, part: slice) -> Activations:
     """The activations at some of the positions."""
-    return {site: values[part] for site, values in read.items()}
+    return Activations({site: values[part] for site, values in read.items()}, read.conditions)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One way to patch the rows: a name, resid_mid, mlp_in, and the patch."""
+
+    name: str
+    h: Tensor
+    n: Tensor
+    update: ImplicitUpdate | JointUpdate
 
 
 class _Bench:
@@ -135,117 +185,183 @@ class _Bench:
         self.procedure, self.block, self.layer = procedure, block, layer
         self.context, self.baseline = context, baseline
         self.h, self.n = baseline[Site(layer, "resid_mid")], baseline[Site(layer, "mlp_in")]
-        self.update = self.formed(context)
+        self.update, formed = self.formed(context)
+        self.conditions = [exists(formed)]
         # The streams before attention are equal below the first layer, or below patched ones.
         self.no_weight = block.parallel and (layer == 0 or procedure.stream == "sequential")
 
-    def formed(self, context: Activations) -> ImplicitUpdate | JointUpdate:
-        """Form the update that makes the baseline read as `context` does."""
+    def formed(self, context: Activations) -> tuple[ImplicitUpdate | JointUpdate, Tensor]:
+        """Form the update that makes the baseline read as `context` does, with its magnitudes."""
         runs = (self.layer, context, self.baseline, self.block)
         if self.procedure.joint:
-            return joint_layer_update(*runs).to(self.h.dtype)
-        return layer_update(*runs, self.procedure.form).to(self.h.dtype)
+            joint = joint_layer_update(*runs)
+            return joint.to(self.h.dtype), self.h.new_ones(len(self.h))
+        update = layer_update(*runs, self.procedure.form)
+        return update.to(self.h.dtype), magnitude(update)
 
     def compared(self, read: Activations) -> Tensor:
         """The compared vector of a run, (positions, width)."""
         points = compared_points(self.block, self.procedure.scope)
         return torch.cat([read[Site(self.layer, point)] for point in points], -1)
 
-    def run(
-        self, h: Tensor, n: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply
-    ) -> Tensor:
-        """The compared vector from resid_mid and mlp_in, with patched weights, (positions, …)."""
-        pre, post = patched_block(self.block, h, n, update, apply)
+    def run(self, case: _Case, apply: Apply) -> Tensor:
+        """The compared vector with patched weights, (positions, width)."""
+        pre, post = patched_block(self.block, case.h, case.n, case.update, apply)
         return pre if self.procedure.scope == "projection" else post
 
-    def checks(self, positions: Sequence[int], shuffled: Activations | None) -> list[Check]:
+    def run_all(self, cases: Sequence[_Case]) -> dict[str, Tensor]:
+        """The compared vector of each case, its weights applied as factors.
+
+        Updates of single positions are computed side by side, those with and those without a
+        change of the second weight.
+        """
+        found: dict[str, Tensor] = {}
+        alike: dict[bool, list[tuple[_Case, ImplicitUpdate]]] = {True: [], False: []}
+        for case in cases:
+            if isinstance(case.update, ImplicitUpdate):
+                alike[case.update.out is None].append((case, case.update))
+            else:
+                found[case.name] = self.run(case, "factored")
+        for group in filter(None, alike.values()):
+            h = torch.cat([case.h for case, _ in group])
+            n = torch.cat([case.n for case, _ in group])
+            updates = concatenated([update for _, update in group])
+            outputs = self.run(_Case("", h, n, updates), "factored").chunk(len(group))
+            found |= {case.name: output for (case, _), output in zip(group, outputs, strict=True)}
+        return found
+
+    def checks(self, positions: Sequence[int], shuffled: Activations | None) -> Part:
         """Check each position, with its controls."""
         expected, reached = self.compared(self.context), self.compared(self.baseline)
-        if self.procedure.stream == "free":
-            actual, unpatched = self.run(self.h, self.n, self.update, self.procedure.apply), reached
-        else:
+        cases, reasons, other_magnitudes = self.controls(positions, shuffled)
+        mine = _Case(PATCHED, self.h, self.n, self.update)
+        free = self.procedure.stream == "free"
+        if not free:
             nothing = self.update.without_weight().without_bias()
-            actual, unpatched = reached, self.run(self.h, self.n, nothing, "factored")
+            cases.append(_Case(UNPATCHED, self.h, self.n, nothing))
+        elif self.procedure.apply == "factored":
+            cases.append(mine)
+        found = self.run_all(cases)
+        if free and self.procedure.apply != "factored":
+            found[PATCHED] = self.run(mine, self.procedure.apply)
+        actual, unpatched = (found[PATCHED], reached) if free else (reached, found[UNPATCHED])
         derived = tolerance(
             GATES[self.procedure.scope, self.procedure.dtype],
             self.h,
             self.context[Site(self.layer, "resid_mid")],
             expected,
         )
-        controls, reasons, bias_only = self.controls(positions, shuffled)
+        bounds = bounds_of(self.procedure.tolerance, derived)
+        tensors = [compared(expected, actual, unpatched, bounds), other_magnitudes]
+        names = [case.name for case in cases if case.name not in (PATCHED, UNPATCHED)]
+        if names:
+            outputs = torch.stack([found[name] for name in names])
+            tensors.append(discrepancy(expected, outputs).relative_error)
+
+        def finish(host: Sequence[Tensor]) -> list[Check]:
+            figures, magnitudes, *errors = map(numbers, host)
+            is_formed = all(map(isfinite, magnitudes))
+            known = dict(zip(names, map(ratios, *errors), strict=True)) if names else {}
+            return self._finished(positions, figures, known, dict(reasons), is_formed)
+
+        return Part(tensors, finish, self.conditions)
+
+    def _finished(
+        self,
+        positions: Sequence[int],
+        figures: Sequence[Sequence[float]],
+        errors: Mapping[str, list[float | None]],
+        reasons: dict[str, str],
+        shuffled_exists: bool,
+    ) -> list[Check]:
+        """Form the checks of the positions from numbers.
+
+        Args:
+            positions: Indices into the query.
+            figures: Those of `compared` at each position.
+            errors: Relative errors of each control that was run.
+            reasons: Reason for each control that was not.
+            shuffled_exists: Whether the update of the shuffled context exists.
+        """
+        nothing: list[float | None] = [None] * len(positions)
+        controls: dict[str, list[float | None]] = {}
+        if self.procedure.controls:
+            controls = {name: errors.get(name, nothing) for name in CONTROLS[self.procedure.scope]}
+        if "shuffled_context" in errors and not shuffled_exists:
+            controls["shuffled_context"] = nothing
+            reasons["shuffled_context"] = "The update of the shuffled context is not finite."
         return checks_of_layer(
             self.layer,
             positions,
-            expected,
-            actual,
-            unpatched,
-            bounds_of(self.procedure.tolerance, derived),
+            figures,
+            self.procedure.dtype,
             controls,
-            reasons,
-            bias_only,
+            {name: reason for name, reason in reasons.items() if name in controls},
+            errors.get(BIAS_ONLY, nothing) if self.procedure.controls else UNSET,
             PARALLEL if self.no_weight and self.procedure.scope == "projection" else UNSET,
         )
 
     def controls(
         self, positions: Sequence[int], shuffled: Activations | None
-    ) -> tuple[dict[str, list[float | None]], dict[str, str], list[float | None] | Unset]:
-        """Each control's relative error at each position, the reason for each that is missing, and
-        the error with Δh at the attention output and no ΔW, which is exact too."""
-        if not self.procedure.controls:
-            return {}, {}, UNSET
+    ) -> tuple[list[_Case], dict[str, str], Tensor]:
+        """The controls that can be run, the reason for each other one, and the magnitudes of the
+        shuffled context's updates."""
         update = self.update
-        patched: dict[str, ImplicitUpdate | JointUpdate] = {"without_bias": update.without_bias()}
+        patches: dict[str, ImplicitUpdate | JointUpdate] = {}
         reasons: dict[str, str] = {}
+        magnitudes = self.h.new_ones(len(positions))
+        if not self.procedure.controls:
+            return [], reasons, magnitudes
+        patches["without_bias"] = update.without_bias()
         if self.no_weight:
             reasons |= dict.fromkeys(("without_weight", "random_update"), PARALLEL)
         else:
-            patched["without_weight"] = update.without_weight()
-            patched["random_update"] = update.with_output(self._random(positions))
+            patches["without_weight"] = update.without_weight()
+            patches["random_update"] = update.with_output(self._random(positions))
         if self.no_weight and self.layer == 0 and self.procedure.scope == "projection":
             reasons["shuffled_context"] = PARALLEL
         elif shuffled is None:
             reasons["shuffled_context"] = "No other order of the context has other tokens."
         else:
             try:
-                patched["shuffled_context"] = self.formed(shuffled)
+                patches["shuffled_context"], magnitudes = self.formed(shuffled)
             except (DependentRows, NonFinite) as error:
                 reasons["shuffled_context"] = str(error)
-        expected = self.compared(self.context)
-        nothing: list[float | None] = [None] * len(positions)
-        errors = dict.fromkeys(CONTROLS[self.procedure.scope], nothing)
-        for name in errors.keys() & patched.keys():
-            errors[name] = relative_errors(
-                expected, self.run(self.h, self.n, patched[name], "factored")
-            )
-        reasons = {name: reason for name, reason in reasons.items() if name in errors}
-        return errors, reasons, self._attention_shifted(expected)
+        named = CONTROLS[self.procedure.scope]
+        cases = [_Case(name, self.h, self.n, patches[name]) for name in named if name in patches]
+        if not self.block.parallel:
+            cases.append(self._attention_shifted())
+        return cases, reasons, magnitudes
 
-    def _attention_shifted(self, expected: Tensor) -> list[float | None]:
-        """The error with Δh at the attention output and no ΔW; None for a parallel block, whose MLP
+    def _attention_shifted(self) -> _Case:
+        """Δh at the attention output and no ΔW, which is exact too. The MLP of a parallel block
         does not read that output."""
-        if self.block.parallel:
-            return [None] * len(expected)
         h = self.context[Site(self.layer, "resid_mid")].double()
         h = self.h + (h - self.h.double()).to(self.h.dtype)
         nothing = self.update.without_weight().without_bias()
-        return relative_errors(expected, self.run(h, self.block.pre_mlp(h), nothing, "factored"))
+        return _Case(BIAS_ONLY, h, self.block.pre_mlp(h), nothing)
 
     def _random(self, positions: Sequence[int]) -> Tensor:
         """Draw output factors of ΔW in random directions, with the lengths of the real ones."""
         update = self.update
         weight = update.w_in if isinstance(update, JointUpdate) else update.weight
-        rows = []
-        for position in positions:
-            generator = torch.Generator().manual_seed(SEED + 10_007 * self.layer + position)
-            rows.append(
-                torch.randn(weight.output.shape[-1], generator=generator, dtype=torch.float64)
-            )
-        direction = torch.nn.functional.normalize(torch.stack(rows), dim=-1).to(weight.output)
+        direction = random_directions(self.layer, positions, weight.output.shape[-1])
+        direction = copied(direction.to(weight.output.dtype), weight.output.device)
         output = direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
         if isinstance(update, JointUpdate):
             # The input factors are not orthogonal, so rows of equal norm do not give an equal norm.
-            output *= float(update.w_in.norm / update.with_output(output).w_in.norm)
+            output *= update.w_in.norm / update.with_output(output).w_in.norm
         return output
+
+
+def random_directions(layer: int, positions: Sequence[int], width: int) -> Tensor:
+    """A random vector of length 1 for each position, on the host, (positions, width)."""
+    # NumPy draws on the host, so torch launches as much for many positions as for one.
+    rows = [
+        np.random.default_rng((SEED, layer, position)).standard_normal(width)
+        for position in positions
+    ]
+    return torch.nn.functional.normalize(torch.from_numpy(np.stack(rows)), dim=-1)
 
 
 def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[Run]:
@@ -255,7 +371,7 @@ def _shuffled(pair: Pair, layers: Sequence[int], procedure: Procedure) -> list[R
         return []
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(len(pair.context) - first, generator=generator) + first
-    shuffled = pair.reordered([*range(first), *order.tolist()])
+    shuffled = pair.reordered([*range(first), *numbers(order)])
     if shuffled.ids == pair.with_context.ids:
         # Moving the first token to the end changes every context but one of equal ids.
         shuffled = pair.reordered([*range(first), *range(first + 1, len(pair.context)), first])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from schemas.activations import HookPoint
@@ -14,10 +15,11 @@ from service.engine import Activations, Block, Site, second_update
 from service.theory import (
     ImplicitUpdate,
     JointUpdate,
+    OutputUpdate,
     RankOne,
     implicit_update,
     joint_update,
-    required,
+    output_update,
 )
 
 POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
@@ -26,11 +28,6 @@ POINTS: Mapping[Form, tuple[HookPoint, ...]] = {
 }
 """The hook points of the run with context from which an update is formed, by form. The baseline run
 always needs those of `bias`."""
-
-
-def on_wire(weight: RankOne) -> RankOne:
-    """The factors of an update in float32 on the CPU."""
-    return RankOne(weight.input.float().cpu(), weight.output.float().cpu())
 
 
 def columns_of(weight: RankOne, columns: slice) -> RankOne:
@@ -49,18 +46,41 @@ def layer_update(
         baseline: The baseline run, which read `POINTS["bias"]`.
         block: The layer's block, in the dtype of the runs.
         form: The carrier of Δh.
-
-    Raises:
-        NonFinite: An update cannot be formed.
     """
     n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
     update = implicit_update(baseline[n], context[n], baseline[h], context[h], block.w_in)
     if form == "bias":
         return update
     act = context[Site(layer, "mlp_act")]
+    out = second_updates([block], act[None], update.bias[None])
+    return replace(update, out=out[0])
+
+
+def second_updates(blocks: Sequence[Block], act: Tensor, bias: Tensor) -> OutputUpdate:
+    """The changes of the second weights of layers that carry Δh.
+
+    Args:
+        blocks: The blocks of the layers.
+        act: mlp_act with context, (layers, rows, d_mlp).
+        bias: Δh, (layers, rows, d_model).
+    """
+    if blocks[0].post_mlp is None:
+        return output_update(act, bias)
     # The input of a post-norm is not a hook point, so it is computed again.
-    out = second_update(block, update.bias, act, block.w_out(act))
-    return replace(update, out=required(out))
+    found = [
+        second_update(block, shift, rows, block.w_out(rows))
+        for block, rows, shift in zip(blocks, act.unbind(), bias.unbind(), strict=True)
+    ]
+    gains = [one.gain for one in found if one.gain is not None]
+    lifted = [one.lifted for one in found if one.lifted is not None]
+    return OutputUpdate(
+        RankOne(
+            torch.stack([one.weight.input for one in found]),
+            torch.stack([one.weight.output for one in found]),
+        ),
+        torch.stack(gains),
+        torch.stack(lifted),
+    )
 
 
 def joint_layer_update(
@@ -82,6 +102,6 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def ratios(values: Tensor) -> list[float | None]:
-    """Values of (count), None for those that are infinite or not a number."""
-    return [finite(value) for value in values.tolist()]
+def ratios(values: Sequence[float]) -> list[float | None]:
+    """The values, None for those that are infinite or not a number."""
+    return [finite(value) for value in values]

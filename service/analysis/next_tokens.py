@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from schemas.common import UNSET, Unset
 from schemas.weight_updates import LikelyToken, NextTokens
-from service.analysis.pairs import Pair, position_slices
-from service.engine import Model, Question, Site
+from service.analysis.pairs import Pair
+from service.analysis.pieces import Piece, pieces
+from service.analysis.unread import Part, Unread, in_pieces
+from service.engine import Condition, Model, Question, Site, numbers
 from service.errors import NonFiniteActivation
 from service.theory import kl_divergence
 
@@ -18,25 +19,34 @@ LIKELIEST = 10
 """Number of tokens in an answer."""
 
 
-def next_tokens(model: Model, pair: Pair, asked: bool) -> Question[Sequence[NextTokens] | Unset]:
-    """Find the likeliest next tokens at each requested position, if they are asked for."""
-    if not asked:
-        return UNSET
+def next_tokens(
+    model: Model, pairs: Sequence[Pair]
+) -> Question[Unread[Sequence[Sequence[NextTokens]]]]:
+    """Find the likeliest next tokens at each requested position of each pair."""
     site = last_site(model)
-    reads = {site: pair.positions}
-    context, baseline = yield [pair.with_context.run(reads), pair.baseline.run(reads)]
-    found: list[NextTokens] = []
-    for part in position_slices(len(pair.positions)):
-        with_context, without = (unembedded(model, run[site][part]) for run in (context, baseline))
-        columns = (
-            pair.positions[part],
-            likeliest(model, with_context),
-            likeliest(model, without),
-            kl_divergence(with_context, without).tolist(),
-        )
-        found += [NextTokens(*row) for row in zip(*columns, strict=True)]
-        yield ()
-    return found
+    runs = [
+        prompt.run({site: pair.positions})
+        for pair in pairs
+        for prompt in (pair.with_context, pair.baseline)
+    ]
+    received = yield runs
+    kinds = (received[::2], received[1::2])
+    rows = [position for pair in pairs for position in pair.positions]
+
+    def form(piece: Piece) -> Part:
+        logits, condition = unembedded(model, piece.stacked(kinds, site.point)[0, 0])
+
+        def finish(host: Sequence[Tensor]) -> list[list[NextTokens]]:
+            ids, probabilities, divergence = map(numbers, host)
+            top = [likeliest(model, *of_run) for of_run in zip(ids, probabilities, strict=True)]
+            columns = (rows[piece.rows], *top, divergence)
+            return [[NextTokens(*row) for row in zip(*columns, strict=True)]]
+
+        tensors = [*most_likely(logits), kl_divergence(logits[0], logits[1])]
+        return Part(tensors, finish, [condition])
+
+    cut = pieces(model, [site.layer], len(rows), 2 * logits_cost(model))
+    return (yield from in_pieces(cut, form, [len(pair.positions) for pair in pairs], received))
 
 
 def last_site(model: Model) -> Site:
@@ -44,25 +54,39 @@ def last_site(model: Model) -> Site:
     return Site(model.n_layers - 1, "resid_post")
 
 
-def unembedded(model: Model, stream: Tensor) -> Tensor:
-    """Logits of rows of the stream after the last block, at least float32, (rows, vocab).
+def logits_cost(model: Model) -> int:
+    """Multiplications and additions of the logits of one row."""
+    return model.vocab_size * model.d_model
 
-    Raises:
-        NonFiniteActivation: They hold NaN or infinity.
+
+def unembedded(model: Model, stream: Tensor) -> tuple[Tensor, Condition]:
+    """Logits of the stream after the last block, (kinds, rows, d_model) to (kinds, rows, vocab), at
+    least float32.
+
+    The condition is that none of them is NaN or infinite.
     """
-    logits = model.logits(stream.to(torch.promote_types(stream.dtype, torch.float32)))
-    if not bool(torch.isfinite(logits).all()):
-        raise NonFiniteActivation("The logits hold NaN or infinity.")
-    return logits
+    wide = stream.to(torch.promote_types(stream.dtype, torch.float32))
+    # Each kind of run has a product of its own, so equal runs have equal logits to the last bit.
+    logits = torch.stack([model.logits(rows) for rows in wide.unbind()])
+    error = NonFiniteActivation("The logits hold NaN or infinity.")
+    return logits, Condition(torch.isfinite(logits).all(), error)
 
 
-def likeliest(model: Model, logits: Tensor) -> list[tuple[LikelyToken, ...]]:
-    """The likeliest next tokens of each row of logits, (rows, vocab)."""
+def most_likely(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities of the likeliest next tokens, (..., vocab) to (..., count) each."""
     top = logits.double().softmax(-1).topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
+    return top.indices, top.values
+
+
+def likeliest(
+    model: Model, ids: Sequence[Sequence[int]], probabilities: Sequence[Sequence[float]]
+) -> list[tuple[LikelyToken, ...]]:
+    """The likeliest next tokens of each row, from the numbers of `most_likely`."""
+    token = model.tokenizer.token
     return [
         tuple(
-            LikelyToken(id, model.tokenizer.token(id).text, probability)
-            for id, probability in zip(ids, probabilities, strict=True)
+            LikelyToken(id, token(id).text, probability)
+            for id, probability in zip(*row, strict=True)
         )
-        for ids, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        for row in zip(ids, probabilities, strict=True)
     ]

@@ -21,9 +21,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from schemas.activations import HookPoint
 from schemas.common import UNSET, ModelSummary
@@ -48,9 +51,8 @@ from service.analysis.inputs import (
 from service.engine import Activations, Follow, Model, Run, Site
 from service.errors import BadSpan, EmptyContext, EmptyQuery, NoAnchorToken, Path
 
+Index = NDArray[np.int64]
 QUERY: Path = ("query",)
-SLICE = 32
-"""Positions that a question works on before other questions have their turn."""
 
 Relation = tuple[ModelSummary, Baseline, Stream, PairTokens, PairPositions, int]
 """The fields of `PairAnswer`: what the numbers of an answer are relative to."""
@@ -64,11 +66,13 @@ class Prompt:
         ids: (rows,).
         positions: (rows,).
         query_length: Number of last rows that are the query.
+        trunk: Number of first rows with which other prompts begin; None: all but the query.
     """
 
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
+    ids: tuple[int, ...] | Index
+    positions: tuple[int, ...] | Index
     query_length: int
+    trunk: int | None = None
 
     def run(
         self,
@@ -78,7 +82,8 @@ class Prompt:
         """Form the run that reads positions of the query, given as indices into it."""
         first = len(self.ids) - self.query_length
         rows = {site: [first + position for position in wanted] for site, wanted in reads.items()}
-        return Run(self.ids, self.positions, rows, dtype)
+        trunk = first if self.trunk is None else self.trunk
+        return Run(self.ids, self.positions, rows, dtype, trunk=trunk)
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,10 @@ class Pair:
     def relation(self, model: Model, stream: Stream = "free") -> Relation:
         """The part of an answer that says what its numbers are relative to."""
         length = len(self.query)
-        where, base = self.with_context.positions[-length:], self.baseline.positions[-length:]
+        where, base = (
+            tuple(map(int, prompt.positions[-length:]))
+            for prompt in (self.with_context, self.baseline)
+        )
         tokens = model.tokenizer.tokens
         merges = UNSET if self.border_merges is None else self.border_merges
         return (
@@ -158,6 +166,8 @@ class Pair:
         if stream == "free":
             return [self.baseline.run(dict.fromkeys(sites, self.positions), dtype)]
         source = self.with_context.run(dict.fromkeys(sites, self.positions), dtype)
+        # All these runs follow rows of the query, so it is part of the trunk.
+        source = replace(source, trunk=len(source.tokens))
         ahead = len(self.with_context.ids) - len(self.query)
         behind = len(self.baseline.ids) - len(self.query)
         return [
@@ -171,28 +181,40 @@ class Pair:
     def keeping(self, kept: Sequence[int]) -> Prompt:
         """The query at its positions after some of the context's tokens, which keep theirs."""
         length = len(self.query)
-        if isinstance(kept, range) and kept.step == 1:
-            ids = self.context[kept.start : kept.stop] + self.query
-        else:
-            ids = tuple(self.context[i] for i in kept) + self.query
-        return Prompt(ids, tuple(kept) + self.with_context.positions[-length:], length)
+        where = np.asarray(kept, np.int64)
+        ids = np.concatenate([self._context[where], self._query])
+        positions = np.concatenate([where, self._query_positions])
+        # The first tokens that are kept are those with which the prompt with context begins.
+        first = np.logical_and.accumulate(where == np.arange(len(where)))
+        shared = len(np.flatnonzero(first))
+        return Prompt(ids, positions, length, shared)
+
+    @cached_property
+    def _context(self) -> Index:
+        return np.asarray(self.context, np.int64)
+
+    @cached_property
+    def _query(self) -> Index:
+        return np.asarray(self.query, np.int64)
+
+    @cached_property
+    def _query_positions(self) -> Index:
+        return np.asarray(self.with_context.positions[-len(self.query) :], np.int64)
 
     def reordered(self, order: Sequence[int]) -> Prompt:
         """The prompt with context, its context in another order (indices into it)."""
         ids = tuple(self.context[i] for i in order) + self.query
-        return Prompt(ids, self.with_context.positions, len(self.query))
-
-
-def position_slices(count: int) -> list[slice]:
-    """Slices of positions that are small enough to work on in one step."""
-    return [slice(start, start + SLICE) for start in range(0, count, SLICE)]
+        return Prompt(ids, self.with_context.positions, len(self.query), self.beginning)
 
 
 def gathered(runs: Sequence[Activations]) -> Activations:
     """The activations of several runs at the same sites, concatenated."""
     if len(runs) == 1:
         return runs[0]
-    return {site: torch.cat([run[site] for run in runs]) for site in runs[0]}
+    return Activations(
+        {site: torch.cat([run[site] for run in runs]) for site in runs[0]},
+        tuple(condition for run in runs for condition in run.conditions),
+    )
 
 
 def resolve_pair(

@@ -11,39 +11,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from schemas.common import UNSET, Unset
-from schemas.weight_updates import Part, Split
-from service.analysis.factors import on_wire
+from schemas.weight_updates import Part as SplitPart
+from schemas.weight_updates import Split
 from service.analysis.pairs import Pair
-from service.engine import FirstWeight, Model, Question, Site
-from service.theory import RankOne, update_on_base
+from service.analysis.pieces import Piece, exists, first_weights, pieces, update_cost
+from service.analysis.unread import Part, Unread, in_pieces
+from service.engine import Activations, Model, Question, numbers, vectors
+from service.theory import update_on_base
 
 
 def splits(
-    model: Model, pair: Pair, layers: Sequence[int], asked: bool
-) -> Question[Sequence[Split[Tensor] | Unset]]:
-    """Split each layer's update at each requested position, if that is asked for."""
-    if not asked:
-        return [UNSET] * (len(layers) * len(pair.positions))
-    reads = pair.reads(layers, ("mlp_in",))
-    prompts = (pair.with_context, pair.matched, pair.baseline)
-    context, matched, alone = yield [prompt.run(reads) for prompt in prompts]
-    found: list[Split[Tensor] | Unset] = []
-    for layer in layers:
-        n, w_in = Site(layer, "mlp_in"), model.blocks[layer].w_in
-        content = update_on_base(alone[n], matched[n], context[n], w_in)
-        position = update_on_base(alone[n], alone[n], matched[n], w_in)
-        first = model.first_weights(layer)
-        found += [
-            Split(_part(content[i], first), _part(position[i], first))
-            for i in range(len(pair.positions))
-        ]
-    return found
+    model: Model, pairs: Sequence[Pair], layers: Sequence[int]
+) -> Question[Unread[Sequence[Sequence[Split[Tensor]]]]]:
+    """Split each layer's update at each requested position of each pair."""
+    runs = []
+    for pair in pairs:
+        reads = pair.reads(layers, ("mlp_in",))
+        prompts = (pair.with_context, pair.matched, pair.baseline)
+        runs += [prompt.run(reads) for prompt in prompts]
+    received = yield runs
+    kinds = [received[kind::3] for kind in range(3)]
+    lengths = [len(pair.positions) for pair in pairs]
+    cut = pieces(model, layers, sum(lengths), 2 * update_cost(model))
+    return (yield from in_pieces(cut, lambda piece: _part(model, piece, kinds), lengths, received))
 
 
-def _part(update: RankOne, first: Sequence[FirstWeight]) -> Part[Tensor]:
-    """One part in the form of an answer."""
-    wire = on_wire(update)
-    return Part(float(update.norm), wire.input, [wire.output[one.columns] for one in first])
+def _part(model: Model, piece: Piece, kinds: Sequence[Sequence[Activations]]) -> Part:
+    """The content and the position of a piece, each (layers, 2, rows, …)."""
+    n = piece.stacked(kinds, "mlp_in")[:, 0]
+    context, matched, alone = torch.split(n, 1, 1)
+    update = update_on_base(
+        alone,
+        torch.cat([matched, alone], 1),
+        torch.cat([context, matched], 1),
+        first_weights(model, piece),
+    )
+    norms = update.norm
+
+    def finish(host: Sequence[Tensor]) -> list[list[Split[Tensor]]]:
+        sizes, inputs = numbers(host[0]), iter(vectors(host[1]))
+        columns = [weight.columns for weight in model.first_weights(piece.layers[0])]
+        outputs = [iter(vectors(host[2][..., one])) for one in columns]
+        found = []
+        for of_layer in sizes:
+            shared = [next(inputs) for _ in of_layer[0]]
+            content, position = (
+                [
+                    SplitPart(size, given, [next(rows) for rows in outputs])
+                    for size, given in zip(of_part, shared, strict=True)
+                ]
+                for of_part in of_layer
+            )
+            found.append([Split(*of_row) for of_row in zip(content, position, strict=True)])
+        return found
+
+    tensors = [norms, update.input.float(), update.output.float()]
+    return Part(tensors, finish, [exists(norms)])

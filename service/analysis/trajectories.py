@@ -7,17 +7,19 @@ they share the context's rows, so a query of one token needs 2n + 1 rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from schemas.pairs import Span
 from schemas.trajectories import LayerTrajectory, Step, TrajectoriesAnswer, TrajectoriesRequest
-from service.analysis.factors import finite, ratios
+from service.analysis.factors import finite
 from service.analysis.inputs import require_reading_in_parts, resolve_layers
 from service.analysis.pairs import Pair, resolve_pair
+from service.analysis.pieces import Piece, exists, first_weights, pieces, update_cost
 from service.analysis.spans import given_spans, token_spans
-from service.engine import AnswerSize, Model, Plan, Question, Site, plan
+from service.analysis.unread import Part, in_pieces, read
+from service.engine import Activations, AnswerSize, Model, Plan, Question, numbers, plan
 from service.theory import below_noise, trajectory
 
 
@@ -51,34 +53,60 @@ def trajectories(
     reads = pair.reads(layers, ("mlp_in",))
     ends = [spans[0][0], *(stop for _, stop in spans)]
     readings = yield [pair.keeping(range(end)).run(reads) for end in ends]
-    found: list[LayerTrajectory] = []
-    for layer in layers:
-        site = Site(layer, "mlp_in")
-        for i, position in enumerate(pair.positions):
-            read = torch.stack([reading[site][i] for reading in readings])
-            found.append(_layer_trajectory(model, layer, position, spans, read))
-        yield ()
-    return TrajectoriesAnswer(*relation, found)
+    count = len(pair.positions)
+    cut = pieces(model, layers, count, (2 + len(spans)) * update_cost(model))
+
+    def form(piece: Piece) -> Part:
+        return _part(model, pair.positions[piece.rows], spans, piece, readings)
+
+    unread = yield from in_pieces(cut, form, [count], readings)
+    ((entries,),) = yield from read(unread)
+    return TrajectoriesAnswer(*relation, entries)
 
 
-def _layer_trajectory(
+def _part(
     model: Model,
-    layer: int,
-    position: int,
+    positions: Sequence[int],
     spans: Sequence[Span],
-    readings: Tensor,
+    piece: Piece,
+    readings: Sequence[Activations],
+) -> Part:
+    """Follow the weights of a piece, from its readings in the order of the steps."""
+    n = piece.stacked([[reading] for reading in readings], "mlp_in")[:, 0].transpose(1, 2)
+    found = trajectory(n, first_weights(model, piece))
+    noise = below_noise(n[:, :, 0], n[:, :, -1], n.dtype)
+    tensors = [
+        found.norm,
+        found.step_norm,
+        found.gradient_norm,
+        found.cosine_to_final,
+        found.loss_before,
+        found.loss_after,
+        found.eta,
+        found.telescoping_error,
+        noise,
+    ]
+
+    def finish(host: Sequence[Tensor]) -> list[list[LayerTrajectory]]:
+        figures = [numbers(values) for values in host]
+        return [
+            [
+                _entry(layer, position, spans, [values[i][row] for values in figures])
+                for row, position in enumerate(positions)
+            ]
+            for i, layer in enumerate(piece.layers)
+        ]
+
+    return Part(tensors, finish, [exists(found.norm), exists(found.eta)])
+
+
+def _entry(
+    layer: int, position: int, spans: Sequence[Span], figures: Sequence[Any]
 ) -> LayerTrajectory:
-    found = trajectory(readings, model.blocks[layer].w_in)
-    noise = bool(below_noise(readings[0], readings[-1], readings.dtype))
-    columns = (
-        spans,
-        found.norm.tolist(),
-        found.step_norm.tolist(),
-        found.gradient_norm.tolist(),
-        [None] * len(spans) if noise else ratios(found.cosine_to_final),
-        found.loss_before.tolist(),
-        found.loss_after.tolist(),
-    )
-    steps = [Step(*row) for row in zip(*columns, strict=True)]
-    error = None if noise else finite(found.telescoping_error)
-    return LayerTrajectory(layer, position, found.eta, noise, steps, error)
+    """The entry of one layer and position, from its figures in the order of `_part`."""
+    *columns, eta, error, noise = figures
+    steps = [
+        Step(span, size, step, gradient, None if noise else finite(cosine), before, after)
+        for span, size, step, gradient, cosine, before, after in zip(spans, *columns, strict=True)
+    ]
+    return LayerTrajectory(layer, position, eta, noise, steps, None if noise else finite(error))

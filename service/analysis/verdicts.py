@@ -14,7 +14,7 @@ from torch import Tensor
 
 from schemas.common import UNSET, Unset
 from schemas.equivalence_checks import Check, Scope, Verdict
-from service.analysis.factors import finite, ratios
+from service.analysis.factors import finite
 from service.theory import discrepancy, improvement
 
 GATES: Mapping[tuple[Scope, torch.dtype], float] = {
@@ -45,13 +45,34 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return "fails" if "fails" in verdicts else "vacuous" if "vacuous" in verdicts else "holds"
 
 
+def compared(expected: Tensor, actual: Tensor, unpatched: Tensor, bounds: Tensor) -> Tensor:
+    """The figures of checks, in the order in which `checks_of_layer` needs them, (..., 6), float64.
+
+    Args:
+        expected: The compared vector with context, (..., width).
+        actual: The same vector of the patched run.
+        unpatched: The same vector without the patch.
+        bounds: The tolerance, (...).
+    """
+    found, bare = discrepancy(expected, actual), discrepancy(expected, unpatched)
+    return torch.stack(
+        [
+            found.magnitude,
+            found.error,
+            found.relative_error,
+            found.max_abs_error,
+            bare.relative_error,
+            bounds,
+        ],
+        -1,
+    )
+
+
 def checks_of_layer(
     layer: int,
     positions: Sequence[int],
-    expected: Tensor,
-    actual: Tensor,
-    unpatched: Tensor,
-    bounds: Tensor,
+    figures: Sequence[Sequence[float]],
+    dtype: torch.dtype,
     controls: Mapping[str, Sequence[float | None]],
     reasons: Mapping[str, str],
     bias_only: Sequence[float | None] | Unset = UNSET,
@@ -62,28 +83,16 @@ def checks_of_layer(
     Args:
         layer: The layer, from 0.
         positions: Indices into the query.
-        expected: The compared vector with context, (positions, width).
-        actual: The same vector of the patched run.
-        unpatched: The same vector without the patch.
-        bounds: Tolerance of each position, (positions).
+        figures: Those of `compared` at each position.
+        dtype: The dtype of the compared vectors.
         controls: Relative errors of each control, one per position.
         reasons: Reason for each control that is None.
         bias_only: Relative errors with Δh at the attention output and no ΔW.
         vacuous_by_theorem: The reason why the checks must be vacuous, if they must.
     """
-    found = discrepancy(expected, actual)
-    columns = zip(
-        positions,
-        found.magnitude.tolist(),
-        found.error.tolist(),
-        found.relative_error.tolist(),
-        found.max_abs_error.tolist(),
-        discrepancy(expected, unpatched).relative_error.tolist(),
-        bounds.tolist(),
-        strict=True,
-    )
     checks = []
-    for i, (position, magnitude, error, relative, largest, bare, bound) in enumerate(columns):
+    for i, (position, of_position) in enumerate(zip(positions, figures, strict=True)):
+        magnitude, error, relative, largest, bare, bound = of_position
         told = verdict(relative, bare, bound)
         checks.append(
             Check(
@@ -95,7 +104,7 @@ def checks_of_layer(
                 max_abs_error=largest,
                 tolerance=bound,
                 unpatched_relative_error=finite(bare),
-                improvement=finite(improvement(relative, bare, actual.dtype)),
+                improvement=finite(improvement(relative, bare, dtype)),
                 vacuous=told == "vacuous",
                 vacuous_reason=vacuous_by_theorem if told == "vacuous" else UNSET,
                 verdict=told,
@@ -106,11 +115,6 @@ def checks_of_layer(
             )
         )
     return checks
-
-
-def relative_errors(expected: Tensor, actual: Tensor) -> list[float | None]:
-    """‖actual − expected‖ / ‖expected‖ of each row, or None if it is not finite."""
-    return ratios(discrepancy(expected, actual).relative_error)
 
 
 def bounds_of(allowed: float | None, derived: Tensor) -> Tensor:

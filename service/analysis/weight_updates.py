@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import repeat
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from schemas.common import UNSET, Unset
@@ -18,22 +22,34 @@ from schemas.weight_updates import (
     JointUpdatesAnswer,
     NextTokens,
     Norms,
-    Reuse,
     SecondWeightUpdate,
-    Split,
     Update,
     WeightUpdatesAnswer,
     WeightUpdatesRequest,
 )
-from service.analysis.factors import POINTS, columns_of, layer_update, on_wire, ratio, ratios
+from service.analysis.factors import POINTS, columns_of, finite, ratio, second_updates
 from service.analysis.inputs import refuse, require_form, resolve_layers
 from service.analysis.joints import joint_updates
 from service.analysis.next_tokens import next_tokens
-from service.analysis.pairs import Pair, gathered, resolve_pair
+from service.analysis.pairs import Pair, resolve_pair
+from service.analysis.pieces import Piece, exists, first_weights, pieces, update_cost
 from service.analysis.reuse import reuses
 from service.analysis.split import splits
-from service.engine import Activations, AnswerSize, Model, Plan, Question, Site, plan, together
-from service.theory import Comparison, OutputUpdate, RankOne, below_noise, compare, norm
+from service.analysis.unread import Part, Unread, in_pieces, read
+from service.engine import (
+    Activations,
+    AnswerSize,
+    Batch,
+    Model,
+    Plan,
+    Question,
+    Run,
+    numbers,
+    plan,
+    together,
+    vectors,
+)
+from service.theory import OutputUpdate, below_noise, compare, implicit_update, norm
 
 PART_BYTES = 256
 """Upper estimate of a tensor's reference, with its place in the header of a safetensors file, or of
@@ -54,14 +70,28 @@ def plan_weight_updates(
     size = AnswerSize(
         entries=entries * (1 + len(probes)) + len(pair.positions),
         tokens=pair.echoed_tokens,
-        numbers=entries * numbers(model, request, len(pair.positions)),
+        numbers=entries * size_of_tensors(model, request, len(pair.positions)),
         entry_bytes=entry_bytes(model, request),
     )
     include = frozenset(request.include)
     if request.joint:
         return plan(model, joint_weight_updates(model, pair, layers, include), size)
-    question = weight_updates(model, pair, layers, include, request.stream, probes, request.form)
-    return plan(model, question, size)
+    options = (layers, include, request.stream, request.form)
+    batch = Batch(partial(_of_items, model, *options), options, (pair, probes))
+    return plan(model, batch.alone(), size, batch=batch)
+
+
+def _of_items(
+    model: Model,
+    layers: Sequence[int],
+    include: Collection[Include],
+    stream: Stream,
+    form: Form,
+    items: Sequence[tuple[Pair, Sequence[Pair]]],
+) -> Question[tuple[WeightUpdatesAnswer[Tensor], ...]]:
+    """The weight updates of pairs with their probes."""
+    pairs, probes = zip(*items, strict=True)
+    return weight_updates(model, pairs, layers, include, stream, probes, form)
 
 
 def check_combination(model: Model, request: WeightUpdatesRequest, pair: Pair) -> None:
@@ -104,7 +134,7 @@ def probe_pairs(model: Model, request: WeightUpdatesRequest, pair: Pair) -> list
     ]
 
 
-def numbers(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
+def size_of_tensors(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
     """Number of float32 numbers in the tensors of one entry."""
     first = len(model.first_weights(0))
     factors = model.d_model + first * model.d_mlp
@@ -137,43 +167,53 @@ def entry_bytes(model: Model, request: WeightUpdatesRequest) -> int:
 
 def weight_updates(
     model: Model,
-    pair: Pair,
+    pairs: Sequence[Pair],
     layers: Sequence[int],
     include: Collection[Include],
     stream: Stream = "free",
-    probes: Sequence[Pair] = (),
+    probes: Sequence[Sequence[Pair]] = (),
     form: Form = "bias",
-) -> Question[WeightUpdatesAnswer[Tensor]]:
-    """Form the update of each layer at each requested position.
+) -> Question[tuple[WeightUpdatesAnswer[Tensor], ...]]:
+    """Form the update of each layer at each requested position of each pair.
 
     Args:
         model: The resident model.
-        pair: The run with context and its baseline.
+        pairs: The run with context and its baseline, of each request. One request is a batch of
+            one.
         layers: Layers from 0.
         include: The parts to return besides the norms. `split` needs the baseline `alone` and the
             free stream.
         stream: Whether a layer's baseline is read from the ordinary stream, or from the one that
             the patched layers below it produce.
-        probes: Other queries after the same context and baseline, on which each update is reused,
-            in the free stream.
+        probes: For each pair, other queries after the same context and baseline, on which each
+            update is reused, in the free stream. Empty: none for any pair.
         form: The carrier of Δh.
     """
-    relation = pair.relation(model, stream)
-    updates: Sequence[Update[Tensor]]
-    likely: Sequence[NextTokens] | Unset
-    parts: Sequence[Split[Tensor] | Unset]
-    reused: Sequence[Sequence[Reuse] | Unset]
-    updates, likely, parts, reused = yield from together(
-        _updates(model, pair, layers, include, stream, form),
-        next_tokens(model, pair, "next_tokens" in include),
-        splits(model, pair, layers, "split" in include),
-        reuses(model, pair, layers, probes),
-    )
-    finished = [
-        replace(update, split=part, reuse=again)
-        for update, part, again in zip(updates, parts, reused, strict=True)
-    ]
-    return WeightUpdatesAnswer(*relation, form, finished, likely)
+    asked: dict[str, Question[Unread[Any]]] = {
+        "updates": _updates(model, pairs, layers, include, stream, form)
+    }
+    if "next_tokens" in include:
+        asked["next_tokens"] = next_tokens(model, pairs)
+    if "split" in include:
+        asked["split"] = splits(model, pairs, layers)
+    if any(probes):
+        asked["reuse"] = reuses(model, pairs, layers, probes)
+    unread = yield from together(*asked.values())
+    found = dict(zip(asked, (yield from read(*unread)), strict=True))
+    answers = []
+    for i, pair in enumerate(pairs):
+        updates: list[Update[Tensor]] = found["updates"][i]
+        if "split" in found:
+            parts = zip(updates, found["split"][i], strict=True)
+            updates = [replace(update, split=part) for update, part in parts]
+        if "reuse" in found:
+            again = zip(updates, found["reuse"][i], strict=True)
+            updates = [replace(update, reuse=reused or UNSET) for update, reused in again]
+        likely = found["next_tokens"][i] if "next_tokens" in found else UNSET
+        relation = pair.relation(model, stream)
+        answers.append(WeightUpdatesAnswer(*relation, form, updates, likely))
+        yield ()
+    return tuple(answers)
 
 
 def joint_weight_updates(
@@ -182,143 +222,210 @@ def joint_weight_updates(
     """Form one patch per layer for all requested positions; arguments as `weight_updates`."""
     relation = pair.relation(model)
     updates: Sequence[JointUpdate[Tensor]]
-    likely: Sequence[NextTokens] | Unset
-    updates, likely = yield from together(
-        joint_updates(model, pair, layers, include),
-        next_tokens(model, pair, "next_tokens" in include),
+    likely: Sequence[NextTokens] | Unset = UNSET
+    if "next_tokens" not in include:
+        updates = yield from joint_updates(model, pair, layers, include)
+        return JointUpdatesAnswer(*relation, updates, likely)
+    updates, unread = yield from together(
+        joint_updates(model, pair, layers, include), next_tokens(model, [pair])
     )
+    (((likely,),)) = yield from read(unread)
     return JointUpdatesAnswer(*relation, updates, likely)
 
 
 def _updates(
     model: Model,
-    pair: Pair,
+    pairs: Sequence[Pair],
     layers: Sequence[int],
     include: Collection[Include],
     stream: Stream,
     form: Form,
-) -> Question[list[Update[Tensor]]]:
+) -> Question[Unread[Sequence[Sequence[Update[Tensor]]]]]:
+    """Form the updates of each pair, layer by layer."""
     carrier = form if "bias" in include else "bias"
-    reads = pair.reads(layers, POINTS[carrier])
-    base = pair.baseline_runs(layers, POINTS["bias"], stream, form=form)
-    context, *rest = yield [pair.with_context.run(reads), *base]
-    baseline = gathered(rest)
-    updates: list[Update[Tensor]] = []
-    for layer in layers:
-        updates += _of_layer(model, pair.positions, layer, context, baseline, include, carrier)
-        yield ()
-    return updates
+    runs: list[Run] = []
+    has_context: list[bool] = []
+    for pair in pairs:
+        base = pair.baseline_runs(layers, POINTS["bias"], stream, form=form)
+        # A run that follows another shares its pack, so a pair's runs stay side by side.
+        runs += [pair.with_context.run(pair.reads(layers, POINTS[carrier])), *base]
+        has_context += [True, *([False] * len(base))]
+    received = yield runs
+    context = [one for one, has in zip(received, has_context, strict=True) if has]
+    baseline = [one for one, has in zip(received, has_context, strict=True) if not has]
+    positions = [position for pair in pairs for position in pair.positions]
+    cost = update_cost(model)
+    if carrier == "weights":
+        cost += model.d_mlp * model.d_model
+    cut = pieces(model, layers, len(positions), cost)
+
+    def form_piece(piece: Piece) -> Part:
+        rows = positions[piece.rows]
+        return _part(model, piece, rows, baseline, context, include, carrier)
+
+    lengths = [len(pair.positions) for pair in pairs]
+    return (yield from in_pieces(cut, form_piece, lengths, received))
 
 
-def _of_layer(
+def _part(
     model: Model,
+    piece: Piece,
     positions: Sequence[int],
-    layer: int,
-    context: Activations,
-    baseline: Activations,
+    baseline: Sequence[Activations],
+    context: Sequence[Activations],
     include: Collection[Include],
     form: Form,
-) -> Iterable[Update[Tensor]]:
-    found = layer_update(layer, context, baseline, model.blocks[layer], form)
-    n, h = Site(layer, "mlp_in"), Site(layer, "resid_mid")
-    mlp_in = _norms(compare(baseline[n], context[n]))
-    resid_mid = _norms(compare(baseline[h], context[h]))
-    noise = below_noise(baseline[n], context[n], baseline[n].dtype).tolist()
-    wire = on_wire(found.weight)
-    weights = _first_weights(model, layer, found.weight, wire, "factors" in include)
-    carriers: Sequence[Carriers] = [(UNSET, UNSET, UNSET)] * len(positions)
-    if "bias" in include and form == "bias":
-        parameter = model.bias_parameter(layer)
-        values = found.bias.to(wire.output.dtype).cpu()
-        carriers = [(Bias(row, parameter), UNSET, UNSET) for row in values]
-    elif "bias" in include and found.out is not None:
-        carriers = _output_parts(model, layer, found.out)
-    return [
-        Update(
-            layer=layer,
-            position=position,
-            rank=int(size > 0),
-            norm=size,
-            below_noise=noise[i],
-            weights=weights[i],
-            mlp_in=mlp_in[i],
-            resid_mid=resid_mid[i],
-            input=wire.input[i] if "factors" in include else UNSET,
-            bias=carriers[i][0],
-            w_out=carriers[i][1],
-            gain=carriers[i][2],
-        )
-        for i, (position, size) in enumerate(
-            zip(positions, found.weight.norm.tolist(), strict=True)
-        )
-    ]
-
-
-def _first_weights(
-    model: Model, layer: int, update: RankOne, wire: RankOne, give_outputs: bool
-) -> list[list[FirstWeightUpdate[Tensor]]]:
-    """The update of each first weight, at each position.
-
-    Args:
-        model: The resident model.
-        layer: The layer.
-        update: ΔW of all first weights side by side, a batch of positions.
-        wire: The same factors in the dtype and on the device of an answer.
-        give_outputs: Whether the answer has the output factors.
-    """
-    by_weight = []
-    norms = zip(model.first_weights(layer), model.weight_norms[layer], strict=True)
-    for first, (frobenius, spectral) in norms:
-        outputs = wire.output[..., first.columns]
-        sizes = columns_of(update, first.columns).norm.tolist()
-        by_weight.append(
+) -> Part:
+    """Form the updates of a piece, (layers, rows)."""
+    read = piece.stacked((baseline, context), "mlp_in", "resid_mid")
+    vectors_read = read.double()
+    (n, n_context), (h, h_context) = (point.unbind(1) for point in vectors_read.unbind(1))
+    compared = compare(vectors_read[:, :, 0], vectors_read[:, :, 1])
+    found = implicit_update(n, n_context, h, h_context, first_weights(model, piece))
+    weights = model.first_weights(piece.layers[0])
+    sizes = [found.weight.norm]
+    if len(weights) > 1:
+        sizes += [columns_of(found.weight, weight.columns).norm for weight in weights]
+    conditions = [exists(sizes[0])]
+    tensors = {
+        "sizes": torch.stack(sizes, -1),
+        "norms": torch.stack(
             [
-                FirstWeightUpdate(
-                    name=first.name,
-                    shape=first.shape,
+                compared.norm_with_context,
+                compared.norm_baseline,
+                compared.norm_difference,
+                compared.cosine,
+            ],
+            -1,
+        ),
+        "noise": below_noise(n, n_context, read.dtype),
+    }
+    if "factors" in include:
+        tensors |= {"input": found.weight.input.float(), "output": found.weight.output.float()}
+    if "bias" in include and form == "bias":
+        tensors["bias"] = found.bias.float()
+    elif "bias" in include:
+        act = piece.stacked((context,), "mlp_act")[:, 0, 0]
+        blocks = [model.blocks[layer] for layer in piece.layers]
+        out = second_updates(blocks, act, found.bias)
+        carried = _carried(model, piece.layers, out)
+        sizes_of = carried.keys() & {"out_size", "gain_sizes"}
+        conditions += [exists(carried[name]) for name in sizes_of]
+        tensors |= carried
+
+    def finish(host: Sequence[Tensor]) -> list[list[Update[Tensor]]]:
+        return _entries(model, piece.layers, positions, dict(zip(tensors, host, strict=True)))
+
+    return Part(list(tensors.values()), finish, conditions)
+
+
+def _carried(model: Model, layers: Sequence[int], out: OutputUpdate) -> dict[str, Tensor]:
+    """The tensors of the changed second weights and gains of layers."""
+    found = {
+        "out_size": out.weight.norm,
+        "out_input": out.weight.input.float(),
+        "out_output": out.weight.output.float(),
+    }
+    post_norms = [model.blocks[layer].post_mlp for layer in layers]
+    if out.gain is not None and out.lifted is not None:
+        old = torch.stack([one.gain for one in post_norms if one is not None])
+        gains = old.double().unsqueeze(1)
+        change = norm(out.gain - gains)
+        found["gain_sizes"] = torch.stack([change, norm(gains).expand_as(change)], -1)
+        found["gain"] = out.gain.float()
+        found["lifted"] = out.lifted
+    return found
+
+
+def _entries(
+    model: Model, layers: Sequence[int], positions: Sequence[int], host: Mapping[str, Tensor]
+) -> list[list[Update[Tensor]]]:
+    """The entries of a piece, [layer][row], from its tensors on the host."""
+    sizes, norms, noise = (numbers(host[name]) for name in ("sizes", "norms", "noise"))
+    inputs, biases = _rows(host.get("input")), _rows(host.get("bias"))
+    output = host.get("output")
+    columns = [weight.columns for weight in model.first_weights(layers[0])]
+    outputs = [_rows(None if output is None else output[..., one]) for one in columns]
+    carriers: Iterator[Carriers] = repeat((UNSET, UNSET))
+    if "out_size" in host:
+        carriers = _carriers(model, layers, host)
+    found = []
+    for i, layer in enumerate(layers):
+        parameter = model.bias_parameter(layer)
+        described = list(zip(model.first_weights(layer), model.weight_norms[layer], strict=True))
+        of_layer = []
+        for position, (size, *each), below, of_mlp_in, of_resid_mid in zip(
+            positions, sizes[i], noise[i], *norms[i], strict=True
+        ):
+            bias = next(biases)
+            w_out, gain = next(carriers)
+            of_layer.append(
+                Update(
+                    layer=layer,
+                    position=position,
+                    rank=1 if size > 0 else 0,
                     norm=size,
-                    relative_norm=ratio(size, frobenius),
-                    spectral_share=ratio(size, spectral),
-                    output=output if give_outputs else UNSET,
+                    below_noise=below,
+                    weights=[
+                        FirstWeightUpdate(
+                            name=first.name,
+                            shape=first.shape,
+                            norm=own,
+                            relative_norm=ratio(own, frobenius),
+                            spectral_share=ratio(own, spectral),
+                            output=next(rows),
+                        )
+                        for (first, (frobenius, spectral)), own, rows in zip(
+                            described, each or [size], outputs, strict=True
+                        )
+                    ],
+                    mlp_in=_norms(of_mlp_in),
+                    resid_mid=_norms(of_resid_mid),
+                    input=next(inputs),
+                    bias=UNSET if bias is UNSET else Bias(bias, parameter),
+                    w_out=w_out,
+                    gain=gain,
                 )
-                for size, output in zip(sizes, outputs, strict=True)
-            ]
-        )
-    return [list(of_position) for of_position in zip(*by_weight, strict=True)]
+            )
+        found.append(of_layer)
+    return found
 
 
-Carriers = tuple[Bias[Tensor] | Unset, SecondWeightUpdate[Tensor] | Unset, Gain[Tensor] | Unset]
-"""`bias`, `w_out` and `gain` of an update."""
+def _rows(values: Tensor | None) -> Iterator[Tensor | Unset]:
+    """The vectors of a tensor on the host, or no vector for any row."""
+    return repeat(UNSET) if values is None else iter(vectors(values))
 
 
-def _output_parts(model: Model, layer: int, out: OutputUpdate) -> list[Carriers]:
-    """`w_out` and `gain` of each position in the form of an answer."""
-    wire = on_wire(out.weight)
-    frobenius = model.second_weight_norms[layer]
-    name, gain_name = model.second_weight(layer), model.post_norm_gain(layer)
-    post_norm = model.blocks[layer].post_mlp
-    parts: list[Carriers] = []
-    for i, size in enumerate(out.weight.norm.tolist()):
-        w_out = SecondWeightUpdate(
-            name, wire.input[i], wire.output[i], size, ratio(size, frobenius)
-        )
-        gain: Gain[Tensor] | Unset = UNSET
-        if out.gain is not None and gain_name is not None and post_norm is not None:
-            old, new = post_norm.gain.double(), out.gain[i].double()
-            lifted = [] if out.lifted is None else out.lifted[i].nonzero().flatten().tolist()
-            change = float(norm(new - old))
-            values = new.to(wire.output.dtype).cpu()
-            gain = Gain(gain_name, values, lifted, change, ratio(change, float(norm(old))))
-        parts.append((UNSET, w_out, gain))
-    return parts
+Carriers = tuple[SecondWeightUpdate[Tensor] | Unset, Gain[Tensor] | Unset]
+"""`w_out` and `gain` of an update."""
 
 
-def _norms(compared: Comparison) -> list[Norms]:
-    """The norms at each position."""
-    columns = (
-        compared.norm_with_context.tolist(),
-        compared.norm_baseline.tolist(),
-        compared.norm_difference.tolist(),
-        ratios(compared.cosine),
+def _carriers(
+    model: Model, layers: Sequence[int], host: Mapping[str, Tensor]
+) -> Iterator[Carriers]:
+    """`w_out` and `gain` of each layer and row."""
+    inputs, outputs = iter(vectors(host["out_input"])), iter(vectors(host["out_output"]))
+    gains = _rows(host.get("gain"))
+    changes, lifted = (
+        numbers(host[name]) if name in host else [] for name in ("gain_sizes", "lifted")
     )
-    return [Norms(*row) for row in zip(*columns, strict=True)]
+    for i, (layer, sizes) in enumerate(zip(layers, numbers(host["out_size"]), strict=True)):
+        frobenius = model.second_weight_norms[layer]
+        name, gain_name = model.second_weight(layer), model.post_norm_gain(layer)
+        for row, size in enumerate(sizes):
+            w_out = SecondWeightUpdate(
+                name, next(inputs), next(outputs), size, ratio(size, frobenius)
+            )
+            gain: Gain[Tensor] | Unset = UNSET
+            values = next(gains)
+            if values is not UNSET and gain_name is not None:
+                change, old = changes[i][row]
+                changed = [index for index, one in enumerate(lifted[i][row]) if one]
+                gain = Gain(gain_name, values, changed, change, ratio(change, old))
+            yield w_out, gain
+
+
+def _norms(figures: Sequence[float]) -> Norms:
+    """The norms at one position."""
+    with_context, baseline, difference, cosine = figures
+    return Norms(with_context, baseline, difference, finite(cosine))

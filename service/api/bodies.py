@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from service.api.problems import Mistake, ProblemError, pointer
 from service.api.state import state_of
+from service.api.tensors import JSON
 
 Body = TypeVar("Body", bound=BaseModel)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -28,27 +29,52 @@ MAX_MISTAKES = 16
 """Maximum mistakes in one problem."""
 
 
-def reads(model: type[Body]) -> Callable[[Request], Awaitable[Body]]:
-    """The dependency that parses a request's body as `model`."""
+def media_type(request: Request) -> str:
+    """The media type of a request's body, in lower case and without parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
-    async def read(request: Request) -> Body:
-        content_type = request.headers.get("content-type", "")
-        if content_type.partition(";")[0].strip().lower() != "application/json":
-            raise ProblemError("unsupported_media_type")
-        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise ProblemError("unsupported_media_type")
-        settings = state_of(request).settings
-        try:
-            async with asyncio.timeout(settings.body_seconds):
-                body = await _bytes(request, settings.max_body_bytes)
-        except TimeoutError:
-            raise ProblemError("request_timeout", headers={"Connection": "close"}) from None
-        request.scope["deltaw.body_bytes"] = len(body)
-        if len(body) <= SMALL:
-            return parse(model, body)
-        return await asyncio.to_thread(parse, model, body)
 
-    return read
+def require_uncompressed(request: Request) -> None:
+    """Refuse a compressed body.
+
+    Raises:
+        ProblemError: `unsupported_media_type`.
+    """
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise ProblemError("unsupported_media_type")
+
+
+async def read_body(request: Request) -> bytes:
+    """Receive the JSON body of a request.
+
+    Raises:
+        ProblemError: `unsupported_media_type`, `body_too_large` or `request_timeout`.
+    """
+    if media_type(request) != JSON:
+        raise ProblemError("unsupported_media_type")
+    require_uncompressed(request)
+    settings = state_of(request).settings
+    try:
+        async with asyncio.timeout(settings.body_seconds):
+            return await _bytes(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise timeout() from None
+
+
+def timeout() -> ProblemError:
+    """The problem of a body that did not arrive in time."""
+    return ProblemError("request_timeout", headers={"Connection": "close"})
+
+
+def announced_bytes(request: Request) -> int:
+    """The request's `Content-Length`; 0 if it has none that can be trusted."""
+    announced = request.headers.get("content-length", "")
+    return int(announced) if announced.isdecimal() and len(announced) <= MAX_DIGITS else 0
+
+
+async def parse_body(model: type[Body], body: bytes) -> Body:
+    """Parse a body as its model, in another thread unless it is small."""
+    return parse(model, body) if len(body) <= SMALL else await asyncio.to_thread(parse, model, body)
 
 
 async def _bytes(request: Request, limit: int) -> bytes:
@@ -57,8 +83,7 @@ async def _bytes(request: Request, limit: int) -> bytes:
     Starlette's own limit answers in plain text, not with a problem.
     """
     body = bytearray()
-    announced = request.headers.get("content-length", "")
-    expected = int(announced) if announced.isdecimal() and len(announced) <= MAX_DIGITS else 0
+    expected = announced_bytes(request)
     if expected <= limit:
         async for chunk in request.stream():
             body += chunk

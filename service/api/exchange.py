@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from fastapi import Request, Response
 from pydantic import BaseModel
 
 from schemas.common import Answer, Encoding
 from service.api.state import State, state_of
-from service.api.tensors import JSON, SAFETENSORS, negotiate, serialize, tensor_bytes
-from service.engine import AnswerSize, Model, Plan
+from service.api.tensors import JSON, negotiate, serialize, tensor_bytes
+from service.engine import AnswerSize, Model, Plan, Timings
 from service.errors import NeverFits, TooManyItems
+from service.telemetry import Metrics
 
 A = TypeVar("A")
 Body = TypeVar("Body", bound=BaseModel)
@@ -27,6 +29,8 @@ TOKEN_BYTES = 256
 SMALL_TEXT, SMALL_ANSWER = 1 << 10, 1 << 18
 """Bytes up to which the event loop does the work itself, because waking a thread takes longer."""
 FLOAT32_BYTES = 4
+STAGES = ("queue", "tokenize", "forward", "compute", "serialize")
+"""Stages of a request whose times the client gets, in their order."""
 
 
 class ClientLeft(Exception):
@@ -40,6 +44,7 @@ class Exchange:
     Args:
         request: The HTTP request.
         media: Media type of the answer.
+        body_bytes: Bytes of the request's body.
         timings: Seconds by the names of `Server-Timing`.
         cached: Entry of `Server-Timing` that says how many rows were cached.
         encoding: Form of the tensors in a JSON answer.
@@ -48,6 +53,7 @@ class Exchange:
 
     request: Request
     media: str
+    body_bytes: int = 0
     timings: dict[str, float] = field(default_factory=dict)
     cached: str = ""
     encoding: Encoding = "json"
@@ -63,29 +69,24 @@ class Exchange:
         """The resident model. Raises `Loading` until it is loaded."""
         return self.state.engine.model
 
-    @property
-    def body_bytes(self) -> int:
-        """Bytes of the request's body."""
-        return int(self.request.scope.get("deltaw.body_bytes", 0))
-
-    async def timed(self, name: str, small: bool, work: Callable[..., A], *args: Any) -> A:
-        """Do some work and record its time; in another thread unless it is small."""
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Record the time of a stage."""
         start = time.perf_counter()
-        done = work(*args) if small else await asyncio.to_thread(work, *args)
-        self.timings[name] = self.timings.get(name, 0.0) + time.perf_counter() - start
-        return done
+        yield
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
-    async def plan(self, make: Callable[[Model, Body], Plan[A]], body: Body) -> Plan[A]:
-        """Plan the answer to a body, and refuse it if it exceeds a limit of one request.
+    def prepare(self, resource: Resource, body: BaseModel) -> Plan[Any] | Answer:
+        """Check a body and plan its answer. Raises the errors of the resource."""
+        with self.timed("tokenize"):
+            return resource.prepare(self, body)
 
-        Args:
-            make: The planning function of the resource.
-            body: The parsed body.
+    def checked(self, plan: Plan[A], body: BaseModel) -> Plan[A]:
+        """The plan for a body, unless it exceeds a limit of one request.
 
         Raises:
             NeverFits: The work or the answer exceeds the limit of one request.
         """
-        plan = await self.timed("tokenize", self.body_bytes <= SMALL_TEXT, make, self.model, body)
         self.encoding = getattr(body, "encoding", "json")
         self.check_size(plan.size)
         self.check_work(plan)
@@ -153,9 +154,7 @@ class Exchange:
             ClientLeft: The client left; its question is cancelled.
         """
         state = self.state
-        rows = plan.work.rows
-        state.metrics.input_tokens.observe(rows)
-        self.request.scope["deltaw.rows"] = rows
+        self.note_rows(plan)
         asked = asyncio.ensure_future(state.engine.ask(plan, state.settings.deadline_seconds))
         gone = asyncio.ensure_future(_gone(self.request))
         try:
@@ -166,38 +165,84 @@ class Exchange:
         finally:
             for task in (asked, gone):
                 task.cancel()
-        state.metrics.queue_wait.observe(timings.queue)
+        self.note_timings(timings)
+        self.cached = f'prefix;desc="{timings.cached_rows} of {plan.work.rows} rows cached"'
+        return answer
+
+    def note_rows(self, plan: Plan[Any]) -> None:
+        """Export the rows of a plan to the metrics, and add them to the request's in the log."""
+        self.state.metrics.input_tokens.observe(plan.work.rows)
+        scope = self.request.scope
+        scope["deltaw.rows"] = scope.get("deltaw.rows", 0) + plan.work.rows
+
+    def note_timings(self, timings: Timings) -> None:
+        """Record the times that the engine reports."""
+        self.state.metrics.queue_wait.observe(timings.queue)
         self.timings |= {
             "queue": timings.queue,
             "forward": timings.forward,
             "compute": timings.compute,
         }
-        self.cached = f'prefix;desc="{timings.cached_rows} of {rows} rows cached"'
-        return answer
 
-    async def answer(self, answer: Answer) -> Response:
-        """Write the answer as a response."""
-        small = self.size <= SMALL_ANSWER
-        body = await self.timed("serialize", small, serialize, answer, self.media, self.encoding)
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """Milliseconds of each stage, for the client."""
+        return {name: round(1000 * self.timings.get(name, 0.0), 3) for name in STAGES}
+
+    def write(self, answer: Answer) -> bytes:
+        """Write the answer as bytes."""
+        with self.timed("serialize"):
+            body = serialize(answer, self.media, self.encoding)
         self.state.metrics.response_bytes.observe(len(body))
+        return body
+
+    async def respond(self, answer: Answer) -> Response:
+        """Write the answer as a response."""
+        body = await off_loop(self.size <= SMALL_ANSWER, self.write, answer)
         self.request.scope["deltaw.timings"] = self.timings
-        timing = ", ".join(
-            f"{name};dur={1000 * self.timings.get(name, 0.0):.3f}"
-            for name in ("queue", "tokenize", "forward", "compute", "serialize")
-        )
+        timing = ", ".join(f"{name};dur={ms:.3f}" for name, ms in self.milliseconds.items())
         timing += f", {self.cached}" if self.cached else ""
         headers = {"Server-Timing": timing, "Cache-Control": "no-store"}
         return Response(body, headers=headers, media_type=self.media)
 
 
-async def exchange(request: Request) -> Exchange:
-    """The dependency of handlers whose answers hold tensors."""
-    return Exchange(request, negotiate(request.headers.get("accept"), (JSON, SAFETENSORS)))
-
-
 async def plain_exchange(request: Request) -> Exchange:
-    """The dependency of handlers whose answers hold no tensors, and so are JSON only."""
+    """The dependency of handlers without a body, whose answers are JSON."""
     return Exchange(request, negotiate(request.headers.get("accept"), (JSON,)))
+
+
+Prepare: TypeAlias = Callable[[Exchange, Any], Plan[Any] | Answer]
+"""From an exchange and its parsed body to a plan, or to the answer if it needs no forward."""
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource that answers bodies: a row of a table.
+
+    Args:
+        path: Path of the resource.
+        request: Model of the request's body.
+        answer: Type of the answer.
+        prepare: Checks a body against the limits and plans its answer.
+        text: Summary and description of the operation in the OpenAPI document.
+        tensors: Whether the answer holds tensors, and so may be a safetensors file.
+        prompts: Fields of the body that hold prompts. All others are options.
+        count: Exports what an answer found to the metrics.
+    """
+
+    path: str
+    request: type[BaseModel]
+    answer: Any
+    prepare: Prepare
+    text: str
+    tensors: bool = False
+    prompts: Sequence[str] = ("context", "query")
+    count: Callable[[Metrics, Any], None] = lambda _metrics, _answer: None
+
+
+async def off_loop(small: bool, work: Callable[..., A], *args: Any) -> A:
+    """Do some work, in another thread unless it is small."""
+    return work(*args) if small else await asyncio.to_thread(work, *args)
 
 
 async def _gone(request: Request) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hmac
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from service.api.problems import ProblemError
-from service.api.state import Found
+from service.api.state import state_of
 
 SCHEME = HTTPBearer(
     auto_error=False, description="An API key. Needed only where the service has keys."
@@ -17,7 +17,7 @@ SCHEME = HTTPBearer(
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(SCHEME)]
 
 
-async def require_key(state: Found, sent: Bearer) -> None:
+async def require_key(request: Request, sent: Bearer) -> None:
     """Refuse a request without a valid key. Without configured keys, accept every request.
 
     The comparison takes the same time for every key, so that timing reveals none.
@@ -25,11 +25,12 @@ async def require_key(state: Found, sent: Bearer) -> None:
     Raises:
         ProblemError: `missing_key` or `wrong_key`.
     """
-    if not state.keys:
+    keys = state_of(request).keys
+    if not keys:
         return
     if sent is None:
         raise ProblemError("missing_key", headers={"WWW-Authenticate": "Bearer"})
     offered = sent.credentials.encode()
-    matches = [hmac.compare_digest(offered, key.encode()) for key in state.keys]
+    matches = [hmac.compare_digest(offered, key.encode()) for key in keys]
     if not any(matches):
         raise ProblemError("wrong_key")

@@ -63,7 +63,7 @@ async def model(ask: Annotated[Exchange, Depends(plain_exchange)]) -> Response:
     loaded, state = ask.model, ask.state
     if state.self_check is None:
         raise Loading("The model is still loading.")
-    return await ask.answer(
+    return await ask.respond(
         ModelAnswer(
             model=loaded.summary,
             architecture=loaded.architecture,

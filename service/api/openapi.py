@@ -9,9 +9,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 
 from schemas.common import Values, adapter
+from schemas.lines import Line
 from schemas.problems import PROBLEMS, Problem
 from service.api.problems import MEDIA_TYPE
-from service.api.tensors import JSON, SAFETENSORS
+from service.api.tensors import JSON, NDJSON, SAFETENSORS
 
 ASKED = tuple(code for code in PROBLEMS if code != "not_found")
 """Problems of a resource that computes."""
@@ -20,6 +21,8 @@ ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too
 PACKED = """A safetensors file. Each tensor is named by its path in the answer, such as
 `updates.0.input`. `__metadata__["response"]` holds the JSON answer, with
 `{"dtype", "shape", "tensor": path}` in each tensor's place."""
+BODIES = """One body per line, each as for `application/json`, separated by newlines. Blank lines
+are skipped. Each line means what it would mean as its own request, and gets one answer line."""
 GENERIC = f"__{Values.__name__}_"
 """Suffix that pydantic adds to the names of generic answers."""
 COMPONENTS = "#/components/schemas/"
@@ -28,7 +31,10 @@ COMPONENTS = "#/components/schemas/"
 def operation(body: type[BaseModel]) -> dict[str, Any]:
     """Return the keywords of a route that reads its body from bytes, unseen by FastAPI."""
     schema = body.model_json_schema(ref_template=COMPONENTS + "{model}")
-    content = {JSON: {"schema": schema}}
+    content = {
+        JSON: {"schema": schema},
+        NDJSON: {"schema": {"type": "string", "description": BODIES}},
+    }
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "response_model": None,
@@ -36,20 +42,23 @@ def operation(body: type[BaseModel]) -> dict[str, Any]:
 
 
 def answers(
-    answer: Any, *, tensors: bool = True, problems: tuple[str, ...] = ASKED
+    answer: Any, *, tensors: bool = True, lines: bool = False, problems: tuple[str, ...] = ASKED
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route: its answer, and the problems by their status."""
+    """Return the `responses` of a route: its answer, and the problems by their status.
+
+    Args:
+        answer: Type of the answer; None if it is not JSON.
+        tensors: Whether it may be a safetensors file.
+        lines: Whether the route reads NDJSON too.
+        problems: Codes of the problems that the route may answer with.
+    """
     documented: dict[int | str, dict[str, Any]] = {200: {"model": answer} if answer else {}}
     if tensors:
-        documented[200]["content"] = {
-            SAFETENSORS: {
-                "schema": {
-                    "type": "string",
-                    "format": "binary",
-                    "description": PACKED,
-                }
-            }
-        }
+        packed = {"type": "string", "format": "binary", "description": PACKED}
+        documented[200].setdefault("content", {})[SAFETENSORS] = {"schema": packed}
+    if lines:
+        schema = adapter(Line[answer]).json_schema(ref_template=COMPONENTS + "{model}")
+        documented[200].setdefault("content", {})[NDJSON] = {"schema": schema}
     for code in dict.fromkeys((*ANYWHERE, *problems)):
         status = PROBLEMS[code].status
         said = documented.setdefault(

@@ -70,4 +70,6 @@ async def metrics(state: Found) -> Response:
         state.metrics.prefix_cache_hits.set(prefixes.hits)
         state.metrics.prefix_cache_misses.set(prefixes.misses)
         state.metrics.prefix_cache_bytes.set(prefixes.bytes)
+    for kind, held in state.engine.memory_bytes.items():
+        state.metrics.device_memory.labels(kind).set(held)
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -138,13 +138,16 @@ def respond(request: Request, error: Exception) -> Response:
     problem = named(error)
     scope = request.scope
     scope["deltaw.problem"] = problem.code
-    body = written(problem, _instance(scope), scope.get("deltaw.request_id", ""))
+    body = written(problem, instance_of(scope), scope.get("deltaw.request_id", ""))
     headers = {"Cache-Control": "no-store", **problem.headers}
     return Response(body, PROBLEMS[problem.code].status, headers, MEDIA_TYPE)
 
 
-def _instance(scope: Scope) -> str:
-    """The route's path up to its first parameter, which may hold a caller's text."""
+def instance_of(scope: Scope) -> str:
+    """The `instance` of a problem: the route's path up to its first parameter.
+
+    A parameter may hold a caller's text.
+    """
     template: str = getattr(scope.get("route"), "path", "/")
     return template.partition("{")[0].rstrip("/") or "/"
 

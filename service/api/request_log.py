@@ -88,6 +88,8 @@ class RequestLog:
             "duration_ms": round(1000 * seconds, 3),
             "problem": problem,
             "rows": scope.get("deltaw.rows"),
+            "lines": scope.get("deltaw.lines"),
+            "failed_lines": scope.get("deltaw.failed_lines"),
             "timings_ms": {name: round(1000 * value, 3) for name, value in timings.items()} or None,
         }
         log.info("request", **{name: value for name, value in known.items() if value is not None})

@@ -48,6 +48,8 @@ class State:
         settings = self.settings
         return Limits(
             max_body_bytes=settings.max_body_bytes,
+            max_lines=settings.max_lines,
+            max_ndjson_bytes=settings.max_ndjson_bytes,
             max_prompts=settings.max_prompts,
             max_tokens_per_request=settings.max_tokens_per_request,
             max_response_bytes=settings.max_response_bytes,
@@ -62,5 +64,10 @@ def state_of(request: Request) -> State:
     return cast(State, request.app.state.deltaw)
 
 
-Found = Annotated[State, Depends(state_of)]
+async def _found(request: Request) -> State:
+    # FastAPI calls a function that is not async in another thread, which takes 0.3 ms.
+    return state_of(request)
+
+
+Found = Annotated[State, Depends(_found)]
 """The state as a dependency of a handler."""

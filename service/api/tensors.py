@@ -24,6 +24,7 @@ from schemas.common import UNSET, Answer, Encoding
 from service.api.problems import ProblemError
 
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
 SAFETENSORS = "application/vnd.safetensors"
 
 NUMBER_BYTES = 16

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter
 
 from schemas.common import UNSET, Unset
 from schemas.tokenize import PlacedToken, TokenizeAnswer, TokenizedText, TokenizeRequest
 from service.analysis.inputs import Text, beginning_of, resolve_ids
-from service.api.bodies import reads
-from service.api.exchange import SMALL_TEXT, Exchange, plain_exchange
-from service.api.openapi import answers, operation
+from service.api.exchange import Exchange, Resource
+from service.api.resources import add
 from service.engine import AnswerSize, Model
 from service.errors import Path
 
-router = APIRouter()
 Resolved = dict[Path, tuple[Text, tuple[int, ...]]]
 """Each text of a request and its ids, by its path in the body."""
 
 
-@router.post(
-    "/v1/tokenize",
-    **operation(TokenizeRequest),
-    responses=answers(TokenizeAnswer, tensors=False),
-)
-async def tokenize(
-    body: Annotated[TokenizeRequest, Depends(reads(TokenizeRequest))],
-    ask: Annotated[Exchange, Depends(plain_exchange)],
-) -> Response:
-    """Tokenise prompts, or a context and a query.
-
-    Returns ids, texts and offsets, with the special tokens that begin a text, as in every other
-    resource. Context and query are tokenised separately. `border_merges` says whether the
-    two as one text would have other ids.
-    """
+def tokenize(ask: Exchange, body: TokenizeRequest) -> TokenizeAnswer:
+    """The answer to a body, which needs no forward."""
     ask.check_count(body.prompts or ())
-    small = ask.body_bytes <= SMALL_TEXT
-    resolved = await ask.timed("tokenize", small, resolve_texts, ask.model, body)
+    resolved = resolve_texts(ask.model, body)
     ask.check_size(AnswerSize(tokens=sum(len(ids) for _, ids in resolved.values())))
-    return await ask.answer(
-        await ask.timed("tokenize", small, tokenized, ask.model, body, resolved)
-    )
+    return tokenized(ask.model, body, resolved)
 
 
 def resolve_texts(model: Model, body: TokenizeRequest) -> Resolved:
@@ -90,3 +71,21 @@ def _tokens(model: Model, text: Text, ids: tuple[int, ...]) -> TokenizedText:
             for token, offset in zip(tokens, offsets, strict=True)
         ]
     )
+
+
+router = APIRouter()
+add(
+    router,
+    Resource(
+        "/v1/tokenize",
+        TokenizeRequest,
+        TokenizeAnswer,
+        tokenize,
+        """Tokenise prompts, or a context and a query.
+
+        Returns ids, texts and offsets, with the special tokens that begin a text, as in every other
+        resource. Context and query are tokenised separately. `border_merges` says whether the
+        two as one text would have other ids.""",
+        prompts=("prompts", "context", "query"),
+    ),
+)

@@ -36,14 +36,14 @@ def check(fields: Fields, target: Target) -> None:
             _self_check,
             tables.of_self_check,
             as_text=json.dumps,
-            holds=lambda found: bool(found["verdict"] == "holds"),
+            exit_code=lambda found: int(found["verdict"] != "holds"),
         )
     if not {"context", "query"} <= fields.keys():
         raise typer.BadParameter("give --context and --query, or no option for the self-check")
     target.ask(
         lambda client: client.equivalence_checks(**fields),
         tables.of_checks,
-        holds=lambda answer: answer.holds,
+        exit_code=lambda answer: int(not answer.holds),
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -35,7 +35,31 @@ def options(model: type[BaseModel], without: Sequence[str] = (), **defaults: Any
     return dict, [_option(name, field, defaults) for name, field in named.items()]
 
 
-def _option(name: str, field: FieldInfo, defaults: dict[str, Any]) -> inspect.Parameter:
+def options_of_any(
+    models: Mapping[str, type[BaseModel]], without: Sequence[str] = (), **defaults: Any
+) -> Group:
+    """Make an option of each field of several models. Its description names the models that have
+    the field, unless all have it.
+
+    Args:
+        models: Models of request bodies by the names of their resources. Of a field of several
+            models, the first one describes the option.
+        without: Fields without an option.
+        defaults: Defaults that replace the fields' own.
+    """
+    made: dict[str, inspect.Parameter] = {}
+    for model in models.values():
+        for name, field in model.model_fields.items():
+            having = [known for known, other in models.items() if name in other.model_fields]
+            if name not in without and name not in made:
+                only = "" if len(having) == len(models) else f" Only for {' and '.join(having)}."
+                made[name] = _option(name, field, defaults, only)
+    return dict, list(made.values())
+
+
+def _option(
+    name: str, field: FieldInfo, defaults: dict[str, Any], more: str = ""
+) -> inspect.Parameter:
     kinds = [kind for kind in get_args(field.annotation) or () if kind is not NoneType]
     kind: Any = field.annotation if get_origin(field.annotation) is Literal else str
     for simple in (bool, int, float, Path):
@@ -47,7 +71,7 @@ def _option(name: str, field: FieldInfo, defaults: dict[str, Any]) -> inspect.Pa
         default = ",".join(default) or None
     form = f" Give {PARSERS[name][1]}." if name in PARSERS else ""
     # Square brackets would be taken for markup.
-    option = typer.Option(help=escape(f"{field.description}{form}"))
+    option = typer.Option(help=escape(f"{field.description}{form}{more}"))
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )

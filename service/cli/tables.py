@@ -11,7 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deltaw_client import Activations, EquivalenceChecks, LoadedModel, Trajectories, WeightUpdates
+from deltaw_client import (
+    Activations,
+    EquivalenceChecks,
+    LoadedModel,
+    Sweep,
+    Trajectories,
+    WeightUpdates,
+)
 from schemas.common import UNSET, ModelSummary
 from schemas.equivalence_checks import Check, LogitsCheck
 from schemas.pairs import PairAnswer
@@ -228,3 +235,16 @@ def of_model(answer: LoadedModel) -> RenderableType:
         table("hook points", head, points),
         table("limits of one request", (), vars(answer.limits).items()),
     )
+
+
+def of_sweep(swept: Sweep) -> RenderableType:
+    """Lay out the number of pairs, and each kind of failure with its first pair."""
+    facts = {name: getattr(swept, name) for name in ("pairs", "answered", "failed", "kept")}
+    summary = table("sweep", (), facts.items(), f"in {swept.path}")
+    failures: dict[str, list[int]] = {}
+    for line in swept if swept.failed else ():
+        if line.error is not None:
+            failures.setdefault(getattr(line.error, "code", "timeout"), []).append(line.index)
+    rows = [(code, len(indices), indices[0]) for code, indices in failures.items()]
+    head = ["problem", "pairs", "first pair"]
+    return Group(summary, table("failed pairs", head, rows)) if rows else summary

@@ -7,21 +7,28 @@ from service.engine.model import FirstWeight, Model
 from service.engine.patch import patched_block, patched_product, second_update
 from service.engine.question import (
     AnswerSize,
+    Batch,
     Plan,
     Question,
     Work,
     distinct_rows,
     drive,
+    joined,
     plan,
     together,
 )
+from service.engine.readback import READ_BACKS, Condition, fetch, numbers, vectors
+from service.engine.route import copied
 from service.engine.run import Activations, Fixed, Follow, Run, Site
 from service.engine.scheduler import Timings
 
 __all__ = [
+    "READ_BACKS",
     "Activations",
     "AnswerSize",
+    "Batch",
     "Block",
+    "Condition",
     "Engine",
     "FirstWeight",
     "Fixed",
@@ -33,12 +40,17 @@ __all__ = [
     "Site",
     "Timings",
     "Work",
+    "copied",
     "distinct_rows",
     "drive",
+    "fetch",
+    "joined",
     "load",
+    "numbers",
     "patched_block",
     "patched_product",
     "plan",
     "second_update",
     "together",
+    "vectors",
 ]

@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from schemas.common import DType
 from service.engine.families import FAMILIES, Family
 from service.engine.folder import WEIGHTS, locate, reading, refuse_folder, weight_files
+from service.engine.imports import without_compiler
 from service.engine.model import DTYPES, Model
 from service.engine.run import Run, Site
 from service.engine.text import Tokenizer
@@ -81,7 +82,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
         raise CannotLoad(f"{name!r} cannot be served: {reason}")
     files = weight_files(name, folder, commit)
     tokenizer = _tokenizer(name, folder)
-    with _fitting(name, where), reading(repr(name)):
+    with _fitting(name, where), reading(repr(name)), without_compiler():
         model, loading = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

@@ -18,6 +18,14 @@ from typing import Any
 
 import torch
 
+from service.engine.device import (
+    LEAST_CACHED,
+    ROW_BUDGETS,
+    allocator_bytes,
+    enter,
+    weight_bytes,
+)
+from service.engine.graphs import Graphs
 from service.engine.machine import available_cores, give_back_free_memory, give_back_large_blocks
 from service.engine.model import Model
 from service.engine.prefixes import Prefixes
@@ -31,6 +39,9 @@ FEW_ROWS = 256
 """Rows up to which a question counts as one of few rows."""
 CLOSE_SECONDS = 5.0
 """Seconds that `close` waits for the block or step that is under way."""
+TRIM_SECONDS = 1.0
+"""Seconds of work after which free memory is returned to the system. Cached prefixes lie between
+the tensors of a forward, so the C library's heap would otherwise only grow. It takes 10 ms."""
 
 
 class Engine:
@@ -40,9 +51,10 @@ class Engine:
         load: Loads the model. It is called on the compute thread.
         check: Returns whether the self-check holds. It is called on the compute thread.
         queue_size: Maximum number of waiting questions.
-        row_budget: Maximum rows of one forward.
+        row_budget: Maximum rows of one forward; 0: by the type of device (`ROW_BUDGETS`).
         batching: Whether runs of different questions share a forward.
         prefix_cache_bytes: Maximum bytes of the prefix cache; 0 disables it.
+        graph_memory_bytes: Maximum bytes of CUDA graphs on a GPU; 0 records none.
         threads: CPU threads; 0: one per core that this process may use.
         observe: Called after each forward with its seconds and its number of runs.
     """
@@ -53,9 +65,10 @@ class Engine:
         check: Callable[[Model], bool],
         *,
         queue_size: int = 64,
-        row_budget: int = 512,
+        row_budget: int = 0,
         batching: bool = True,
         prefix_cache_bytes: int = 0,
+        graph_memory_bytes: int = 0,
         threads: int = 0,
         observe: Callable[[float, int], None] = lambda _seconds, _runs: None,
     ) -> None:
@@ -65,10 +78,11 @@ class Engine:
         self._active = ACTIVE if batching else 1
         self._batching = batching
         self._prefix_cache_bytes = prefix_cache_bytes
+        self._graph_memory_bytes = graph_memory_bytes
+        self._row_budget = row_budget
         self._threads = threads or available_cores()
         self._schedule = partial(
             Scheduler,
-            row_budget=row_budget,
             batching=batching,
             observe=observe,
             beats=self._beats,
@@ -83,8 +97,10 @@ class Engine:
         self._since_end = 0.0
         self._closing = False
         self._model: Model | None = None
+        self._weight_bytes = 0
         self._scheduler: Scheduler | None = None
         self.prefixes: Prefixes | None = None
+        self.graphs: Graphs | None = None
         self._sound: bool | None = None
         self.draining = False
         self.fatal: BaseException | None = None
@@ -124,9 +140,33 @@ class Engine:
         return self._model
 
     @property
+    def row_budget(self) -> int:
+        """Maximum rows of one forward; 0 until the model is loaded if it depends on the device."""
+        by_device = 0 if self._model is None else ROW_BUDGETS[self._model.device.type]
+        return self._row_budget or by_device
+
+    @property
     def checked(self) -> bool:
         """Whether the model is loaded and its self-check has run, with any result."""
         return self._sound is not None
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of the device's memory by kind; empty until the model is loaded.
+
+        On a GPU, `allocated` and `reserved` include all other kinds.
+        """
+        if self._model is None or self.prefixes is None:
+            return {}
+        held = {"weights": self._weight_bytes, "prefix_cache": self.prefixes.bytes}
+        if self.graphs is not None:
+            held["graphs"] = self.graphs.bytes
+        return held | allocator_bytes(self._model.device)
+
+    @property
+    def graph_captures(self) -> int:
+        """Number of CUDA graphs that were captured."""
+        return 0 if self.graphs is None else self.graphs.captures
 
     @property
     def waiting(self) -> int:
@@ -149,7 +189,9 @@ class Engine:
         """Estimated seconds for all waiting and running questions, at the current pace."""
         return self._pace * self._cost
 
-    async def ask(self, plan: Plan[Answer], seconds: float) -> tuple[Answer, Timings]:
+    async def ask(
+        self, plan: Plan[Answer], seconds: float, *, accepted: bool = False
+    ) -> tuple[Answer, Timings]:
         """Answer a question, and report its timings.
 
         If the caller is cancelled, its question leaves the queue, or stops before the next block.
@@ -157,6 +199,9 @@ class Engine:
         Args:
             plan: The question and its work. Questions of few rows have slots of their own.
             seconds: Time until it expires.
+            accepted: Whether it continues a request that was accepted before. It is then not
+                refused while the service drains or the queue is full, so that an accepted request
+                is answered to its end.
 
         Raises:
             Draining: No new work is taken.
@@ -173,7 +218,7 @@ class Engine:
 
         ticket = Ticket(plan, time.monotonic() + seconds, settle)
         with self._changed:
-            self._admit(ticket, seconds)
+            self._admit(ticket, seconds, accepted)
         try:
             return await future, ticket.timings
         finally:
@@ -182,10 +227,18 @@ class Engine:
                 if ticket in self._waiting:
                     self._drop(ticket)
 
-    def _admit(self, ticket: Ticket, seconds: float) -> None:
+    def _admit(self, ticket: Ticket, seconds: float, accepted: bool) -> None:
         """Put a question into the queue, or refuse it."""
-        if self.draining:
+        if self._closing or (self.draining and not accepted):
             raise Draining("The service is shutting down.", retry_after=5.0)
+        if not accepted:
+            self._require_place(seconds)
+        self._waiting.append(ticket)
+        self._cost += ticket.plan.work.cost
+        self._changed.notify_all()
+
+    def _require_place(self, seconds: float) -> None:
+        """Refuse a new question if the queue is full, or if it could not be answered in time."""
         before = self.outstanding_seconds
         refusal, retry_after = "", 0
         if len(self._waiting) >= self._queue_size + max(0, self._active - self._running):
@@ -196,9 +249,6 @@ class Engine:
             retry_after = math.ceil(before - seconds)
         if refusal:
             raise QueueFull(f"{refusal} Retry after {retry_after} s.", retry_after=retry_after)
-        self._waiting.append(ticket)
-        self._cost += ticket.plan.work.cost
-        self._changed.notify_all()
 
     def _main(self) -> None:
         try:
@@ -207,17 +257,33 @@ class Engine:
             torch.backends.cuda.matmul.allow_tf32 = False
             with torch.inference_mode():
                 self._model = self._load()
+                enter(self._model.device)
+                self._weight_bytes = weight_bytes(self._model)
                 give_back_free_memory()
                 self._sound = self._check(self._model)
-                self.prefixes = Prefixes(self._prefix_cache_bytes, self._model.dtype)
-                scheduler = self._schedule(self._model, prefixes=self.prefixes)
+                kind = self._model.device.type
+                self.prefixes = Prefixes(
+                    self._prefix_cache_bytes, self._model.dtype, LEAST_CACHED[kind]
+                )
+                if kind == "cuda":
+                    self.graphs = Graphs(self._graph_memory_bytes)
+                scheduler = self._schedule(
+                    self._model,
+                    row_budget=self.row_budget,
+                    prefixes=self.prefixes,
+                    graphs=self.graphs,
+                )
                 self._scheduler = scheduler
+                trimmed = time.monotonic()
                 while self._take(scheduler):
                     start, before = time.monotonic(), tuple(scheduler.active)
                     scheduler.turn()
                     left = set(scheduler.active)
                     ended = [ticket for ticket in before if ticket not in left]
                     self._note_pace(time.monotonic() - start, ended)
+                    if time.monotonic() - trimmed > TRIM_SECONDS:
+                        give_back_free_memory()
+                        trimmed = time.monotonic()
         except BaseException as error:
             self.fatal = error
         finally:
@@ -273,7 +339,7 @@ class Engine:
     def _refuse_all(self) -> None:
         refusal = Draining("The service is shutting down.", retry_after=5.0)
         with self._changed:
-            self.draining = True
+            self.draining = self._closing = True
             self._running = self._cost = 0
             if self._scheduler is not None:
                 self._scheduler.abort(refusal)

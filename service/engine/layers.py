@@ -51,14 +51,15 @@ class Norm:
             x: (..., width).
             gain: Another gain for each vector of an RMS norm, (..., width); None: the norm's own.
         """
-        wide = x.to(torch.promote_types(x.dtype, self.gain.dtype))
+        same = x.dtype == self.gain.dtype
+        wide = x if same else x.to(torch.promote_types(x.dtype, self.gain.dtype))
         if gain is not None:
             normed = F.rms_norm(wide, self.gain.shape, None, self.eps) * gain
         elif self.rms:
             normed = F.rms_norm(wide, self.gain.shape, self.gain, self.eps)
         else:
             normed = F.layer_norm(wide, self.gain.shape, self.gain, self.bias, self.eps)
-        return normed.to(x.dtype)
+        return normed if same and gain is None else normed.to(x.dtype)
 
     def to(self, dtype: torch.dtype) -> Norm:
         """The same norm in another dtype; a wider gain keeps its own."""

@@ -1,230 +1,279 @@
-"""The prefix cache: keys and values of rows that were computed before.
+"""The tree of rows: which rows runs share, and whose keys and values are kept.
 
 Keys and values depend on the position and on all earlier rows, so a row is found by its whole path
-of (id, position). Keys are cached after their norm and rotation. The cache is a trie whose nodes
-hold several rows; a node is split where paths part. Each node has a number of layers, because a run
-that reads an early layer computes no more. A node is used only if it has all layers that are
-needed, and rows that are read are always computed. Patched runs neither read nor write the cache.
+of (id, position). A segment holds consecutive rows; other segments branch off at any of its rows,
+so it is never split. A run is laid out once, as the segments that it passes through, in time
+proportional to its segments.
+
+Only trunks are kept: rows that other runs may begin with. While runs that
+pass through a trunk wait, its keys and values stay and serve pack after pack. After that they are
+cached, up to a budget in bytes; the least recently used segment is dropped first. Segments differ
+in their number of layers, because a run that reads an early layer computes no later one. Keys are
+kept after their norm and rotation. Patched runs share nothing.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.run import Run
+from service.engine.readback import Condition, hold
+from service.engine.run import Follow, Run
 
-LONGEST = 256
-"""Maximum rows of a node, the unit of eviction."""
-
-Row: TypeAlias = tuple[int, int]
+Index: TypeAlias = NDArray[np.int64]
 
 
 @dataclass(eq=False)
-class Node:
-    """Keys and values of consecutive rows.
+class Segment:
+    """Consecutive rows.
 
     Args:
-        rows: Ids and positions of the rows.
-        parent: The node before them; None at the beginning.
-        layers: (layers, 2, heads, rows, d_head), keys first, in a storage of its own.
-        children: The nodes that follow, by their first row.
+        rows: Ids and positions, as `Run.rows`.
+        parent: The segment before it; None for a root.
+        offset: Number of the parent's rows before it.
+        dtype: The dtype of its runs.
+        trunk: Whether its keys and values are worth keeping.
+        children: The segments that branch off, by their offset and first row.
+        waiting: Number of runs that pass through it and are not computed yet.
+        layers: Keys and values of all its rows, (layers, 2, heads, rows, d_head), in a storage of
+            its own; None: none are kept.
+        known: Number of its first rows whose keys and values are in `layers`.
     """
 
-    rows: tuple[Row, ...]
-    parent: Node | None
-    layers: Tensor
-    children: dict[Row, Node] = field(default_factory=dict)
+    rows: Index
+    parent: Segment | None
+    offset: int
+    dtype: torch.dtype
+    trunk: bool = False
+    children: dict[tuple[int, int], Segment] = field(default_factory=dict)
+    waiting: int = 0
+    layers: Tensor | None = None
+    known: int = 0
 
     @property
     def depth(self) -> int:
-        """Number of layers, from the first."""
-        return len(self.layers)
+        """Number of layers whose keys and values are kept."""
+        return 0 if self.layers is None else len(self.layers)
 
     @property
     def size(self) -> int:
-        """Bytes of the storage."""
-        return self.layers.untyped_storage().nbytes()
+        """Bytes of the kept keys and values."""
+        return 0 if self.layers is None else self.layers.untyped_storage().nbytes()
+
+    def known_to(self, depth: int, stop: int) -> int:
+        """Number of its first `stop` rows that a run which reads layer `depth` need not compute."""
+        return min(self.known, max(0, stop)) if self.depth > depth else 0
 
 
-class CachedRows(NamedTuple):
-    """The first rows of a node."""
+class Part(NamedTuple):
+    """The first `stop` rows of a segment, on the path of a run."""
 
-    node: Node
-    rows: int
+    segment: Segment
+    stop: int
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A run and its place in the tree.
+
+    Args:
+        run: The run.
+        path: The parts that it passes through, in order; a patched run has one of its own.
+        source: The path of the run that it follows, up to the followed row; empty if it follows
+            none.
+    """
+
+    run: Run
+    path: tuple[Part, ...]
+    source: tuple[Part, ...] = ()
 
     @property
-    def positions(self) -> list[int]:
-        """Their positions."""
-        return [position for _, position in self.node.rows[: self.rows]]
-
-
-Find: TypeAlias = Callable[[Run], Sequence[CachedRows]]
-"""Finds the cached prefix of a run."""
-
-
-def nothing_cached(_run: Run) -> Sequence[CachedRows]:
-    """Find no cached prefix."""
-    return ()
+    def needed(self) -> list[tuple[Part, int]]:
+        """Each part of both paths, and the number of its rows before the first that is read."""
+        first = self.run.first_read
+        follow = self.run.patch
+        source = follow.source_row if isinstance(follow, Follow) else 0
+        return [*_before(self.path, first), *_before(self.source, source)]
 
 
 class Prefixes:
-    """The trie of cached rows. The least recently used node is evicted first.
+    """The tree.
 
     Args:
-        budget: Maximum bytes; 0 caches nothing.
-        dtype: The model's dtype. Runs in another dtype are not cached.
+        budget: Maximum bytes of what is cached when no run waits for it; 0 caches nothing.
+        dtype: The model's dtype. Rows in another dtype are not cached.
+        least: Minimum rows of a segment that is cached.
     """
 
-    def __init__(self, budget: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, budget: int = 0, dtype: torch.dtype = torch.float32, least: int = 1) -> None:
         self.budget = budget
         self.dtype = dtype
         self.bytes = 0
         self.hits = 0
         self.misses = 0
-        self._roots: dict[Row, Node] = {}
-        self._by_use: OrderedDict[Node, None] = OrderedDict()
+        self._least = least
+        self._roots: dict[torch.dtype, dict[tuple[int, int], Segment]] = {}
+        self._kept: OrderedDict[Segment, None] = OrderedDict()
+        self._untested: list[tuple[Segment, Sequence[Condition]]] = []
 
-    def find(self, run: Run) -> Sequence[CachedRows]:
-        """Find the longest cached prefix of a run, before the first row that it reads.
+    def place(self, runs: Sequence[Run]) -> list[Placed]:
+        """Lay runs out. Each must be released once, computed or not."""
+        placed: dict[int, Placed] = {}
+        # The longest trunk comes first, so that shorter ones are parts of its segment.
+        for i in sorted(range(len(runs)), key=lambda i: -_trunk(runs[i])):
+            placed[i] = self._placed(runs[i])
+            for segment, _ in (*placed[i].path, *placed[i].source):
+                segment.waiting += 1
+        self.hits += known_rows(placed.values())
+        return [placed[i] for i in range(len(runs))]
 
-        Patched runs, and runs in another dtype than the resident one, have none.
-        """
-        if not self.keeps(run):
-            return ()
-        found: list[CachedRows] = []
-        rows = _rows(run)[: _first_read(run)]
-        level, start = self._roots, 0
-        while start < len(rows):
-            node = level.get(rows[start])
-            if node is None or node.depth <= run.depth:
-                break
-            found.append(CachedRows(node, _shared(node.rows, rows[start:])))
-            start += found[-1].rows
-            if found[-1].rows < len(node.rows):
-                break
-            level = node.children
-        for node, _ in reversed(found):
-            self._by_use.move_to_end(node)
-        return found
-
-    def keep(
-        self, run: Run, cached: Sequence[CachedRows], layers: Callable[[int, int], Tensor | None]
-    ) -> None:
-        """Cache the rows of a run that was computed.
-
-        The first row that it reads begins a node of its own, so that another query after the same
-        context does not split a node.
-
-        Args:
-            run: The run.
-            cached: Its cached prefix.
-            layers: Returns the keys and values of its rows [start, stop) in the form of a node, or
-                None if they were not computed.
-        """
-        if not self.keeps(run):
-            return
-        before = sum(part.rows for part in cached)
-        self.hits += before
-        self.misses += len(run.tokens) - before
-        rows, read = _rows(run), _first_read(run)
-        path: list[Node] = []
-        level, start = self._roots, 0
-        while start < len(rows):
-            node = level.get(rows[start])
-            if node is None:
-                stop = min(start + LONGEST, read if start < read else len(rows))
-                computed = layers(start, stop)
-                if computed is None:
-                    break
-                node = Node(rows[start:stop], path[-1] if path else None, computed)
-                level[rows[start]] = node
-                self.bytes += node.size
-                self._by_use[node] = None
-            else:
-                stop = start + _shared(node.rows, rows[start:])
-                if stop < start + len(node.rows) and stop < len(rows):
-                    self._split(node, stop - start)
-                if stop == start + len(node.rows) and node.depth <= run.depth:
-                    self._deepen(node, layers(start, stop))
-            path.append(node)
-            level, start = node.children, stop
-        for node in reversed(path):
-            self._by_use.move_to_end(node)
+    def release(self, placed: Iterable[Placed]) -> None:
+        """Drop what no run waits for and what the budget has no room for."""
+        for one in placed:
+            for path in (one.path, one.source):
+                for segment, _ in reversed(path):
+                    segment.waiting -= 1
+                    if segment in self._kept:
+                        # A use marks ancestors after their descendants.
+                        self._kept.move_to_end(segment)
+                    unused = segment.layers is None or not self._caches(segment)
+                    if segment.waiting == 0 and unused:
+                        self._drop(segment)
         self._shrink()
 
-    def keeps(self, run: Run) -> bool:
-        """Whether a run may read and write the cache."""
-        return self.budget > 0 and run.patch is None and run.dtype in (None, self.dtype)
+    def keeps(self, segment: Segment, leaving: int) -> bool:
+        """Whether keys and values of a segment are kept when `leaving` runs have been computed."""
+        return segment.trunk and (segment.waiting > leaving or self._caches(segment))
 
-    def _split(self, node: Node, count: int) -> None:
-        """Split a node after `count` rows. The tail becomes its child and inherits its children."""
-        head, tail = (part.clone() for part in node.layers.tensor_split([count], -2))
-        self.bytes -= node.size
-        rest = Node(node.rows[count:], node, tail, node.children)
-        for child in rest.children.values():
-            child.parent = rest
-        node.rows = node.rows[:count]
-        node.layers = head
-        node.children = {rest.rows[0]: rest}
-        self.bytes += node.size + rest.size
-        self._by_use[rest] = None
+    def keep(
+        self, segment: Segment, layers: Tensor, known: int, conditions: Sequence[Condition] = ()
+    ) -> None:
+        """Keep the first `known` rows of a segment, under the conditions of their pack."""
+        if segment.layers is not layers:
+            self.bytes -= segment.size
+            segment.layers = layers
+            self.bytes += segment.size
+        segment.known = known
+        self._kept[segment] = None
+        if conditions:
+            self._untested.append((segment, conditions))
 
-    def _deepen(self, node: Node, computed: Tensor | None) -> None:
-        """Replace a node's layers if more were computed."""
-        if computed is not None and len(computed) > node.depth:
-            self.bytes -= node.size
-            node.layers = computed
-            self.bytes += node.size
+    def verify(self) -> None:
+        """Drop what was kept by packs whose conditions do not hold. Call it before each pack.
+
+        NaN in one row of a pack spreads to the keys and values of others, because 0 · NaN is NaN.
+        """
+        untested, self._untested = self._untested, []
+        for segment, conditions in untested:
+            if not hold(conditions):
+                self._drop(segment)
+
+    def clear(self) -> int:
+        """Drop all that no run waits for; returns the number of bytes."""
+        before = self.bytes
+        for segment in [one for one in self._kept if not one.waiting]:
+            self._drop(segment)
+        return before - self.bytes
+
+    def _caches(self, segment: Segment) -> bool:
+        return (
+            self.budget > 0
+            and segment.trunk
+            and segment.dtype == self.dtype
+            and len(segment.rows) >= self._least
+        )
+
+    def _placed(self, run: Run) -> Placed:
+        dtype = run.dtype or self.dtype
+        if run.patch is None:
+            return Placed(run, self._path(run.rows, run.trunk_rows, dtype))
+        own = (Part(Segment(run.rows, None, 0, dtype), len(run.rows)),)
+        if not isinstance(run.patch, Follow):
+            return Placed(run, own)
+        source, count = run.patch.source, run.patch.source_row + 1
+        return Placed(
+            run, own, self._path(source.rows[:count], min(source.trunk_rows, count), dtype)
+        )
+
+    def _path(self, rows: Index, trunk: int, dtype: torch.dtype) -> tuple[Part, ...]:
+        path: list[Part] = []
+        level = self._roots.setdefault(dtype, {})
+        start, offset, parent = 0, 0, None
+        while start < len(rows):
+            key = offset, int(rows[start])
+            segment = level.get(key)
+            if segment is None:
+                stop = trunk if start < trunk else len(rows)
+                segment = level[key] = Segment(rows[start:stop], parent, offset, dtype)
+            segment.trunk |= start < trunk
+            offset = shared(segment.rows, rows[start:])
+            path.append(Part(segment, offset))
+            start += offset
+            level, parent = segment.children, segment
+        return tuple(path)
+
+    def _drop(self, segment: Segment) -> None:
+        """Drop a segment's keys and values, and remove what nothing needs any more."""
+        self.bytes -= segment.size
+        segment.layers, segment.known = None, 0
+        self._kept.pop(segment, None)
+        here: Segment | None = segment
+        while here is not None and not (here.waiting or here.children or here.layers is not None):
+            above = here.parent
+            # A patched run's segment is in no level.
+            level = self._roots.get(here.dtype, {}) if above is None else above.children
+            if level.get(key := (here.offset, int(here.rows[0]))) is here:
+                del level[key]
+            here = above
 
     def _shrink(self) -> None:
-        """Evict the least recently used nodes, which have no children: a use marks ancestors."""
-        while self.bytes > self.budget:
-            node, _ = self._by_use.popitem(last=False)
-            level = self._roots if node.parent is None else node.parent.children
-            del level[node.rows[0]]
-            self.bytes -= node.size
+        if self.bytes <= self.budget:
+            return
+        # Neither a segment that runs wait for nor one above the budget may evict cached ones.
+        free = [one for one in self._kept if not one.waiting]
+        beyond = sum(one.size for one in free) - self.budget
+        for segment in sorted(free, key=lambda one: one.size <= self.budget):
+            if beyond <= 0:
+                break
+            beyond -= segment.size
+            self._drop(segment)
 
 
-def cached_rows(beginnings: Iterable[Sequence[CachedRows]]) -> int:
-    """Number of distinct cached rows that several runs begin with."""
-    longest: dict[Node, int] = {}
-    for cached in beginnings:
-        for node, rows in cached:
-            longest[node] = max(rows, longest.get(node, 0))
+def shared(one: Index, other: Index) -> int:
+    """Number of equal rows that both begin with."""
+    count = min(len(one), len(other))
+    differ = one[:count] != other[:count]
+    first = int(differ.argmax()) if count else 0
+    return first if count and differ[first] else count
+
+
+def known_rows(placed: Iterable[Placed]) -> int:
+    """Number of distinct rows that several runs need not compute."""
+    longest: dict[Segment, int] = {}
+    for one in placed:
+        for part, before in one.needed:
+            known = part.segment.known_to(one.run.depth, min(part.stop, before))
+            longest[part.segment] = max(known, longest.get(part.segment, 0))
     return sum(longest.values())
 
 
-def _rows(run: Run) -> tuple[Row, ...]:
-    return tuple(zip(run.tokens, run.positions, strict=True))
+def _before(path: Sequence[Part], first: int) -> list[tuple[Part, int]]:
+    """Each part with the number of rows from its first one to the first row that is read."""
+    parts, start = [], 0
+    for part in path:
+        parts.append((part, first - start))
+        start += part.stop
+    return parts
 
 
-def _first_read(run: Run) -> int:
-    """The first row that a run reads; 0 if it reads none."""
-    return min((min(rows) for rows in run.reads.values() if len(rows)), default=0)
-
-
-def _shared(one: Sequence[Row], other: Sequence[Row]) -> int:
-    """Number of equal rows that both begin with."""
-    pairs = zip(one, other, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
-
-
-def stacked(layers: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Tensor]) -> Tensor:
-    """Stack rows of a pack in the form of a node, (layers, 2, heads, rows, d_head).
-
-    Args:
-        layers: Keys and values of each layer, (heads, rows of the layer, d_head) each.
-        rows: Indices of the rows in each layer.
-    """
-    return torch.stack(
-        [
-            torch.stack([keys[:, here], values[:, here]])
-            for (keys, values), here in zip(layers, rows, strict=True)
-        ]
-    )
+def _trunk(run: Run) -> int:
+    if isinstance(run.patch, Follow):
+        return min(run.patch.source.trunk_rows, run.patch.source_row + 1)
+    return run.trunk_rows

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 
 from service.engine.model import Model
+from service.engine.readback import Condition, require
 from service.engine.run import Activations, Follow, Run
 from service.engine.walk import forward
 from service.errors import ServiceError
@@ -70,6 +71,26 @@ class AnswerSize:
 
 
 @dataclass(frozen=True, eq=False)
+class Batch(Generic[Answer]):
+    """How requests of one kind become one question.
+
+    Args:
+        ask: Forms one question of the items of several requests; it answers them in their order.
+        options: What must be equal in the requests that share a question.
+        item: What differs between them.
+    """
+
+    ask: Callable[[Sequence[Any]], Question[tuple[Answer, ...]]]
+    options: Any
+    item: Any
+
+    def alone(self) -> Question[Answer]:
+        """The question of this request as a batch of one."""
+        (answer,) = yield from self.ask([self.item])
+        return answer
+
+
+@dataclass(frozen=True, eq=False)
 class Plan(Generic[Answer_co]):
     """A question with its work and the size of its answer.
 
@@ -78,16 +99,24 @@ class Plan(Generic[Answer_co]):
         runs: The runs that it has yielded already; empty if it has not been started.
         work: The work of all its runs.
         size: The size of its answer.
+        later_rows: Rows of the runs that it yields after its first ones.
+        batch: How it shares a question with other requests; None: it cannot.
     """
 
     question: Question[Answer_co]
     runs: Sequence[Run] = ()
     work: Work = field(default_factory=Work)
     size: AnswerSize = field(default_factory=AnswerSize)
+    later_rows: int = 0
+    batch: Batch[Any] | None = None
 
 
 def plan(
-    model: Model, question: Question[Answer], size: AnswerSize, later_rows: int = 0
+    model: Model,
+    question: Question[Answer],
+    size: AnswerSize,
+    later_rows: int = 0,
+    batch: Batch[Answer] | None = None,
 ) -> Plan[Answer]:
     """Start a question, which computes nothing yet, and measure the work of the runs it yields.
 
@@ -96,12 +125,13 @@ def plan(
         question: A generator that has not been started.
         size: The size of its answer.
         later_rows: Rows of the runs that it yields after its first ones.
+        batch: How it shares a question with other requests.
     """
     runs = next(question)
     dtype = runs[0].dtype or model.dtype
     layers = 1 + max(run.depth for run in runs)
     work = Work(distinct_rows(runs) + later_rows, layers, dtype.itemsize)
-    return Plan(question, runs, work, size)
+    return Plan(question, runs, work, size, later_rows, batch)
 
 
 def distinct_rows(runs: Sequence[Run]) -> int:
@@ -125,7 +155,7 @@ ROW_BYTES = 8
 
 def _path(run: Run) -> bytes:
     """The run's rows as bytes whose order is that of the rows: (id, position), big-endian."""
-    return np.array((run.tokens, run.positions), ">i4").T.tobytes()
+    return run.rows.astype(">i8").tobytes()
 
 
 def _shared(one: bytes, other: bytes) -> int:
@@ -158,6 +188,47 @@ def together(*questions: Question[Any]) -> Question[tuple[Any, ...]]:
     return tuple(answers)
 
 
+def joined(model: Model, plans: Sequence[Plan[Answer]]) -> Plan[tuple[Answer, ...]]:
+    """One plan for several plans, whose answers it returns in their order.
+
+    Requests whose batches have equal options become one question, which computes their figures
+    together. Other questions are asked side by side. In both cases the given plans are used up.
+
+    Args:
+        model: The resident model.
+        plans: Plans that have not been asked, of runs of one dtype.
+    """
+    size = AnswerSize(
+        entries=sum(one.size.entries for one in plans),
+        tokens=sum(one.size.tokens for one in plans),
+        numbers=sum(one.size.numbers for one in plans),
+        entry_bytes=max(one.size.entry_bytes for one in plans),
+    )
+    later = sum(one.later_rows for one in plans)
+    batches = [one.batch for one in plans if one.batch is not None]
+    alike = len(batches) == len(plans) and all(
+        batch.options == batches[0].options for batch in batches
+    )
+    if not alike:
+        return plan(model, together(*map(_begun, plans)), size, later)
+    # Their own questions were started to measure them, and end here.
+    for one in plans:
+        one.question.close()
+    return plan(model, batches[0].ask([batch.item for batch in batches]), size, later)
+
+
+def _begun(one: Plan[Answer]) -> Question[Answer]:
+    """A planned question, from its first runs on."""
+    received = yield one.runs
+    while True:
+        try:
+            runs = one.question.send(received)
+        except StopIteration as stop:
+            answer: Answer = stop.value
+            return answer
+        received = yield runs
+
+
 def drive(
     model: Model, question: Question[Answer] | Plan[Answer], compute: Compute = forward
 ) -> Answer:
@@ -171,6 +242,7 @@ def drive(
         compute: Computes the runs that the question yields together; by default in one forward.
     """
     generator = question.question if isinstance(question, Plan) else question
+    conditions: list[Condition] = []
     try:
         runs = (question.runs if isinstance(question, Plan) else ()) or next(generator)
         while True:
@@ -179,7 +251,10 @@ def drive(
             except ServiceError as error:
                 runs = generator.throw(error)
             else:
+                conditions += [one for read in received for one in read.conditions]
                 runs = generator.send(received)
     except StopIteration as stop:
+        # Whatever the question did not read back is tested here.
+        require(conditions)
         answer: Answer = stop.value
         return answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
-from service.engine.pack import Index, Pack
-from service.engine.prefixes import CachedRows
+from service.engine.pack import Pack
+from service.engine.prefixes import Index
 from service.engine.run import STAGE, Fixed, Follow
 from service.theory import ImplicitUpdate
 
@@ -53,17 +53,30 @@ class Indices:
         return self._copied[place]
 
 
-@dataclass(frozen=True)
-class Keep:
-    """Some rows of a block, and the columns of their masks.
+class Sight(NamedTuple):
+    """Known rows that some queries see.
 
     Args:
-        rows: Indices into the rows before the selection.
-        columns: Indices into the columns before the selection.
+        number: Index of the known rows in the pack.
+        queries: The queries, indices into all queries; None: all.
+        mask: The same as indices into the rows of the mask; None: all.
     """
 
+    number: int
+    queries: slice | None
+    mask: slice | None
+
+
+class Keeping(NamedTuple):
+    """Rows whose keys and values are kept.
+
+    Args:
+        number: Index of the kept rows in the pack.
+        rows: The rows among those whose keys and values the block computes, consecutive.
+    """
+
+    number: int
     rows: slice
-    columns: slice
 
 
 @dataclass(frozen=True)
@@ -151,10 +164,9 @@ class Step:
     """One block.
 
     Args:
-        rows: The pack's rows whose keys and values it computes.
         stay: The rows of the block before that remain; None: all.
-        cached: The cached rows that attention sees.
-        columns: The columns of the masks that remain when cached rows leave; None: all.
+        known: The known rows that attention sees.
+        kept: The rows whose keys and values are kept.
         queries: The rows that become queries; None: all. Empty if no row needs attention.
         mlp: The rows that pass through the MLP; None: all. Empty if no row does.
         attends, transforms: Whether any row becomes a query, and whether any passes through the
@@ -163,13 +175,12 @@ class Step:
         patching: The patched rows; None: none.
     """
 
-    rows: Index
-    stay: Keep | None
-    cached: tuple[CachedRows, ...]
-    columns: slice | None
-    queries: Keep | None
+    stay: slice | None
+    known: tuple[Sight, ...]
+    kept: tuple[Keeping, ...]
+    queries: slice | None
     attends: bool
-    mlp: Keep | None
+    mlp: slice | None
     transforms: bool
     reads: Mapping[HookPoint, Reading]
     patching: Patching | None
@@ -182,23 +193,20 @@ def route(pack: Pack, indices: Indices) -> list[Step]:
 
 def _steps(pack: Pack, indices: Indices) -> Iterator[Step]:
     rows = np.arange(len(pack.tokens))
-    cached = pack.cached
-    for layer in range(int(pack.depth.max(initial=-1)) + 1):
-        ahead = sum(part.rows for part in cached)
+    last = int(pack.depth.max(initial=-1))
+    for layer in range(last + 1):
         stays = pack.depth[rows] >= layer
-        stay = _keep(indices, stays, ahead)
+        stay = _keep(indices, stays)
         rows = rows[stays]
-        columns = None
-        if any(part.node.depth <= layer for part in cached):
-            reach = [part.node.depth > layer for part in cached]
-            seen = np.repeat([*reach, True], [*(part.rows for part in cached), len(rows)])
-            columns = indices.add(np.flatnonzero(seen))
-            cached = tuple(compress(cached, reach))
-            ahead = sum(part.rows for part in cached)
         stage = pack.stage(layer)
-        asked = stage[rows] >= STAGE["attn_out"]
+        if pack.static:
+            # All rows pass through all blocks; in the last one, equally many of each group.
+            asked = _in_step(pack, stage >= STAGE["attn_out"]) if layer == last else stays
+            further = np.full(int(asked.sum()), (stage >= STAGE["mlp_pre"]).any())
+        else:
+            asked = stage[rows] >= STAGE["attn_out"]
+            further = stage[rows[asked]] >= STAGE["mlp_pre"]
         attending = rows[asked]
-        further = stage[attending] >= STAGE["mlp_pre"]
         through = attending[further]
         computed = {
             point: rows
@@ -209,13 +217,12 @@ def _steps(pack: Pack, indices: Indices) -> Iterator[Step]:
             for point in STAGE
         }
         yield Step(
-            rows=rows,
             stay=stay,
-            cached=cached,
-            columns=columns,
-            queries=_keep(indices, asked, ahead),
+            known=tuple(_sights(pack, indices, layer, attending)),
+            kept=tuple(_keeping(pack, rows)) if len(attending) else (),
+            queries=_keep(indices, asked),
             attends=len(attending) > 0,
-            mlp=_keep(indices, further, ahead),
+            mlp=_keep(indices, further),
             transforms=len(through) > 0,
             reads={
                 site.point: _reading(indices, computed[site.point], readers)
@@ -227,12 +234,42 @@ def _steps(pack: Pack, indices: Indices) -> Iterator[Step]:
         rows = through
 
 
-def _keep(indices: Indices, kept: NDArray[np.bool_], ahead: int) -> Keep | None:
-    """The rows that are kept, with the columns of cached rows before their own; None: all."""
-    if kept.all():
-        return None
-    rows = np.flatnonzero(kept)
-    return Keep(indices.add(rows), indices.add(np.concatenate([np.arange(ahead), ahead + rows])))
+def _in_step(pack: Pack, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """At least the wanted rows, and the same number of each group."""
+    by_group = wanted.reshape(pack.groups, -1).copy()
+    counts = by_group.sum(1)
+    # A power of two keeps the number of shapes small.
+    width = min(by_group.shape[1], 1 << int(max(counts.max(initial=1), 1) - 1).bit_length())
+    for group, count in zip(by_group, counts, strict=True):
+        group[np.flatnonzero(~group)[: width - count]] = True
+    return by_group.reshape(-1)
+
+
+def _keep(indices: Indices, kept: NDArray[np.bool_]) -> slice | None:
+    """Indices of the rows that are kept; None: all."""
+    return None if kept.all() else indices.add(np.flatnonzero(kept))
+
+
+def _sights(pack: Pack, indices: Indices, layer: int, attending: Index) -> Iterator[Sight]:
+    """The known rows with as many layers that some of the queries see."""
+    for number, known in enumerate(pack.known):
+        if len(known.layers) <= layer or not len(attending):
+            continue
+        queries = np.flatnonzero(np.isin(attending, known.rows))
+        mask = np.flatnonzero(np.isin(known.rows, attending))
+        if len(queries):
+            yield Sight(
+                number,
+                None if len(queries) == len(attending) else indices.add(queries),
+                None if len(mask) == len(known.rows) else indices.add(mask),
+            )
+
+
+def _keeping(pack: Pack, rows: Index) -> Iterator[Keeping]:
+    for number, kept in enumerate(pack.kept):
+        first, stop = rows.searchsorted([kept.rows.start, kept.rows.stop])
+        if stop - first == kept.rows.stop - kept.rows.start:
+            yield Keeping(number, slice(int(first), int(stop)))
 
 
 def _reading(indices: Indices, rows: Index, readers: Sequence[tuple[int, Index]]) -> Reading:

@@ -7,19 +7,27 @@ do, and its output is the run's stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
 from schemas.pairs import Form
+from service.engine.readback import Condition
 from service.theory import ImplicitUpdate
 
 STAGE: Mapping[HookPoint, int] = {point: i for i, point in enumerate(get_args(HookPoint))}
+
+
+POSITION_BITS = 32
+"""Bits of a row's number that hold its position; its id is above them."""
 
 
 class Site(NamedTuple):
@@ -76,20 +84,68 @@ class Run:
         dtype: The dtype of the run; None: that of the resident model.
         patch: Changed weights; None: the resident ones.
         reduce: Reduces each site's (rows, width) as soon as it is read; None keeps all of it.
+        trunk: Number of first rows that other runs may begin with, so that their keys and values
+            are worth keeping; None: those before the first row that is read.
     """
 
-    tokens: Sequence[int]
-    positions: Sequence[int]
+    tokens: Sequence[int] | NDArray[np.int64]
+    positions: Sequence[int] | NDArray[np.int64]
     reads: Mapping[Site, Sequence[int]] = field(default_factory=dict)
     dtype: torch.dtype | None = None
     patch: Follow | Fixed | None = None
     reduce: Callable[[Tensor], Tensor] | None = None
+    trunk: int | None = None
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Each row's id and position as one number."""
+        return (_array(self.tokens) << POSITION_BITS) | _array(self.positions)
+
+    @cached_property
+    def first_read(self) -> int:
+        """The first row that is read; 0 if none is."""
+        count = len(self.tokens)
+        return min((row % count for rows in self.reads.values() for row in rows), default=0)
 
     @property
+    def trunk_rows(self) -> int:
+        """`trunk` as a number."""
+        return self.first_read if self.trunk is None else self.trunk
+
+    @cached_property
     def depth(self) -> int:
         """The last layer that is needed; -1 if nothing is read."""
         return max((site.layer for site in self.reads), default=-1)
 
 
-Activations = Mapping[Site, Tensor]
-"""The values of each site: (rows, width) on the run's device and in its dtype, or reduced."""
+@dataclass(frozen=True, eq=False)
+class Activations(Mapping[Site, Tensor]):
+    """What a run read.
+
+    Args:
+        sites: The values of each site: (rows, width) on the run's device and in its dtype, or
+            reduced.
+        conditions: What must hold for the values to be used. Pass them to `readback.fetch` with
+            whatever is formed from the values.
+    """
+
+    sites: Mapping[Site, Tensor]
+    conditions: tuple[Condition, ...] = ()
+
+    def __getitem__(self, site: Site) -> Tensor:
+        """The values of a site."""
+        return self.sites[site]
+
+    def __iter__(self) -> Iterator[Site]:
+        """The sites."""
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        """Number of sites."""
+        return len(self.sites)
+
+
+def _array(values: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    if isinstance(values, range):
+        return np.arange(values.start, values.stop, values.step, dtype=np.int64)
+    return np.asarray(values, np.int64)

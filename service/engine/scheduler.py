@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from inspect import GEN_CREATED, getgeneratorstate
 from itertools import repeat, takewhile, zip_longest
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from service.engine.graphs import Graphs
 from service.engine.model import Model
-from service.engine.pack import fill
-from service.engine.prefixes import Prefixes, cached_rows
+from service.engine.pack import Filling
+from service.engine.prefixes import Placed, Prefixes, known_rows
 from service.engine.question import Plan
+from service.engine.readback import Condition, require
 from service.engine.run import Activations, Run
-from service.engine.walk import forward
+from service.engine.walk import walk
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
+T = TypeVar("T")
 OWN_SECONDS = 0.02
 """Seconds for the questions' own computation between two forwards; each takes a step at least."""
+NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the errors of a CPU's allocator and of cuBLAS say when memory lacks."""
 
 
 @dataclass
@@ -63,8 +68,9 @@ class Ticket:
     settle: Callable[[Any, BaseException | None], None]
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
-    outstanding: list[Run] = field(default_factory=list)
+    outstanding: deque[Placed] = field(default_factory=deque)
     received: list[Activations] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
     cancelled: bool = False
     answered: bool = False
 
@@ -86,7 +92,8 @@ class Scheduler:
         model: The resident model.
         row_budget: Maximum rows of a pack. A single longer run is a pack of its own.
         batching: Whether runs of different questions may share a pack.
-        prefixes: The prefix cache.
+        prefixes: The tree of rows, with the prefix cache.
+        graphs: Replays blocks of static shapes; None: shapes are exact.
         observe: Called after each forward with its seconds and its number of runs.
         beats: Called before each block and each step of a question, as a heartbeat.
     """
@@ -95,6 +102,7 @@ class Scheduler:
     row_budget: int
     batching: bool
     prefixes: Prefixes = field(default_factory=Prefixes)
+    graphs: Graphs | None = None
     observe: Callable[[float, int], None] = lambda _seconds, _runs: None
     beats: Callable[[], None] = lambda: None
     active: deque[Ticket] = field(default_factory=deque)
@@ -140,32 +148,43 @@ class Scheduler:
             end = stop.value, None
         except Exception as error:
             end = None, _named(error)
+        try:
+            if end is not None and end[1] is None:
+                # Whatever the question did not read back is tested here.
+                require(ticket.conditions)
+        except Exception as error:
+            end = None, _named(error)
         ticket.timings.compute += time.monotonic() - start
         if end is not None:
             self._end(ticket, *end)
 
     def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
-        ticket.outstanding = list(runs)
-        ticket.timings.cached_rows += cached_rows(map(self.prefixes.find, runs))
+        ticket.outstanding = deque(self.prefixes.place(runs))
+        ticket.timings.cached_rows += known_rows(ticket.outstanding)
 
-    def _sharing(self) -> list[tuple[Ticket, Run]]:
+    def _sharing(self) -> list[tuple[Ticket, Placed]]:
         """The runs of the next pack with their tickets: runs of one dtype within the row budget."""
         waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
-        dtype = waiting[0].outstanding[0].dtype or self.model.dtype
+        dtype = waiting[0].outstanding[0].run.dtype or self.model.dtype
 
-        def alike(run: Run) -> bool:
-            return (run.dtype or self.model.dtype) == dtype
+        def alike(placed: Placed) -> bool:
+            return (placed.run.dtype or self.model.dtype) == dtype
 
         columns = [
             zip(repeat(ticket), takewhile(alike, ticket.outstanding), strict=False)
             for ticket in (waiting if self.batching else waiting[:1])
         ]
-        turns = [one for round_ in zip_longest(*columns) for one in round_ if one is not None]
-        return turns[: fill([run for _, run in turns], self.row_budget, self.prefixes.find)]
+        filling = Filling(self.row_budget)
+        sharing: list[tuple[Ticket, Placed]] = []
+        for ticket, placed in (one for turn in _in_turn(columns) for one in turn):
+            if not filling.add(placed):
+                break
+            sharing.append((ticket, placed))
+        return sharing
 
-    def _run(self, sharing: list[tuple[Ticket, Run]]) -> None:
+    def _run(self, sharing: Sequence[tuple[Ticket, Placed]], again: bool = True) -> None:
         owners = list(dict.fromkeys(ticket for ticket, _ in sharing))
 
         def proceed() -> None:
@@ -176,32 +195,63 @@ class Scheduler:
         start = time.monotonic()
         failure: Exception | None = None
         try:
-            activations = forward(self.model, [run for _, run in sharing], proceed, self.prefixes)
+            activations = self._walk([placed for _, placed in sharing], proceed)
+            if len(owners) > 1:
+                # Another question's NaN spreads in a pack, so each pack is tested by itself.
+                require(activations[0].conditions)
         except _Unwanted:
             return
         except Exception as error:
             failure = _named(error)
         if failure is not None:
             # The memory of the failed pack is free only here, after the except block.
-            if len(owners) == 1:
+            if isinstance(failure, OutOfMemory) and again and self._free_memory():
+                self._run(sharing, again=False)
+            elif len(owners) == 1:
                 self._end(owners[0], None, failure)
             else:
                 for owner in owners:
-                    self._run([(ticket, run) for ticket, run in sharing if ticket is owner])
+                    self._run([one for one in sharing if one[0] is owner])
             return
         seconds = time.monotonic() - start
         self.observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
-        for (ticket, _), read in zip(sharing, activations, strict=True):
+            owner.conditions += activations[0].conditions
+        for (ticket, placed), read in zip(sharing, activations, strict=True):
             ticket.received.append(read)
-            ticket.outstanding.pop(0)
+            ticket.outstanding.popleft()
+            self.prefixes.release([placed])
+
+    def _walk(self, placed: Sequence[Placed], proceed: Callable[[], None]) -> list[Activations]:
+        self.prefixes.verify()
+        filling = Filling()
+        for one in placed:
+            filling.add(one)
+        return walk(self.model, filling, self.prefixes, proceed, self.graphs)
+
+    def _free_memory(self) -> bool:
+        """Drop cached prefixes and CUDA graphs; returns whether there were any."""
+        freed = self.prefixes.clear()
+        if self.graphs is not None:
+            freed += self.graphs.clear()
+        if freed and self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return freed > 0
 
     def _end(self, ticket: Ticket, answer: Any, error: BaseException | None) -> None:
         self.active.remove(ticket)
         ticket.plan.question.close()
+        self.prefixes.release(ticket.outstanding)
+        ticket.outstanding = deque()
         ticket.answered = error is None
         ticket.settle(answer, error)
+
+
+def _in_turn(columns: Sequence[Iterable[T]]) -> Iterator[list[T]]:
+    """The first entries of all columns, then their second ones, and so on."""
+    for entries in zip_longest(*columns):
+        yield [entry for entry in entries if entry is not None]
 
 
 def expiry(ticket: Ticket) -> BaseException:
@@ -215,7 +265,7 @@ def _named(error: Exception) -> Exception:
     if isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError):
         # The device is lost to this process, so no later result could be trusted.
         raise error
-    no_memory = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    no_memory = isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
     if no_memory or isinstance(error, MemoryError | torch.OutOfMemoryError):
         return OutOfMemory("There was not enough memory for this request. Retry, or ask for less.")
     # The frames of a traceback would keep their tensors alive.

@@ -1,36 +1,35 @@
 """The walk: a pack through the blocks, every hook point a local variable.
 
 Only what some run reads is computed: rows leave after their last layer, and in that layer only rows
-that are read become queries. The masks are boolean, as sdpa needs them; `eager` would add them to
-scores. Nothing is read back from the device before the end of the pack.
+that are read become queries. The masks are added to attention's scores. Nothing is read back from
+the device. That what was read is finite, and that updates could be formed, are conditions, which
+are tested with whatever is read back first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from schemas.activations import HookPoint
-from service.engine.block import Block
+from service.engine.attention import Attended, Before, attention
+from service.engine.block import Block, Note
+from service.engine.graphs import STREAM, Graphs
 from service.engine.model import Model
-from service.engine.pack import Index, Pack, pack
+from service.engine.pack import Filling, Known, Mask, Pack, pack
 from service.engine.patch import PatchedRows
-from service.engine.prefixes import Prefixes, stacked
-from service.engine.readback import Condition, require
+from service.engine.prefixes import Prefixes
+from service.engine.readback import Condition
 from service.engine.rotary import Rotary, Table
-from service.engine.route import Indices, Keep, Step, copied, route
+from service.engine.route import Indices, Step, copied, route
 from service.engine.run import Activations, Run, Site
 from service.errors import NonFiniteActivation
 from service.theory import NonFinite
-
-SLICE = 128
-"""Rows of attention that are computed at a time on a CPU."""
 
 
 def forward(
@@ -38,27 +37,62 @@ def forward(
     runs: Sequence[Run],
     proceed: Callable[[], None] = lambda: None,
     prefixes: Prefixes | None = None,
-) -> Sequence[Activations]:
+) -> list[Activations]:
     """Run all runs in one pack, and return the activations of each.
 
     Args:
         model: The resident model.
         runs: Runs of one dtype.
         proceed: Called before each block. It may raise to end the walk.
-        prefixes: The prefix cache to read and write.
+        prefixes: The tree with the prefix cache to read and write.
 
-    Raises:
-        NonFiniteActivation: A site that is read holds NaN or infinity.
-        NonFinite: A patch cannot be formed.
+    The activations have conditions, which `fetch` tests: `NonFiniteActivation` if a site that is
+    read holds NaN or infinity, and `NonFinite` if a patch cannot be formed.
     """
-    kept = prefixes if prefixes is not None and any(map(prefixes.keeps, runs)) else Prefixes()
-    laid_out = pack(runs, kept.find)
-    walk = _Walk(model, runs, laid_out, kept.budget > 0)
-    walk.run(runs[0].dtype or model.dtype, proceed)
-    require(walk.conditions)
-    for run, cached, path in zip(runs, laid_out.begins, laid_out.paths, strict=True):
-        kept.keep(run, cached, partial(walk.node, path))
-    return walk.activations
+    tree = Prefixes(dtype=model.dtype) if prefixes is None else prefixes
+    tree.verify()
+    placed = tree.place(runs)
+    try:
+        filling = Filling()
+        for one in placed:
+            filling.add(one)
+        return walk(model, filling, tree, proceed)
+    finally:
+        tree.release(placed)
+
+
+def walk(
+    model: Model,
+    filling: Filling,
+    prefixes: Prefixes,
+    proceed: Callable[[], None] = lambda: None,
+    graphs: Graphs | None = None,
+) -> list[Activations]:
+    """Compute a filled pack, as `forward` does, and keep the keys and values that are needed again.
+
+    Args:
+        model: The resident model.
+        filling: The runs.
+        prefixes: The tree in which they were placed.
+        proceed: Called before each block. It may raise to end the walk.
+        graphs: Replays blocks of static shapes; None: shapes are exact.
+    """
+    dtype = filling.placed[0].run.dtype or model.dtype
+    # Weights in another dtype are cast for one use, so a graph would read freed memory.
+    replays = graphs is not None and dtype == model.dtype
+    laid_out = pack(filling, prefixes.keeps, static=replays)
+    passing = _Walk(model, laid_out, graphs)
+    passing.run(dtype, proceed)
+    prefixes.misses += filling.rows
+    conditions = tuple(passing.conditions)
+    for kept, layers in zip(laid_out.kept, passing.kept, strict=True):
+        # In the last block, keys and values may not have been needed.
+        if layers is not None and (
+            layers is not kept.segment.layers or passing.attended >= len(layers)
+        ):
+            known = kept.start + kept.rows.stop - kept.rows.start
+            prefixes.keep(kept.segment, layers[: passing.attended], known, conditions)
+    return [Activations(read, conditions) for read in passing.activations]
 
 
 @dataclass(frozen=True)
@@ -67,27 +101,40 @@ class _Rows:
 
     Args:
         x: Their residual stream, (rows, d_model).
-        sees: Their mask for each window, bool, (rows, cached + rows).
+        bias: For each window, 0 where a row sees another and −∞ elsewhere, (groups, width, width).
         tables: Their cosines and sines for each rotary embedding.
     """
 
     x: Tensor
-    sees: Mapping[int | None, Tensor]
+    bias: Mapping[int | None, Tensor]
     tables: Mapping[Rotary | None, Table]
 
 
-class _Walk:
-    """The state of a walk: the activations, keys and values computed so far."""
+@dataclass(frozen=True)
+class _Seen:
+    """The bias of known rows, (rows that see some, known rows); None: they see all.
 
-    def __init__(self, model: Model, runs: Sequence[Run], laid_out: Pack, keeps: bool) -> None:
-        self.activations: list[dict[Site, Tensor]] = [{} for _ in runs]
+    `blind` says which of them see none in this window, (rows, 1); None: all see some.
+    """
+
+    bias: Tensor | None
+    blind: Tensor | None
+
+
+class _Walk:
+    """The state of a walk."""
+
+    def __init__(self, model: Model, laid_out: Pack, graphs: Graphs | None) -> None:
+        self.activations: list[dict[Site, Tensor]] = [{} for _ in laid_out.placed]
         self.conditions: list[Condition] = []
+        self.kept: list[Tensor | None] = [None] * len(laid_out.kept)
+        self.attended = 0
         self._model = model
-        self._runs = runs
         self._pack = laid_out
-        self._keeps = keeps
-        self._computed: list[tuple[Index, Tensor, Tensor]] = []
+        self._graphs = graphs if laid_out.static else None
         self._at = Indices()
+        self._norms: list[Tensor] = []
+        self._sites: list[tuple[Site, int]] = []
 
     def run(self, dtype: torch.dtype, proceed: Callable[[], None]) -> None:
         """Walk through the blocks that the runs need."""
@@ -107,98 +154,230 @@ class _Walk:
             for block in {block.rotary: block for block in blocks}.values()
             if block.rotary is not None
         }
-        masks = self._masks({block.window for block in blocks}, device)
-        rows = _Rows(x, masks, tables)
-        for layer, (step, block) in enumerate(zip(steps, blocks, strict=True)):
-            proceed()
-            if step.stay is not None:
-                rows = self._kept(rows, step.stay)
-            if step.columns is not None:
-                columns = at[step.columns]
-                sees = {window: mask[:, columns] for window, mask in rows.sees.items()}
-                rows = _Rows(rows.x, sees, rows.tables)
-            rows = self._block(block.to(dtype), layer, step, rows)
-
-    def node(self, path: Index, start: int, stop: int) -> Tensor | None:
-        """Keys and values of a run's rows in the form of a node; None if there are none."""
-        wanted, layers, places = path[start:stop], [], []
-        for rows, keys, values in self._computed:
-            place = rows.searchsorted(wanted).clip(max=len(rows) - 1)
-            if not np.array_equal(rows[place], wanted):
-                break
-            layers.append((keys, values))
-            places.append(torch.from_numpy(place).to(self._model.device))
-        return stacked(layers, places) if layers else None
-
-    def _masks(self, windows: set[int | None], device: torch.device) -> dict[int | None, Tensor]:
-        """The mask of each window. Windows count positions and not rows, so that gaps stay gaps."""
-        sees, own = self._pack.sees, self._pack.positions.astype(np.int32)
-        seen = [position for part in self._pack.cached for position in part.positions]
-        keys = np.concatenate([np.asarray(seen, np.int32), own])
-        masks = {
-            window: sees if window is None else sees & (own[:, None] - keys < window)
+        windows = {block.window for block in blocks}
+        bias = {window: self._bias(window, dtype, device) for window in windows}
+        self._known = {
+            window: [self._seen(known, window, dtype, device) for known in self._pack.known]
             for window in windows
         }
-        return {window: copied(torch.from_numpy(mask), device) for window, mask in masks.items()}
+        rows = _Rows(x, bias, tables)
+        if self._graphs is not None:
+            self._shape = self._graphs.shape((dtype, *self._pack.sees.shape))
+            rows = self._static(rows)
+        for layer, (step, block) in enumerate(zip(steps, blocks, strict=True)):
+            proceed()
+            last = layer + 1 == len(steps)
+            here = None if step.stay is None else self._at[step.stay]
+            rows = self._staying(rows, here, last=False)
+            compute = self._block if self._graphs is None else self._replayed
+            rows = compute(block.to(dtype), layer, step, rows, last)
+        self._note_finite()
 
-    def _kept(self, rows: _Rows, keep: Keep | None) -> _Rows:
-        """The rows of `keep`; None: all."""
-        if keep is None:
-            return rows
-        here, columns = self._at[keep.rows], self._at[keep.columns]
+    def _static(self, rows: _Rows) -> _Rows:
+        """The rows in the static tensors of their shape."""
+        values: dict[Hashable, Tensor] = {STREAM: rows.x}
+        values |= {("bias", window): bias for window, bias in rows.bias.items()}
+        for turn, table in rows.tables.items():
+            values |= {("cos", turn): table.cos, ("sin", turn): table.sin}
+        static = self._shape.load(values)
         return _Rows(
-            rows.x[here],
-            {window: mask[here][:, columns] for window, mask in rows.sees.items()},
-            {turn: table.rows(here) for turn, table in rows.tables.items()},
+            static[STREAM],
+            {window: static["bias", window] for window in rows.bias},
+            {turn: Table(static["cos", turn], static["sin", turn]) for turn in rows.tables},
         )
 
-    def _note(self, layer: int, step: Step, point: HookPoint, value: Tensor) -> None:
+    def _replayed(self, block: Block, layer: int, step: Step, rows: _Rows, last: bool) -> _Rows:
+        """`_block`, replayed by its graph if it has one. Its output is the static stream."""
+        points, keeps = sorted(step.reads), len(step.kept) > 0
+        queries = None if step.queries is None else self._at[step.queries]
+        count = -1 if queries is None else len(queries)
+        if queries is not None:
+            queries = self._shape.load({("queries", count): queries})["queries", count]
+
+        def work() -> Sequence[Tensor]:
+            seen: dict[HookPoint, Tensor] = {}
+            found: list[Attended] = []
+
+            def note(point: HookPoint, value: Tensor) -> None:
+                # The block's output replaces the static stream.
+                seen[point] = value.clone() if value is rows.x else value
+
+            after = self._passed(block, step, rows, queries, (), last, note, found.append)
+            if not last:
+                rows.x.copy_(after.x)
+            kept = [*found[0][1:]] if keeps else []
+            return [*(seen[point] for point in points), *kept]
+
+        assert self._graphs is not None
+        key = layer, tuple(points), keeps, count, step.attends, step.transforms
+        results = self._graphs.run(self._shape, key, work)
+        for point, value in zip(points, results, strict=False):
+            self._read(layer, step, point, value)
+        if keeps:
+            self._keep(layer, step, *results[len(points) :])
+        return rows
+
+    def _bias(self, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Windows count positions and not rows, so that gaps stay gaps."""
+        sees = self._pack.sees
+        if window is not None:
+            where = self._pack.positions.reshape(len(sees), -1)
+            sees = sees & np.less(where[:, :, None] - where[:, None, :], window)
+        return _as_bias(sees, dtype, device)
+
+    def _seen(
+        self, known: Known, window: int | None, dtype: torch.dtype, device: torch.device
+    ) -> _Seen:
+        most = int(known.counts.max())
+        sees: Mask = np.less(np.arange(most), known.counts[:, None])
+        if window is not None:
+            own = self._pack.positions[known.rows]
+            sees = sees & np.less(own[:, None] - known.positions[:most], window)
+        if sees.all():
+            return _Seen(None, None)
+        blind = ~np.any(sees, 1, keepdims=True)
+        return _Seen(
+            _as_bias(sees, dtype, device),
+            copied(torch.from_numpy(blind), device) if blind.any() else None,
+        )
+
+    def _read(self, layer: int, step: Step, point: HookPoint, value: Tensor) -> None:
         """Give each run that reads this site its rows of `value`."""
         reading = step.reads.get(point)
         if reading is None:
             return
         site, read = Site(layer, point), value[self._at[reading.rows]]
-        error = NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
-        self.conditions.append(Condition(torch.isfinite(read).all(), error))
+        self._norms.append(torch.linalg.vector_norm(read, torch.inf, -1))
+        self._sites.append((site, len(read)))
         parts = torch.split(read, [count for _, count in reading.runs])
         for (run, _), part in zip(reading.runs, parts, strict=True):
-            reduce = self._runs[run].reduce
+            reduce = self._pack.placed[run].run.reduce
             self.activations[run][site] = part if reduce is None else reduce(part)
 
-    def _block(self, block: Block, layer: int, step: Step, rows: _Rows) -> _Rows:
+    def _note_finite(self) -> None:
+        """The condition that all that was read is finite."""
+        if self._norms:
+            self.conditions.append(_Finite(torch.cat(self._norms), self._sites))
+
+    def _block(self, block: Block, layer: int, step: Step, rows: _Rows, last: bool) -> _Rows:
         """Compute one block, and return the rows that remain, with the stream after it."""
-        note = partial(self._note, layer, step)
+        return self._passed(
+            block,
+            step,
+            rows,
+            None if step.queries is None else self._at[step.queries],
+            list(self._before(block.window, layer, step)),
+            last,
+            partial(self._read, layer, step),
+            lambda found: self._keep(layer, step, found.keys, found.values),
+            partial(self._require_formed, layer),
+        )
+
+    def _passed(
+        self,
+        block: Block,
+        step: Step,
+        rows: _Rows,
+        queries: Tensor | None,
+        known: Sequence[Before],
+        last: bool,
+        note: Note,
+        keep: Callable[[Attended], None],
+        require_formed: Callable[[PatchedRows], None] = lambda _patch: None,
+    ) -> _Rows:
+        """The rows after a block.
+
+        Args:
+            block: The block.
+            step: What is computed of it.
+            rows: The rows before it.
+            queries: Indices of the rows that become queries; None: all.
+            known: Known rows that queries see.
+            last: Whether it is the pack's last block.
+            note: Receives the vectors of each hook point.
+            keep: Receives keys and values.
+            require_formed: Receives the patch when more of it was formed.
+        """
         note("resid_pre", rows.x)
         normed = block.pre_attn(rows.x)
         note("ln_1_out", normed)
         if not step.attends:
             return rows
-        queries = None if step.queries is None else self._at[step.queries.rows]
         table = rows.tables.get(block.rotary)
-        cached = [part.node.layers[layer, :, :, : part.rows] for part in step.cached]
-        sees = rows.sees[block.window]
-        attended, keys, values = attention(block, normed, sees, queries, cached, table)
-        if self._keeps:
-            self._computed.append((step.rows, keys.clone(), values.clone()))
-        rows = self._kept(rows, step.queries)
-        note("attn_out", attended)
-        h = rows.x + attended
+        found = attention(block, normed, rows.bias[block.window], queries, known, table)
+        keep(found)
+        note("attn_out", found.out)
+        rows = self._staying(rows, queries, last)
+        h = rows.x + found.out
         note("resid_mid", h)
         normed = block.pre_mlp(rows.x if block.parallel else h)
         note("mlp_in", normed)
         patch = None
         if step.patching is not None:
             patch = PatchedRows(block, self._at, step.patching, h, normed)
-            self._require_formed(layer, patch)
-        rows = self._kept(_Rows(h, rows.sees, rows.tables), step.mlp)
-        if step.mlp is not None:
-            normed = normed[self._at[step.mlp.rows]]
+            require_formed(patch)
+        rows = _Rows(h, rows.bias, rows.tables)
         if not step.transforms:
             return rows
+        if step.mlp is not None:
+            through = self._at[step.mlp]
+            normed = normed[through]
+            rows = self._staying(rows, through, last)
         post = block.mlp(rows.x, normed, note, patch)
         if patch is not None:
-            self._require_formed(layer, patch)
-        return _Rows(post, rows.sees, rows.tables)
+            require_formed(patch)
+        return _Rows(post, rows.bias, rows.tables)
+
+    def _staying(self, rows: _Rows, here: Tensor | None, last: bool) -> _Rows:
+        """The rows at these indices; None: all. After the last block nothing needs their masks."""
+        if here is None:
+            return rows
+        if last:
+            return _Rows(rows.x[here], {}, {})
+        return _Rows(
+            rows.x[here],
+            {window: bias[:, here][:, :, here] for window, bias in rows.bias.items()},
+            {turn: table.rows(here) for turn, table in rows.tables.items()},
+        )
+
+    def _before(self, window: int | None, layer: int, step: Step) -> Iterable[Before]:
+        """The known rows of a layer."""
+        for number, queries, mask in step.known:
+            seen, known = self._known[window][number], self._pack.known[number]
+            bias, blind = (
+                part if part is None or mask is None else part[self._at[mask]]
+                for part in (seen.bias, seen.blind)
+            )
+            yield Before(
+                known.layers[layer, :, :, : known.counts.max()],
+                None if queries is None else self._at[queries],
+                bias,
+                blind,
+            )
+
+    def _keep(self, layer: int, step: Step, keys: Tensor, values: Tensor) -> None:
+        """Write the keys and values of rows that are kept into the storage of their segment."""
+        self.attended = layer + 1
+        to: list[Tensor] = []
+        kept: list[Tensor] = []
+        for number, rows in step.kept:
+            segment, where, start = self._pack.kept[number]
+            layers = self.kept[number]
+            if layers is None:
+                depth = int(self._pack.depth[where.start]) + 1
+                if start:
+                    layers = segment.layers
+                else:
+                    heads, _, width = keys.shape
+                    shape = depth, 2, heads, len(segment.rows), width
+                    layers = keys.new_empty(shape)
+                self.kept[number] = layers
+            if layers is not None and layer < len(layers):
+                stop = start + rows.stop - rows.start
+                to += [layers[layer, 0, :, start:stop], layers[layer, 1, :, start:stop]]
+                kept += [keys[:, rows], values[:, rows]]
+        if to:
+            torch._foreach_copy_(to, kept)
 
     def _require_formed(self, layer: int, patch: PatchedRows) -> None:
         error = NonFinite(
@@ -208,57 +387,31 @@ class _Walk:
         self.conditions.append(Condition(patch.formed, error))
 
 
-def attention(
-    block: Block,
-    normed: Tensor,
-    sees: Tensor,
-    queries: Tensor | None = None,
-    cached: Sequence[Tensor] = (),
-    table: Table | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The output of attention for some rows, (queries, d_model), and the keys and values of all
-    rows, (kv_heads, rows, d_head) each.
+class _Finite(Condition):
+    """The condition that everything that a pack reads is finite.
 
     Args:
-        block: The block.
-        normed: ln_1_out, (rows, d_model).
-        sees: The mask of visible rows, bool, (rows, cached + rows).
-        queries: Indices of the rows that become queries; None: all.
-        cached: Keys and values of cached rows, (2, kv_heads, rows, d_head) each, keys rotated.
-        table: Cosine and sine of the rows; None: no rotation.
+        value: The greatest absolute value of each row that is read.
+        sites: Each site that is read, and its number of rows.
     """
-    k, v = block.keys_values(normed).chunk(2, dim=1)
-    q = block.queries(normed if queries is None else normed[queries])
-    if queries is not None:
-        sees = sees[queries]
-    q, k, v = (part.view(len(part), -1, block.d_head) for part in (q, k, v))
-    if block.query_norm is not None and block.key_norm is not None:
-        q, k = block.query_norm(q), block.key_norm(k)
-    q, k, v = (part.transpose(0, 1) for part in (q, k, v))
-    if table is not None:
-        q, k = table.rows(queries).rotate(q), table.rotate(k)
-    keys = torch.cat([*(kept[0] for kept in cached), k], 1)
-    values = torch.cat([*(kept[1] for kept in cached), v], 1)
-    # No row sees a later row, so a slice of the rows needs no keys after the slice.
-    grouped, on_cpu = len(q) != len(k), keys.device.type == "cpu"
-    if grouped and not on_cpu:
-        # With a mask and grouped heads, sdpa has no fused kernel on a GPU.
-        keys, values = (part.repeat_interleave(len(q) // len(k), 0) for part in (keys, values))
-    slices = [(0, len(sees))]
-    if queries is None and on_cpu:
-        slices = [(i, min(i + SLICE, len(sees))) for i in range(0, len(sees), SLICE)]
-    mixed = []
-    for start, stop in slices:
-        seen = keys.shape[1] - (len(sees) - stop if queries is None else 0)
-        mixed.append(
-            F.scaled_dot_product_attention(
-                q[None, :, start:stop],
-                keys[None, :, :seen],
-                values[None, :, :seen],
-                attn_mask=sees[None, None, start:stop, :seen],
-                scale=block.scaling,
-                enable_gqa=grouped and on_cpu,
-            )
-        )
-    attended = block.attn_out(torch.cat(mixed, 2)[0].transpose(0, 1).flatten(1))
-    return attended if block.post_attn is None else block.post_attn(attended), k, v
+
+    def __init__(self, value: Tensor, sites: Sequence[tuple[Site, int]]) -> None:
+        super().__init__(value, NonFiniteActivation("an activation holds NaN or infinity"))
+        self._sites = sites
+
+    def failure(self, value: Tensor) -> Exception | None:
+        """The error of the first site that is not finite."""
+        if self.holds(value):
+            return None
+        start = 0
+        for (layer, point), count in self._sites:
+            if not self.holds(value[start : start + count]):
+                return NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
+            start += count
+        return self.error
+
+
+def _as_bias(sees: Mask, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """0 where a mask is true, −∞ elsewhere. The mask is copied, which has fewer bytes."""
+    hidden = copied(torch.from_numpy(~sees), device)
+    return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)

@@ -14,9 +14,11 @@ from service.theory.finite import NonFinite
 from service.theory.implicit_update import (
     ImplicitUpdate,
     below_noise,
+    concatenated,
     form_update,
     implicit_update,
     is_finite,
+    magnitude,
     update_on_base,
 )
 from service.theory.joint_update import (
@@ -30,7 +32,6 @@ from service.theory.output_update import (
     OutputUpdate,
     output_update,
     post_norm_update,
-    required,
 )
 from service.theory.projection import Projection
 from service.theory.rank_one import RankOne
@@ -52,6 +53,7 @@ __all__ = [
     "Trajectory",
     "below_noise",
     "compare",
+    "concatenated",
     "discrepancy",
     "dot",
     "form_update",
@@ -60,10 +62,10 @@ __all__ = [
     "is_finite",
     "joint_update",
     "kl_divergence",
+    "magnitude",
     "norm",
     "output_update",
     "post_norm_update",
-    "required",
     "tolerance",
     "trajectory",
     "update_on_base",

@@ -16,7 +16,8 @@ the MLP reads h, in a parallel one r. With subscript C for the run that has the 
 where W (d_model, d_mlp) is the MLP's first weight. Adding ΔW to W and Δh to the block's output
 makes the run without context produce the block output of the run with it, again exactly. ΔW has
 rank 1; among all matrices with that property it has the least Frobenius norm. There is no ε in the
-denominator, because it would break the identity: ‖n‖ = 0 is refused instead.
+denominator, because it would break the identity: where ‖n‖ = 0 the update is not finite, which
+`is_finite` says.
 
 The proof uses only that the MLP's output is a function of n·W, so it holds for every kind of norm
 and of attention:
@@ -37,12 +38,13 @@ Sources, rewritten in the row convention y = x·W:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from service.theory.finite import NonFinite, exists, finite, require_formed
+from service.theory.finite import exists, finite
 from service.theory.output_update import OutputUpdate
 from service.theory.projection import Projection, product
 from service.theory.rank_one import Index, RankOne
@@ -51,8 +53,6 @@ from service.theory.vectors import norm
 NOISE_FACTOR = 64.0
 """‖Δn‖ below this multiple of ε·‖n‖ is rounding. It is a floor: rows of pretrained models that are
 about to become attention sinks have more noise (docs/theory.md, "Rounding")."""
-BASE = "the baseline's mlp_in"
-"""The vector n, in messages."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,12 @@ class ImplicitUpdate:
         out = None if self.out is None else self.out[index]
         return ImplicitUpdate(self.weight[index], self.bias[index], out)
 
+    def unbind(self) -> list[ImplicitUpdate]:
+        """The update of each position of a batch."""
+        outs = [None] * len(self.bias) if self.out is None else self.out.unbind()
+        parts = zip(self.weight.unbind(), self.bias.unbind(), outs, strict=True)
+        return [ImplicitUpdate(*part) for part in parts]
+
     def with_output(self, output: Tensor) -> ImplicitUpdate:
         """The same update with another output factor of ΔW."""
         return replace(self, weight=RankOne(self.weight.input, output))
@@ -106,25 +112,14 @@ def implicit_update(
         w_in: The MLP's first weight.
 
     Differences are formed in float64. The output factor is a product in the dtype of `w_in`, at
-    least float32; input factor and bias are float64.
-
-    Raises:
-        NonFinite: ‖n‖ is zero, or a value is infinite or NaN.
+    least float32; input factor and bias are float64. Nothing is read back from the device;
+    `is_finite` says whether the update exists.
     """
-    update = form_update(n, n_context, h, h_context, w_in)
-    require_formed(update.weight, BASE)
-    if not bool(finite(update.bias)):
-        raise NonFinite("an update has an infinite value")
-    return update
+    return ImplicitUpdate(update_on_base(n, n, n_context, w_in), h_context.double() - h.double())
 
 
-def form_update(
-    n: Tensor, n_context: Tensor, h: Tensor, h_context: Tensor, w_in: Projection
-) -> ImplicitUpdate:
-    """`implicit_update` without its checks; it reads nothing back from the device."""
-    return ImplicitUpdate(
-        form_update_on_base(n, n, n_context, w_in), h_context.double() - h.double()
-    )
+form_update = implicit_update
+"""The name by which the engine calls `implicit_update`."""
 
 
 def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) -> RankOne:
@@ -138,28 +133,47 @@ def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) ->
         n_to: The reading after, (..., d_model).
         w_in: The MLP's first weight.
 
-    Raises:
-        NonFinite: ‖n‖ is zero, or a value is infinite or NaN.
+    Its norm is NaN where ‖n‖ is zero, and infinite or NaN where a reading is.
     """
-    weight = form_update_on_base(n, n_from, n_to, w_in)
-    require_formed(weight, BASE)
-    return weight
-
-
-def form_update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) -> RankOne:
-    """`update_on_base` without its checks; it reads nothing back from the device."""
     base = n.double()
     output = product(n_to.double() - n_from.double(), w_in)
     return RankOne(base / (base * base).sum(-1, keepdim=True), output)
 
 
+def concatenated(updates: Sequence[ImplicitUpdate]) -> ImplicitUpdate:
+    """Batches of updates as one batch. All have a change of the second weight, or none has."""
+    weight = RankOne.concatenated([one.weight for one in updates])
+    bias = torch.cat([one.bias for one in updates])
+    outs = [one.out for one in updates if one.out is not None]
+    if not outs:
+        return ImplicitUpdate(weight, bias)
+    gains = [out.gain for out in outs if out.gain is not None]
+    out_weight = RankOne.concatenated([out.weight for out in outs])
+    return ImplicitUpdate(
+        weight, bias, OutputUpdate(out_weight, torch.cat(gains) if gains else None)
+    )
+
+
 def is_finite(update: ImplicitUpdate) -> Tensor:
     """Whether an update exists, 0-dimensional bool on the update's device.
 
-    False where `implicit_update` or `required` raises `NonFinite`.
+    False where ‖n‖, or ‖φ_C‖ of an update of the second weight, is zero, and where a value is
+    infinite or NaN.
     """
-    formed = exists(update.weight.input) & finite(update.weight.output, update.bias)
-    return formed if update.out is None else formed & update.out.is_finite
+    formed = exists(update.weight.input) & finite(magnitude(update))
+    return formed if update.out is None else formed & exists(update.out.weight.input)
+
+
+def magnitude(update: ImplicitUpdate) -> Tensor:
+    """The sum of the norms of an update's parts, float64, (...); it is finite where each part is.
+
+    It is NaN where ‖n‖, or ‖φ_C‖ of an update of the second weight, is zero.
+    """
+    size = update.weight.norm + norm(update.bias)
+    if update.out is None:
+        return size
+    size = size + update.out.weight.norm
+    return size if update.out.gain is None else size + norm(update.out.gain)
 
 
 def below_noise(n: Tensor, n_context: Tensor, dtype: torch.dtype) -> Tensor:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.theory.finite import NonFinite, exists, finite, require_formed
+from service.theory.finite import exists, finite
 from service.theory.rank_one import Index, RankOne
 
 LIFT = 8.0
@@ -69,6 +69,14 @@ class OutputUpdate:
         gain = None if self.gain is None else self.gain.to(dtype)
         return OutputUpdate(self.weight.to(dtype), gain, self.lifted)
 
+    def unbind(self) -> list[OutputUpdate]:
+        """The update of each position of a batch."""
+        weights = self.weight.unbind()
+        nothing = [None] * len(weights)
+        gains = nothing if self.gain is None else self.gain.unbind()
+        lifted = nothing if self.lifted is None else self.lifted.unbind()
+        return [OutputUpdate(*part) for part in zip(weights, gains, lifted, strict=True)]
+
     def __getitem__(self, index: Index) -> OutputUpdate:
         """The update, or the batch of updates, at `index` of the first leading dimension."""
         return OutputUpdate(
@@ -85,7 +93,8 @@ def output_update(act_context: Tensor, shift: Tensor) -> OutputUpdate:
         act_context: φ_C, mlp_act with context, (..., d_mlp).
         shift: Δh, (..., d_model).
 
-    The factors are float64. Nothing is read back from the device; `required` checks the update.
+    The factors are float64. Nothing is read back from the device; `is_finite` says whether the
+    update exists.
     """
     act = act_context.double()
     return OutputUpdate(RankOne(act / act.square().sum(-1, keepdim=True), shift.double()))
@@ -109,8 +118,8 @@ def post_norm_update(
         gain: g, by which the norm multiplies, (d_model).
         eps: ε, which the norm adds to the mean of the squares.
 
-    Factors and gain are float64. Nothing is read back from the device; `required` checks the
-    update.
+    Factors and gain are float64. Nothing is read back from the device; `is_finite` says whether the
+    update exists.
     """
     out, g = out_context.double(), gain.double()
     target = normed_context.double() + shift.double()
@@ -133,15 +142,3 @@ def _rms(x: Tensor) -> Tensor:
 def _or_one(length: Tensor) -> Tensor:
     """The length, or 1 where it is zero."""
     return torch.where(length == 0, 1.0, length)
-
-
-def required(update: OutputUpdate) -> OutputUpdate:
-    """The update, if it exists; this reads values back from the device.
-
-    Raises:
-        NonFinite: ‖φ_C‖ is zero, or a value is infinite or NaN.
-    """
-    require_formed(update.weight, "the context's mlp_act")
-    if update.gain is not None and not bool(finite(update.gain)):
-        raise NonFinite("the gain of the norm after the MLP has an infinite value")
-    return update

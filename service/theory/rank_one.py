@@ -14,6 +14,7 @@ Leading dimensions are a batch: each index into them has its own matrix.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,8 +22,8 @@ from torch import Tensor
 
 from service.theory.vectors import dot, norm
 
-Index = int | slice | Tensor | None
-"""Index of the first leading dimension; None puts a dimension of 1 before it."""
+Index = int | slice | Tensor | None | tuple[int | slice | None, ...]
+"""Index of the first leading dimension, or of several; None puts a dimension of 1 there."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class RankOne:
         return norm(self.input) * norm(self.output)
 
     def apply(self, x: Tensor) -> Tensor:
-        """The product `x·M` for x (..., d_in), row by row: (..., d_out)."""
+        """The product `x·M` for x (..., d_in), matrix by matrix: (..., d_out)."""
         return (x * self.input).sum(-1, keepdim=True) * self.output
 
     def inner(self, other: RankOne) -> Tensor:
@@ -62,6 +63,18 @@ class RankOne:
     def to(self, dtype: torch.dtype) -> RankOne:
         """The same factors rounded to `dtype`."""
         return RankOne(self.input.to(dtype), self.output.to(dtype))
+
+    def unbind(self) -> list[RankOne]:
+        """Each matrix, or batch of matrices, of the first leading dimension."""
+        parts = zip(self.input.unbind(), self.output.unbind(), strict=True)
+        return [RankOne(*part) for part in parts]
+
+    @classmethod
+    def concatenated(cls, batches: Sequence[RankOne]) -> RankOne:
+        """Batches of matrices as one batch."""
+        return cls(
+            torch.cat([one.input for one in batches]), torch.cat([one.output for one in batches])
+        )
 
     def __getitem__(self, index: Index) -> RankOne:
         """The matrix, or the batch of matrices, at `index` of the first leading dimension."""

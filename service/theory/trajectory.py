@@ -22,65 +22,63 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from service.theory.finite import NonFinite
 from service.theory.projection import Projection, product
 from service.theory.vectors import dot, norm
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The path of one layer's weight for one position; each tensor (steps), float64.
+    """The path of a weight, float64. Leading dimensions are a batch of paths.
+
+    Figures of steps are (..., steps). Where ‖n_0‖ is zero or a reading is not finite, there is no
+    path, and `norm` or `eta` is NaN or infinite.
 
     Args:
-        eta: η = 1/‖n_0‖².
+        eta: η = 1/‖n_0‖², (...).
         norm: ‖ΔW_{i+1}‖, after the step.
         step_norm: ‖W_{i+1} − W_i‖ = η ‖G_i‖.
         gradient_norm: ‖G_i‖.
         cosine_to_final: cos(ΔW_{i+1}, ΔW of the whole context); NaN where either is zero.
         loss_before: loss_i(W_i).
         loss_after: loss_i(W_{i+1}).
-        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖; NaN where ΔW is zero.
+        telescoping_error: ‖Σ steps − ΔW‖ / ‖ΔW‖, (...); NaN where ΔW is zero.
     """
 
-    eta: float
+    eta: Tensor
     norm: Tensor
     step_norm: Tensor
     gradient_norm: Tensor
     cosine_to_final: Tensor
     loss_before: Tensor
     loss_after: Tensor
-    telescoping_error: float
+    telescoping_error: Tensor
 
 
 def trajectory(readings: Tensor, w_in: Projection) -> Trajectory:
-    """The path of one layer's weight over the readings of one position.
+    """The path of a weight over the readings of a position.
 
     Args:
-        readings: n_0 to n_k, (steps + 1, d_model).
+        readings: n_0 to n_k, (..., steps + 1, d_model).
         w_in: The MLP's first weight, (d_model, d_mlp).
-
-    Raises:
-        NonFinite: ‖n_0‖ is zero, or a value is infinite or NaN.
     """
     n = readings.double()
-    length = norm(n[0])
-    if not bool(length > 0) or not bool(torch.isfinite(n).all()):
-        raise NonFinite("the baseline's mlp_in has norm 0 or is not finite: ΔW does not exist")
+    first, last = n[..., :1, :], n[..., -1:, :]
+    length = norm(first)
     # One product serves all figures: n_i·W is n_0·W plus the sum of the steps before it.
-    differences = torch.cat([n[1:] - n[:-1], n[-1:] - n[:1], n[:1]])
+    differences = torch.cat([n.diff(dim=-2), last - first, first], -2)
     products = product(differences, w_in).double()
-    steps, whole, start = products[:-2], products[-2], products[-1]
-    shifts = steps.cumsum(0)
-    read = torch.cat([start[None], start + shifts])
+    steps, whole, start = torch.split(products, [products.shape[-2] - 2, 1, 1], -2)
+    shifts = steps.cumsum(-2)
+    read = torch.cat([start, start + shifts], -2)
     gradient = -steps
     final = norm(whole)
     return Trajectory(
-        eta=float(length**-2),
+        eta=length[..., 0] ** -2,
         norm=norm(shifts) / length,
         step_norm=norm(steps) / length,
         gradient_norm=norm(steps) * length,
         cosine_to_final=(dot(shifts, whole) / (norm(shifts) * final)).clamp(-1.0, 1.0),
-        loss_before=dot(gradient, read[:-1]),
-        loss_after=dot(gradient, read[1:]),
-        telescoping_error=float(norm(shifts[-1] - whole) / final),
+        loss_before=dot(gradient, read[..., :-1, :]),
+        loss_after=dot(gradient, read[..., 1:, :]),
+        telescoping_error=(norm(shifts[..., -1:, :] - whole) / final)[..., 0],
     )

@@ -130,11 +130,13 @@ def plan_of(model: Model, request: Request) -> Plan[Any]:
 
 
 def distance(actual: ArrayLike, expected: ArrayLike) -> float:
-    """‖actual − expected‖/‖expected‖ in float64, or 0 if the two are equal."""
+    """‖actual − expected‖/‖expected‖ in float64, or 0 if the two are equal; infinite if the
+    expected value alone is 0."""
     found, truth = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert found.shape == truth.shape
     gap = float(np.linalg.norm(found - truth))
-    return gap / float(np.linalg.norm(truth)) if gap else 0.0
+    size = float(np.linalg.norm(truth))
+    return gap / size if gap and size else math.inf if gap else 0.0
 
 
 def factors_of(one: Update[Tensor]) -> tuple[Tensor, Tensor]:

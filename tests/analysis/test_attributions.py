@@ -85,7 +85,7 @@ def test_attributions_of_the_bundled_model_equal_the_oracles(subject: Subject) -
 def test_one_span_over_the_whole_context_equals_the_update(subject: Subject, baseline: str) -> None:
     """Its share and cosine are 1, both its norms are the update's, and its order has no effect."""
     model, pair = subject.model, subject.pair(baseline)
-    updates = drive(model, weight_updates(model, pair, subject.layers, [])).updates
+    updates = drive(model, weight_updates(model, [pair], subject.layers, []))[0].updates
     for one, update in zip(asked(subject, pair, groups(pair)["whole"]), updates, strict=True):
         (span,) = one.spans
         assert one.norm == pytest.approx(update.norm, rel=1e-4)
@@ -106,7 +106,7 @@ def test_leave_one_out_equals_the_update_of_baseline_without_spans(subject: Subj
     for s, span in enumerate(spans):
         context, query = subject.ids(CONTEXT), subject.ids(QUERY)
         less = resolve_pair(model, context, query, WithoutSpans(without=[span]), "all")
-        updates = drive(model, weight_updates(model, less, subject.layers, [])).updates
+        updates = drive(model, weight_updates(model, [less], subject.layers, []))[0].updates
         for one, update in zip(found, updates, strict=True):
             assert one.spans[s].leave_one_out == pytest.approx(update.norm, rel=1e-3)
             assert abs(one.spans[s].only_this_span / update.norm - 1) > 1e-3

@@ -7,8 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from schemas.common import UNSET, DType
 from schemas.equivalence_checks import Apply, Check
@@ -63,7 +65,7 @@ def controls_of(
         layer,
         position,
         scope,
-        random_output=random_output(subject, layer, position).numpy(),
+        random_output=random_output(subject, layer, position),
         order=order_of(subject.pair(baseline)),
     )
 
@@ -112,10 +114,10 @@ def test_checks_hold_and_their_figures_equal_the_oracles(
         assert one.bias_only_relative_error is UNSET
 
 
-def random_output(subject: Subject, layer: int, position: int) -> torch.Tensor:
+def random_output(subject: Subject, layer: int, position: int) -> NDArray[np.float64]:
     """The seeded direction of the control `random_update`."""
-    generator = torch.Generator().manual_seed(SEED + 10_007 * layer + position)
-    return torch.randn(subject.model.blocks[0].w_in.width, generator=generator, dtype=torch.float64)
+    width = subject.model.blocks[0].w_in.width
+    return np.random.default_rng((SEED, layer, position)).standard_normal(width)
 
 
 def order_of(pair: Pair) -> list[int]:

@@ -92,7 +92,7 @@ def test_updates_cached_prefixes_and_self_check_work_on_each_device(
     one = subject(tiny_folder, device, "float32")
     model: Model = one.model
     assert model.device.type == device
-    found = drive(model, weight_updates(model, one.pair("matched"), [1], {"factors", "bias"}))
+    (found,) = drive(model, weight_updates(model, [one.pair("matched")], [1], {"factors", "bias"}))
     question = one.question("matched")
     norms = [oracle.update(question, 1, position).norm for position in range(len(QUERY))]
     agree([update.norm for update in found.updates], norms, 1e-4)

@@ -139,7 +139,7 @@ def check_controls(
         one.layer,
         scope=scope,
         stream=procedure.stream,
-        random_output=None if still else drawn(variant, one.layer, POSITION).numpy(),
+        random_output=None if still else drawn(variant, one.layer, POSITION),
         order=order_of(variant.pair(baseline)),
     )
     noise = 1.0 + oracle.cancellation(change.h_with, change.h)

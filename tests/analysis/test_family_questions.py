@@ -16,8 +16,8 @@ from schemas.weight_updates import Split, WeightUpdatesRequest
 from service.analysis.attributions import attributions
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.joints import joint_updates
-from service.analysis.split import splits
 from service.analysis.trajectories import trajectories
+from service.analysis.weight_updates import weight_updates
 from service.engine import drive
 from service.errors import NotSupported
 from tests import oracle
@@ -71,7 +71,9 @@ def test_reuse_equals_the_oracles(subject: Subject) -> None:
 def test_split_has_no_part_of_the_position(subject: Subject) -> None:
     """Where positions are relative, all of an `alone` update is content."""
     pair, count = subject.pair("alone"), len(subject.model.first_weights(0))
-    for one in drive(subject.model, splits(subject.model, pair, moved(subject), True)):
+    question = weight_updates(subject.model, [pair], moved(subject), ["split"])
+    for update in drive(subject.model, question)[0].updates:
+        one = update.split
         assert isinstance(one, Split)
         assert one.position.norm == 0.0 < one.content.norm
         assert len(one.content.outputs) == len(one.position.outputs) == count

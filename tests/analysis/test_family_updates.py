@@ -25,8 +25,9 @@ def asked(
 ) -> WeightUpdatesAnswer[Tensor]:
     """Updates of all layers at the first and the last query position."""
     model, pair = subject.model, subject.pair(baseline, (2, 0))
-    question = weight_updates(model, pair, range(model.n_layers), EVERYTHING, stream, (), form)
-    return drive(model, question)
+    question = weight_updates(model, [pair], range(model.n_layers), EVERYTHING, stream, (), form)
+    (answer,) = drive(model, question)
+    return answer
 
 
 def check_weights(subject: Subject, one: Update[Tensor], theirs: oracle.Update) -> None:

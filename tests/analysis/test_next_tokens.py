@@ -23,7 +23,7 @@ def test_next_tokens_equal_the_oracles(subject: Subject, baseline: str) -> None:
     """Texts and probabilities of the ten likeliest tokens in both runs, and KL, equal the oracle's
     at each position."""
     model, question = subject.model, subject.question(baseline)
-    answer = drive(model, weight_updates(model, subject.pair(baseline), [0], ["next_tokens"]))
+    (answer,) = drive(model, weight_updates(model, [subject.pair(baseline)], [0], ["next_tokens"]))
     assert answer.next_tokens
     assert [one.position for one in answer.next_tokens] == list(range(len(QUERY)))
     for one in answer.next_tokens:
@@ -45,7 +45,7 @@ def test_kl_differs_from_the_reverse_and_from_other_positions(subject: Subject) 
     """KL(baseline ‖ with context), and KL at another position, are far from the figure, so the test
     above would see a mistake."""
     model, question = subject.model, subject.question("matched")
-    answer = drive(model, weight_updates(model, subject.pair("matched"), [0], ["next_tokens"]))
+    (answer,) = drive(model, weight_updates(model, [subject.pair("matched")], [0], ["next_tokens"]))
     assert answer.next_tokens
     full, base = question.full.logits, question.base.logits
     for one in answer.next_tokens:
@@ -64,10 +64,10 @@ def test_logits_with_nan_raise_an_error(tmp_path: Path, tiny: Model, tiny_folder
     spoilt = with_nan(tiny_folder, tmp_path / "nan", "transformer.ln_f.weight")
     model = load(str(spoilt), revision=None, device="cpu", dtype="float32")
     pair = resolve_pair(model, [3, 4, 5], [6], "matched", "last")
-    (found,) = drive(model, weight_updates(model, pair, [2], [])).updates
-    (expected,) = drive(tiny, weight_updates(tiny, pair, [2], [])).updates
+    (found,) = drive(model, weight_updates(model, [pair], [2], []))[0].updates
+    (expected,) = drive(tiny, weight_updates(tiny, [pair], [2], []))[0].updates
     assert found.norm == expected.norm
     with pytest.raises(NonFiniteActivation, match="logits"):
-        drive(model, weight_updates(model, pair, [2], ["next_tokens"]))
+        drive(model, weight_updates(model, [pair], [2], ["next_tokens"]))
     with pytest.raises(NonFiniteActivation, match="logits"):
         drive(model, model_checks(model, pair, [2], Procedure()))

@@ -13,9 +13,7 @@ from schemas.weight_updates import Include
 from service.analysis.attributions import attributions
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.model_checks import model_checks
-from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import Pair, resolve_pair
-from service.analysis.split import splits
 from service.analysis.trajectories import trajectories
 from service.analysis.weight_updates import weight_updates
 from service.engine import Model, Question, drive, together
@@ -60,12 +58,12 @@ def test_answers_from_one_pack_equal_those_of_separate_packs(
 
     def questions() -> list[Question[Any]]:
         return [
-            weight_updates(tiny, alone, [0, 2], include, probes=[probe]),
-            weight_updates(tiny, anchored, [1], ["factors"], "sequential"),
+            weight_updates(tiny, [alone], [0, 2], include, probes=[[probe]]),
+            weight_updates(tiny, [anchored], [1], ["factors"], "sequential"),
             trajectories(tiny, anchored, [2], [(1, 3), (3, 6)]),
             attributions(tiny, anchored, [2], [(1, 3), (4, 6)]),
-            splits(tiny, alone, [1], True),
-            next_tokens(tiny, anchored, True),
+            weight_updates(tiny, [alone, alone], [1], ["split"]),
+            weight_updates(tiny, [anchored], [1], ["next_tokens"]),
         ]
 
     apart = [drive(tiny, question) for question in questions()]

@@ -18,7 +18,8 @@ from schemas.pairs import AnotherContext, Baseline, Span, Stream, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Include, WeightUpdatesRequest
 from service.engine import Activations, Follow, Model, Plan, Run, drive, load
-from service.engine.pack import pack
+from service.engine.pack import Filling
+from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 from tests.analysis.subjects import plan_of
 from tests.checkpoints import save_tiny
@@ -134,6 +135,14 @@ def rows_of(runs: Iterable[Run]) -> int:
     return len(beginnings) + patched
 
 
+def packed_rows(runs: Sequence[Run]) -> int:
+    """Number of rows of a pack of the runs."""
+    filling = Filling()
+    for placed in Prefixes().place(runs):
+        filling.add(placed)
+    return filling.rows
+
+
 @pytest.mark.parametrize("request_", REQUESTS, ids=lambda one: type(one).__name__)
 def test_plan_announces_the_rows_and_layers_that_its_runs_compute(
     tiny: Model, request_: Request
@@ -144,7 +153,7 @@ def test_plan_announces_the_rows_and_layers_that_its_runs_compute(
     rounds = yielded(tiny, made)
     runs = [run for round_ in rounds for run in round_]
     assert made.work.rows == rows_of(runs)
-    assert made.work.rows == sum(len(pack(round_).tokens) for round_ in rounds if round_)
+    assert made.work.rows == sum(map(packed_rows, rounds))
     assert made.work.layers == 1 + max(site.layer for run in runs for site in run.reads)
     assert made.work.number_bytes == 4
 

@@ -63,7 +63,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
 
 def updates(model: Model, pair: Pair, stream: Stream = "free") -> Sequence[Update[Tensor]]:
     """The norms of every layer at every requested position."""
-    return drive(model, weight_updates(model, pair, range(model.n_layers), (), stream)).updates
+    return drive(model, weight_updates(model, [pair], range(model.n_layers), (), stream))[0].updates
 
 
 @few
@@ -97,8 +97,8 @@ def test_equal_contexts_have_a_zero_update(
     each update is flagged as rounding."""
     model = models[index]
     pair = resolve_pair(model, context, query, AnotherContext(context=context), "all")
-    question = weight_updates(model, pair, range(model.n_layers), ("factors", "bias"))
-    for one in drive(model, question).updates:
+    question = weight_updates(model, [pair], range(model.n_layers), ("factors", "bias"))
+    for one in drive(model, question)[0].updates:
         assert (one.norm, one.rank, one.below_noise) == (0.0, 0, True)
         assert one.mlp_in.norm_difference == one.resid_mid.norm_difference == 0.0
         a, b = factors_of(one)
@@ -120,8 +120,8 @@ def test_content_and_position_add_up_to_the_update(
     triangle inequality."""
     model = models[index]
     pair = resolve_pair(model, context, query, "alone", "all")
-    question = weight_updates(model, pair, range(model.n_layers), ("factors", "split"))
-    for one in drive(model, question).updates:
+    question = weight_updates(model, [pair], range(model.n_layers), ("factors", "split"))
+    for one in drive(model, question)[0].updates:
         assert one.split
         content, position = one.split.content, one.split.position
         output = torch.cat(list(content.outputs)).double()

@@ -44,9 +44,9 @@ def updates(
     """Updates of three layers at all query positions, reused on the probes."""
     model, pair = subject.model, subject.pair(baseline)
     question = weight_updates(
-        model, pair, subject.layers, [], "free", probes(subject, baseline, asked)
+        model, [pair], subject.layers, [], "free", [probes(subject, baseline, asked)]
     )
-    return drive(model, question).updates
+    return drive(model, question)[0].updates
 
 
 def check_reuse(subject: Subject, baseline: str) -> None:

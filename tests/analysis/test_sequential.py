@@ -34,7 +34,9 @@ def updates(
     """Updates of all layers at all query positions, with factors and bias."""
     model, pair = subject.model, subject.pair(baseline)
     layers = range(model.n_layers)
-    return drive(model, weight_updates(model, pair, layers, ["factors", "bias"], stream)).updates
+    return drive(model, weight_updates(model, [pair], layers, ["factors", "bias"], stream))[
+        0
+    ].updates
 
 
 def check_updates(subject: Subject, baseline: str, positions: range) -> None:
@@ -90,7 +92,9 @@ def test_layers_below_a_requested_one_are_patched(subject: Subject) -> None:
     """An update does not depend on which layers are requested."""
     model, pair = subject.model, subject.pair("alone")
     every = {(one.layer, one.position): one for one in updates(subject, "alone")}
-    asked = drive(model, weight_updates(model, pair, [2, 1], ["factors"], "sequential")).updates
+    asked = drive(model, weight_updates(model, [pair], [2, 1], ["factors"], "sequential"))[
+        0
+    ].updates
     assert [one.layer for one in asked] == [2] * len(QUERY) + [1] * len(QUERY)
     for one in asked:
         agree(one.norm, every[one.layer, one.position].norm, 1e-4)

@@ -22,7 +22,7 @@ def asked(subject: Subject) -> Sequence[Update[Tensor]]:
     """Updates of three layers at all query positions, with factors and split."""
     model, pair = subject.model, subject.pair("alone")
     include: tuple[Include, ...] = ("factors", "split")
-    return drive(model, weight_updates(model, pair, subject.layers, include)).updates
+    return drive(model, weight_updates(model, [pair], subject.layers, include))[0].updates
 
 
 def dense(part: Part[Tensor]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
@@ -71,7 +71,7 @@ def test_content_differs_from_the_matched_update(subject: Subject) -> None:
     """Content has the base of the query alone. The matched update has another base, so its input
     factor differs and its output factor is the same."""
     model, pair = subject.model, subject.pair("matched")
-    matched = drive(model, weight_updates(model, pair, subject.layers, ["factors"])).updates
+    matched = drive(model, weight_updates(model, [pair], subject.layers, ["factors"]))[0].updates
     for one, other in zip(asked(subject), matched, strict=True):
         assert one.split
         a, b = factors_of(other)
@@ -83,7 +83,7 @@ def test_content_differs_from_the_matched_update(subject: Subject) -> None:
 def test_split_is_absent_unless_requested(subject: Subject) -> None:
     """`split` is absent without the include, and requesting it does not change the update."""
     model, pair = subject.model, resolve_pair(subject.model, [3, 4], [5], "alone", "last")
-    plain = drive(model, weight_updates(model, pair, [0, 2], [])).updates
-    split = drive(model, weight_updates(model, pair, [0, 2], ["split"])).updates
+    plain = drive(model, weight_updates(model, [pair], [0, 2], []))[0].updates
+    split = drive(model, weight_updates(model, [pair], [0, 2], ["split"]))[0].updates
     assert [one.split for one in plain] == [UNSET, UNSET]
     assert [one.norm for one in split] == pytest.approx([one.norm for one in plain], rel=1e-4)

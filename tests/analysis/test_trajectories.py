@@ -50,6 +50,10 @@ def check_trajectory(found: LayerTrajectory, theirs: oracle.Trajectory) -> None:
     assert [step.span for step in found.steps] == [step.span for step in theirs.steps]
     for step, truth in zip(found.steps, theirs.steps, strict=True):
         what = (found.layer, found.position, step.span)
+        if not truth.norm:
+            # Outside a window of attention: what is left is rounding.
+            assert step.norm <= CAPTURED * theirs.steps[-1].norm * whole, what
+            continue
         agree(step.norm, truth.norm, CAPTURED * truth.cancellation, what)
         agree(step.step_norm, truth.step_norm, CAPTURED * truth.step_cancellation, what)
         agree(step.gradient_norm, truth.gradient_norm, CAPTURED * truth.step_cancellation, what)
@@ -98,7 +102,7 @@ def test_trajectory_ends_in_the_update(subject: Subject, baseline: str) -> None:
     """For any spans the last norm is the update's, each step is η times its gradient, and the norms
     of the token steps add up to more than the update."""
     model, pair = subject.model, subject.pair(baseline)
-    updates = drive(model, weight_updates(model, pair, subject.layers, [])).updates
+    updates = drive(model, weight_updates(model, [pair], subject.layers, []))[0].updates
     found = {kind: asked(subject, pair, spans) for kind, spans in groups(pair).items()}
     for i, one in enumerate(updates):
         for layers in found.values():
@@ -131,7 +135,7 @@ def test_each_prefix_is_one_run(subject: Subject, baseline: str, kind: str) -> N
     context = {row for run in runs for row in run.positions if row < len(pair.context)}
     queries = sum(len(pair.query) for _ in runs)
     assert len(context) + queries == distinct_rows(runs)
-    assert {run.positions[-len(QUERY) :] for run in runs} == {
+    assert {tuple(run.positions[-len(QUERY) :]) for run in runs} == {
         pair.with_context.positions[-len(QUERY) :]
     }
     question = trajectories(model, pair, subject.layers, spans)

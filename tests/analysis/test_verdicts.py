@@ -16,7 +16,7 @@ from service.analysis.verdicts import (
     KL_GATES,
     bounds_of,
     checks_of_layer,
-    relative_errors,
+    compared,
     verdict,
     worst,
 )
@@ -107,11 +107,14 @@ def test_requested_tolerance_replaces_every_derived_one() -> None:
     assert bounds_of(0.0, derived).tolist() == [0.0, 0.0]
 
 
-def test_relative_errors_are_null_if_they_are_not_finite() -> None:
-    """‖actual − expected‖/‖expected‖ of each row, and None if the expected row is zero."""
+def test_figures_that_are_not_finite_are_null() -> None:
+    """‖actual − expected‖/‖expected‖ is null, and the check fails, if the expected row is zero."""
     expected = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
     actual = torch.tensor([[3.0, 5.0], [0.0, 1.0], [0.0, 0.0]])
-    assert relative_errors(expected, actual) == [pytest.approx(0.2), None, None]
+    figures = compared(expected, actual, actual, torch.ones(3)).tolist()
+    found = checks_of_layer(0, [0, 1, 2], figures, torch.float32, {}, {})
+    assert [one.relative_error for one in found] == [pytest.approx(0.2), None, None]
+    assert [one.verdict for one in found] == ["vacuous", "fails", "fails"]
 
 
 def test_check_of_each_position_has_its_own_figures() -> None:
@@ -122,8 +125,9 @@ def test_check_of_each_position_has_its_own_figures() -> None:
     bounds = torch.tensor([1e-5, 1e-5, 2e-5], dtype=torch.float64)
     controls = {"first": [0.5, None, 0.25]}
     reasons = {"first": "It cannot be formed."}
+    figures = compared(expected, actual, unpatched, bounds).tolist()
     found = checks_of_layer(
-        7, [4, 0, 2], expected, actual, unpatched, bounds, controls, reasons, [1e-7, None, 0.0]
+        7, [4, 0, 2], figures, expected.dtype, controls, reasons, [1e-7, None, 0.0]
     )
     assert [one.layer for one in found] == [7, 7, 7]
     assert [one.position for one in found] == [4, 0, 2]
@@ -144,7 +148,8 @@ def test_check_of_each_position_has_its_own_figures() -> None:
 def test_check_without_controls_leaves_their_fields_unset() -> None:
     """Without controls a check has no controls, no reasons and no bias-only error."""
     rows = torch.ones(1, 2)
-    (found,) = checks_of_layer(0, [0], rows, rows, rows, torch.ones(1), {}, {})
+    figures = compared(rows, rows, rows, torch.ones(1)).tolist()
+    (found,) = checks_of_layer(0, [0], figures, rows.dtype, {}, {})
     assert found.controls is UNSET
     assert found.control_reasons is UNSET
     assert found.bias_only_relative_error is UNSET

@@ -35,8 +35,8 @@ def asked(subject: Subject, baseline: str, *include: Include) -> WeightUpdatesAn
     """Updates of all layers at all query positions."""
     layers = range(subject.model.n_layers)
     return drive(
-        subject.model, weight_updates(subject.model, subject.pair(baseline), layers, include)
-    )
+        subject.model, weight_updates(subject.model, [subject.pair(baseline)], layers, include)
+    )[0]
 
 
 def agree_norms(found: Norms, theirs: oracle.Difference, bound: float, what: object) -> None:
@@ -166,7 +166,7 @@ def test_field_is_absent_unless_requested(subject: Subject, include: tuple[Inclu
 def test_updates_keep_the_requested_order(subject: Subject) -> None:
     """Updates come by layer, then by position, in the requested order."""
     model, pair = subject.model, subject.pair("matched", [2, 0])
-    answer = drive(model, weight_updates(model, pair, [2, 0], []))
+    (answer,) = drive(model, weight_updates(model, [pair], [2, 0], []))
     assert [(one.layer, one.position) for one in answer.updates] == [(2, 2), (2, 0), (0, 2), (0, 0)]
     for one in answer.updates:
         theirs = oracle.update(subject.question("matched"), one.layer, one.position)
@@ -194,7 +194,7 @@ def test_equal_contexts_have_a_zero_update(subject: Subject) -> None:
     model, context = subject.model, subject.ids(CONTEXT)
     same = AnotherContext(context=list(context))
     pair = resolve_pair(model, context, subject.ids(QUERY), same, "all")
-    answer = drive(model, weight_updates(model, pair, range(model.n_layers), EVERYTHING))
+    (answer,) = drive(model, weight_updates(model, [pair], range(model.n_layers), EVERYTHING))
     assert all(nothing_changed(one) for one in answer.updates)
     assert answer.next_tokens
     for one in answer.next_tokens:

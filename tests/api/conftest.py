@@ -21,6 +21,8 @@ NARROW: dict[str, Any] = {
     "api_keys": f"{KEY},another",
     "max_prompts": 2,
     "max_body_bytes": 2000,
+    "max_lines": 6,
+    "max_ndjson_bytes": 8000,
     "max_response_bytes": 100_000,
     "max_tokens_per_request": 40,
 }
@@ -90,10 +92,11 @@ def slow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def slow(slow_folder: Path) -> Iterator[Heard]:
-    """A server that runs one question at a time, with a queue of one."""
+    """A server that runs one question at a time, with a queue of one and no prefix cache."""
     settings: dict[str, Any] = {
         "model": slow_folder,
         "batching": "false",
+        "prefix_cache_bytes": 0,
         "queue_size": 1,
         "threads": 1,
     }

@@ -128,7 +128,8 @@ def test_disconnect_while_sending_is_logged_as_499(slow: Heard) -> None:
 
 
 def test_answers_repeat_bit_for_bit_without_batching(slow: Heard) -> None:
-    """With `batching=false` a request has the same bits each time, alone or beside others."""
+    """With `batching=false` and no prefix cache a request has the same bits each time, alone or
+    beside others."""
     body = {
         "context": LONG["context"][:40],
         "query": [5, 6, 7],

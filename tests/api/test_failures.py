@@ -89,13 +89,15 @@ def test_lack_of_memory_fails_only_the_request(slow: Heard) -> None:
     small = {"context": [1, 2, 3], "query": [4], "layers": [0]}
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
     large = {
-        "prompts": [[1 + (i + 7 * j) % 200 for i in range(1000)] for j in range(8)],
+        "prompts": [[1 + (i + 7 * j) % 200 for i in range(1000)] for j in range(15)],
         "positions": "all",
-        "reduce": "norm",
-        "hook_points": ["mlp_pre", "mlp_act", "resid_mid", "mlp_in", "attn_out", "mlp_out"],
+        "layers": [0],
+        "hook_points": ["mlp_act"],
     }
-    with memory(slow.served, 64 << 20):
-        problem(slow.client.post(PATHS["activations"], json=large), "out_of_memory", large)
+    tensors = {"Accept": "application/vnd.safetensors"}
+    with memory(slow.served, 32 << 20):
+        refused = slow.client.post(PATHS["activations"], json=large, headers=tensors)
+        problem(refused, "out_of_memory", large)
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
 
 

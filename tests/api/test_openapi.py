@@ -30,6 +30,7 @@ RESOURCES: dict[str, tuple[type[BaseModel], type[Any]]] = {
     "/v1/tokenize": (TokenizeRequest, TokenizeAnswer),
 }
 EVERYWHERE = {
+    "too_many_lines",
     "malformed_json",
     "missing_key",
     "wrong_key",
@@ -160,7 +161,9 @@ def test_bodies_are_documented(document: dict[str, Any], path: str) -> None:
     assert schema["examples"]
     answers = operation["responses"]["200"]["content"]
     tensors = path in ("/v1/activations", "/v1/weight-updates")
-    assert set(answers) == {"application/json"} | ({SAFETENSORS} if tensors else set())
+    lines = "application/x-ndjson"
+    assert lines in body["content"]
+    assert set(answers) == {"application/json", lines} | ({SAFETENSORS} if tensors else set())
     for name, field in schema["properties"].items():
         assert field.get("description"), name
 

@@ -35,7 +35,7 @@ STATUSES = {
     405: ("method_not_allowed",),
     406: ("not_acceptable",),
     408: ("request_timeout",),
-    413: ("body_too_large", "too_many_items"),
+    413: ("body_too_large", "too_many_items", "too_many_lines"),
     415: ("unsupported_media_type",),
     421: ("unknown_host",),
     422: (

@@ -17,6 +17,7 @@ import pytest
 
 from deltaw_client import AsyncDeltawClient, DeltawClient
 from schemas.problems import PROBLEMS
+from service.cli.transport import InProcessTransport
 from service.main import create_app
 from service.settings import Settings
 from tests.service_process import Served
@@ -38,13 +39,13 @@ async def async_client(
     """A client of the real application in this process."""
     chosen = Settings(model=str(folder), log_format="json", **settings)
     app = create_app(chosen)
-    transport = httpx.ASGITransport(app)
+    transport = InProcessTransport(app)
     async with app.router.lifespan_context(app):
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as probe:
             while (await probe.get("/readyz")).status_code != 200:
                 await asyncio.sleep(0.02)
         async with AsyncDeltawClient(
-            "http://localhost", api_key=key, transport=httpx.ASGITransport(app)
+            "http://localhost", api_key=key, transport=InProcessTransport(app)
         ) as made:
             yield made
 

@@ -7,6 +7,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 from deltaw_client import (
+    ConnectionFailed,
     DeltawClient,
     JointUpdates,
     OtherSweep,
@@ -26,6 +29,7 @@ from deltaw_client import (
 )
 from schemas.common import UNSET
 from tests.client.conftest import async_client, problem, scripted
+from tests.client.disturbed import Disturbed
 from tests.service_process import Served
 
 PAIRS = [([5 + i, 6, 7], [8]) for i in range(40)]
@@ -150,6 +154,48 @@ def test_failed_pair_is_asked_again(tiny_folder: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_broken_sweep_keeps_the_answers(tiny_service: Served, tmp_path: Path) -> None:
+    """A sweep whose connection breaks keeps the answers that came, in order, for the next one."""
+    out = tmp_path / "sweep.jsonl"
+
+    def cut(_: int, answers: Iterator[bytes]) -> Iterator[bytes]:
+        yield from islice(answers, 10)
+        raise httpx.ReadError("cut")
+
+    transport = Disturbed(cut)
+    with (
+        DeltawClient(tiny_service.url, retries=0, transport=transport) as client,
+        pytest.raises(ConnectionFailed),
+    ):
+        client.sweep(PAIRS, out=out, **NORMS)
+    kept = [line["index"] for line in lines(out)]
+    assert kept == sorted(kept)
+    assert len(kept) == 10
+    with DeltawClient(tiny_service.url) as client:
+        assert client.sweep(PAIRS, out=out, **NORMS) == Sweep(out, 40, 40, 0, 10)
+    assert [line["index"] for line in lines(out)] == list(range(40))
+
+
+def test_cancelled_sweep_keeps_the_answers(tiny_folder: Path, tmp_path: Path) -> None:
+    """A sweep in process that is cancelled keeps each answer that came before, in order."""
+    out = tmp_path / "sweep.jsonl"
+    pairs = [([5 + i % 40, i // 40], [8]) for i in range(600)]
+
+    async def cancelled() -> None:
+        async with async_client(tiny_folder) as client:
+            sweep = asyncio.create_task(client.sweep(pairs, out=out, **NORMS))
+            while not (out.exists() and len(out.read_bytes().splitlines()) > 5):
+                await asyncio.sleep(0.01)
+            sweep.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await sweep
+
+    asyncio.run(cancelled())
+    kept = [line["index"] for line in lines(out)]
+    assert kept == sorted(kept)
+    assert 5 < len(kept) < 600
+
+
 def test_killed_sweep_is_put_in_order(client: DeltawClient, tmp_path: Path) -> None:
     """A file with lines out of order and a pair twice is in order after the next sweep."""
     out = tmp_path / "sweep.jsonl"
@@ -170,7 +216,7 @@ def test_timed_out_pair_has_a_line(tiny_service: Served, tmp_path: Path) -> None
     busy = problem("queue_full", Retry_After="0")
     loaded = 200, {"Content-Type": "application/json"}, model_json(tiny_service)
     with (
-        scripted(loaded, busy, busy, loaded) as service,
+        scripted(loaded, busy, loaded) as service,
         DeltawClient(service.url, retries=0) as client,
     ):
         swept = client.sweep(PAIRS[:2], out=tmp_path / "a", concurrency=1)

@@ -110,7 +110,7 @@ def test_planted_fault_makes_every_hook_point_unsupported(
     effects = planted(oracle, llama.ids, truth)
 
     def wrong(model: Model, runs: Sequence[Run]) -> list[Activations]:
-        return [fault(dict(read)) for read in forward(model, runs)]
+        return [Activations(fault(dict(read))) for read in forward(model, runs)]
 
     monkeypatch.setattr(activations, "forward", wrong)
     for column in ("float32", "float64"):

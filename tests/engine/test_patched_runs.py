@@ -26,8 +26,9 @@ from service.engine import (
     Run,
     Site,
 )
-from service.engine.pack import Trie
+from service.engine.pack import Filling
 from service.engine.prefixes import Prefixes
+from service.engine.question import distinct_rows
 from service.engine.scheduler import Scheduler, Ticket
 from service.engine.walk import forward
 from service.theory import ImplicitUpdate, RankOne
@@ -188,11 +189,14 @@ def asking(runs: Sequence[Run]) -> Question[Sequence[Activations]]:
     return (yield runs)
 
 
-@pytest.mark.parametrize(("budget", "count"), [(1, 4), (14, 3), (17, 2), (20, 1)])
-def test_split_pack_computes_the_source_again(
-    tiny: Model, tiny_oracle: GPT2, budget: int, count: int
+@pytest.mark.parametrize(
+    ("budget", "count", "again"), [(1, 4, 1 + 2 + 3), (14, 2, 3), (17, 2, 3), (20, 1, 0)]
+)
+def test_source_is_computed_once_over_several_packs(
+    tiny: Model, tiny_oracle: GPT2, budget: int, count: int, again: int
 ) -> None:
-    """With any row budget, each following run has its source in its own pack."""
+    """With any row budget the source's context is computed once; only its rows from the first read
+    to the followed one are computed again in each later pack."""
     asked = question(tiny_oracle, "matched")
     runs = [
         whole(tiny, asked.full_prompt),
@@ -209,6 +213,7 @@ def test_split_pack_computes_the_source_again(
         tiny,
         row_budget=budget,
         batching=True,
+        prefixes=(tree := Prefixes()),
         observe=lambda _seconds, count: packs.append(count),
     )
     scheduler.admit(Ticket(Plan(asking(runs)), deadline=float("inf"), settle=settle))
@@ -217,6 +222,8 @@ def test_split_pack_computes_the_source_again(
     context, *patched = answers[0]
     assert sum(packs) == len(runs)
     assert len(packs) == count
+    assert tree.misses == distinct_rows(runs) + again
+    assert tree.bytes == 0
     for position, read in enumerate(patched):
         assert max(gaps(tiny, read, context, position)) <= FLOAT64
 
@@ -269,12 +276,10 @@ def test_patched_rows_are_not_shared(tiny: Model, tiny_oracle: GPT2) -> None:
         whole(tiny, asked.full_prompt),
         plain,
     ]
-    trie = Trie()
-    paths = [trie.add(run).tolist() for run in runs]
-    assert paths[1] == paths[5]
-    assert len({row for path in paths[:5] for row in path}) == 4 * len(QUERY) + len(CONTEXT) + len(
-        QUERY
-    )
+    filling = Filling()
+    for placed in Prefixes(dtype=tiny.dtype).place(runs):
+        filling.add(placed)
+    assert filling.rows == 4 * len(QUERY) + len(CONTEXT) + len(QUERY)
     together = forward(tiny, runs)
     for run, read in zip(runs, together, strict=True):
         assert worst(read, forward(tiny, [run])[0]) <= FLOAT64
@@ -305,8 +310,8 @@ def test_patched_runs_do_not_change_resident_weights(
         assert read[Site(0, "mlp_in")].dtype == dtype
 
 
-def test_patched_runs_do_not_use_the_prefix_cache(tiny: Model) -> None:
-    """A following run neither reads the prefix cache nor writes to it."""
+def test_patched_rows_do_not_use_the_prefix_cache(tiny: Model) -> None:
+    """Patched rows are neither cached nor read from the cache; those of the source are."""
     context = tuple(1 + (37 * i) % 250 for i in range(40))
     rows, sites = [len(context)], {Site(1, "resid_post"), Site(2, "resid_post")}
     source = Run((*context, 9), range(41), dict.fromkeys(sites, rows))
@@ -314,11 +319,15 @@ def test_patched_runs_do_not_use_the_prefix_cache(tiny: Model) -> None:
     runs = [source, base, replace(base, patch=Follow(source, 40, 40, "materialized"))]
     cold = forward(tiny, runs)
     prefixes = Prefixes(1 << 24, tiny.dtype)
-    forward(tiny, [runs[2]], prefixes=prefixes)
-    assert prefixes.bytes == 0
-    for turn in range(3):
+    for hits, misses in ((0, 41 + 41), (40, 41 + 1)):
+        before = prefixes.hits, prefixes.misses
+        (patched,) = forward(tiny, [runs[2]], prefixes=prefixes)
+        assert worst(patched, cold[2]) <= FLOAT32
+        assert (prefixes.hits - before[0], prefixes.misses - before[1]) == (hits, misses)
+    for hits, misses in ((40, 1 + 41 + 41), (80, 1 + 1 + 41)):
+        before = prefixes.hits, prefixes.misses
         warm = forward(tiny, runs, prefixes=prefixes)
-        assert (prefixes.hits > 0) == (turn > 0)
+        assert (prefixes.hits - before[0], prefixes.misses - before[1]) == (hits, misses)
         for read, truth in zip(warm, cold, strict=True):
             assert worst(read, truth) <= FLOAT32
     assert worst(cold[2], cold[0]) <= FLOAT32

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from service.engine import Block, Model, Run, Site, load, walk
+from service.engine.attention import Attended, attention
 from service.engine.layers import Affine, Norm
 from service.engine.prefixes import Prefixes
 from service.engine.rotary import Rotary, Table
@@ -182,18 +183,18 @@ def test_keys_cached_before_rotation_miss_the_oracle(
     name: str, variant_of: Callable[[str], Subject], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Runs after a cached prefix are far from the oracle if the cache holds keys as projected."""
-    subject, attention = variant_of(name), walk.attention
+    subject = variant_of(name)
     site = Site(subject.model.n_layers - 1, "resid_post")
     first = Run(IDS, range(len(IDS)), {site: [len(IDS) - 1]})
     again = Run((*IDS, 9), range(len(IDS) + 1), {site: [len(IDS)]})
 
-    def unturned(block: Block, normed: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
-        attended, _, values = attention(block, normed, *others)  # type: ignore[arg-type]
+    def unturned(block: Block, normed: Tensor, *others: Any) -> Attended:
+        found = attention(block, normed, *others)
         monkeypatch.setattr(Table, "rotate", lambda _table, x: x)
-        _, keys, _ = attention(block, normed, *others)  # type: ignore[arg-type]
+        keys = attention(block, normed, *others).keys
         monkeypatch.undo()
         monkeypatch.setattr(walk, "attention", unturned)
-        return attended, keys, values
+        return found._replace(keys=keys)
 
     errors = []
     for planted in (False, True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,37 @@ def test_error_in_a_shared_pack_ends_only_its_owner(
     for name, one in (("fine", run(1, 2, 3)), ("too", run(1, 2, 4))):
         assert relative(desk.ended[name][0][READ], alone(tiny, one)) <= 5e-6
     assert len(desk.ended["too"]) == 2
+
+
+def with_nan_token(tiny: Model, token: int) -> Model:
+    """The tiny model with NaN in the embedding of one token."""
+    embedding = tiny.ends.token_embedding.clone()
+    embedding[token] = torch.nan
+    return replace(tiny, ends=replace(tiny.ends, token_embedding=embedding))
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("budget", [0, 1 << 20])
+def test_nan_of_another_run_is_not_cached(tiny: Model, together: bool, budget: int) -> None:
+    """A run that reads NaN spoils neither the cached context of the other runs of its pack nor the
+    trunk that they hand on, whether they are of the same question or of another."""
+    desk, context = Desk(with_nan_token(tiny, 99), row_budget=7), range(1, 6)
+    desk.scheduler.prefixes.budget = budget
+    spoilt, fine = run(99), [run(*context, query) for query in (6, 7)]
+    if together:
+        desk.admit("spoilt", asking([spoilt, fine[0]]))
+        desk.turns()
+    else:
+        desk.admit("fine", asking(fine))
+        desk.admit("spoilt", asking([spoilt]))
+        desk.turns()
+        for one, read in zip(fine, desk.ended["fine"], strict=True):
+            assert relative(read[READ], alone(tiny, one)) <= 5e-6
+    assert isinstance(desk.ended["spoilt"], NonFiniteActivation)
+    desk.admit("later", asking(fine))
+    desk.turns()
+    for one, read in zip(fine, desk.ended["later"], strict=True):
+        assert relative(read[READ], alone(tiny, one)) <= 5e-6
 
 
 def raising(error: Exception) -> Question[None]:

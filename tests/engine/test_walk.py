@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from service.engine import Activations, Model, Run, Site, load
+from service.engine.readback import require
 from service.engine.walk import forward
 from service.errors import NonFiniteActivation
 from tests.engine.made import (
@@ -209,14 +210,17 @@ POISONED = [
 def test_nothing_is_computed_beyond_the_last_read(
     tmp_path: Path, tiny: Model, tiny_folder: Path, name: str, fine: Site, spoilt: Site
 ) -> None:
-    """A NaN weight does not affect reads before it; a read after it raises and names the layer."""
+    """A NaN weight does not affect reads before it; a read after it has a condition that raises and
+    names the layer."""
     model = load_tiny(with_nan(tiny_folder, tmp_path / "nan", name))
     run = Run(IDS, range(len(IDS)), {fine: range(len(IDS))})
-    found, expected = forward(model, [run])[0][fine], forward(tiny, [run])[0][fine]
-    assert torch.equal(found, expected)
+    (found,), (expected,) = forward(model, [run]), forward(tiny, [run])
+    require(found.conditions)
+    assert torch.equal(found[fine], expected[fine])
     bad = Run(IDS, range(len(IDS)), {spoilt: [5]})
+    (spoilt_read,) = forward(model, [bad])
     with pytest.raises(NonFiniteActivation) as refused:
-        forward(model, [bad])
+        require(spoilt_read.conditions)
     assert spoilt.point in refused.value.detail
     assert f"layer {spoilt.layer}" in refused.value.detail
 

@@ -35,7 +35,7 @@ def distance(actual: torch.Tensor, expected: Array) -> float:
 
 def distances(subject: Subject, run: Run, found: Activations) -> dict[Site | str, float]:
     """The distance of each site that a run reads, and of the logits, from the oracle's own run."""
-    theirs = subject.oracle.run(run.tokens, run.positions)
+    theirs = subject.oracle.run([*run.tokens], [*run.positions])
     apart: dict[Site | str, float] = {
         site: distance(found[site], theirs[site][list(rows)]) for site, rows in run.reads.items()
     }

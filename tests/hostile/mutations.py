@@ -14,6 +14,10 @@ CHUNKED = (
     b"POST /v1/tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Transfer-Encoding: chunked\r\n\r\n8\r\n{"prompt\r\n9\r\ns": ["a"]\r\n1\r\n}\r\n0\r\n\r\n'
 )
+LINES = b"".join(
+    json.dumps(PAIR | {name: value}).encode() + b"\n"
+    for name, value in (("query", "b"), ("layers", [9]), ("include", []), ("query", CANARY))
+)
 GOOD: tuple[bytes, ...] = (
     *(
         post(json.dumps(PAIR | changes).encode(), path=f"/v1/{name}")
@@ -29,6 +33,9 @@ GOOD: tuple[bytes, ...] = (
     post(json.dumps({"prompts": [CANARY, [1, 2]], "reduce": "norm"}).encode(), "Accept: */*"),
     post(json.dumps({"context": "a", "query": "b"}).encode(), path="/v1/tokenize"),
     CHUNKED,
+    post(LINES, media="application/x-ndjson"),
+    post(LINES * 9, "Accept: application/x-ndjson", media="application/x-ndjson"),
+    post(b'{"prompts": ["a"]}\r\n\n' * 3, path="/v1/tokenize", media="application/x-ndjson"),
     get("/v1/model", "Accept: application/json", "X-Request-ID: abc"),
     get("/problems/validation", "Authorization: Bearer zqcanaryqz"),
     get("/docs/assets/favicon.png", "Range: bytes=0-5", "If-None-Match: zqcanaryqz"),

@@ -29,12 +29,17 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def post(body: bytes = BODY, *lines: str, path: str = "/v1/weight-updates") -> bytes:
+def post(
+    body: bytes = BODY,
+    *lines: str,
+    path: str = "/v1/weight-updates",
+    media: str = "application/json",
+) -> bytes:
     """A complete POST request, with additional header lines."""
     head = [
         f"POST {path} HTTP/1.1",
         "Host: localhost",
-        "Content-Type: application/json",
+        f"Content-Type: {media}",
         f"Content-Length: {len(body)}",
         *lines,
     ]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.api.wire import CANARY, client_of, metric
+from service.guard import GRACE_SECONDS
+from tests.api.wire import CANARY, client_of, log_of, metric
 from tests.hostile.raw import (
     BODY,
     answers,
@@ -292,6 +293,63 @@ def test_client_that_never_reads_is_disconnected(hasty: Served) -> None:
                 else:
                     time.sleep(0.1)
         assert time.monotonic() - start < 15.0
+    assert sound(hasty)
+
+
+LINE = BODY + b"\n"
+CHUNKED = get(
+    "/v1/weight-updates",
+    "Content-Type: application/x-ndjson",
+    "Transfer-Encoding: chunked",
+    method="POST",
+)
+
+
+def chunk(piece: bytes) -> bytes:
+    """A chunk of a body."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def test_lines_may_come_slowly_but_not_stall(hasty: Served) -> None:
+    """Lines that come within `body_seconds` of each other are answered for longer than that; then a
+    silent client gets `request_timeout` as the last line."""
+    with connected(hasty) as client:
+        client.sendall(CHUNKED)
+        start = time.monotonic()
+        count = 0
+        while time.monotonic() - start < 3 * PATIENCE + GRACE_SECONDS:
+            client.sendall(chunk(LINE))
+            count += 1
+            time.sleep(PATIENCE / 3)
+        received = until_closed(client)
+    assert received.count(b'"status":200') == count
+    assert received.count(b'{"index":null,"status":408,"body":') == 1
+    assert received.endswith(b"\r\n0\r\n\r\n")
+
+
+def test_slow_bytes_do_not_extend_the_time_of_a_json_body(hasty: Served) -> None:
+    """Only lines may come slowly: a JSON body is refused after `body_seconds`."""
+    with connected(hasty) as client:
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for byte in post(path="/v1/tokenize"):
+                client.sendall(bytes([byte]))
+                time.sleep(0.02)
+        assert time.monotonic() - start < 5 * PATIENCE + GRACE_SECONDS
+
+
+def test_client_that_reads_no_lines_is_disconnected(hasty: Served) -> None:
+    """A client that sends lines and reads no answers is disconnected; its request is dropped."""
+    line = b'{"prompts": ["%b"]}\n' % (b"abcdefgh" * 64)
+    sent = post(
+        line * 2000, "X-Request-ID: deaf", path="/v1/tokenize", media="application/x-ndjson"
+    )
+    with connected(hasty) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(sent)
+        logged = log_of(hasty).await_request("deaf")
+    assert logged["status"] == 499
+    assert logged["lines"] < 2000
     assert sound(hasty)
 
 

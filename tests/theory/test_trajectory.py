@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.theory import NonFinite, Trajectory, trajectory
+from service.theory import Trajectory, trajectory
 from tests.theory.layers import EXACT, Dense
 
 few = settings(derandomize=True, max_examples=25, deadline=None)
@@ -97,14 +97,15 @@ def test_step_is_gradient_descent_on_a_linear_loss(seed: int, steps: int) -> Non
     n, w = (part.numpy() for part in drawn(seed, steps))
     found = trajectory(torch.from_numpy(n), Dense(torch.from_numpy(w)))
     way, g = weights_on_the_way(n, w), gradients(n, w)
-    assert found.eta == pytest.approx(1 / (n[0] @ n[0]), rel=EXACT)
+    eta = float(found.eta)
+    assert eta == pytest.approx(1 / (n[0] @ n[0]), rel=EXACT)
     for i in range(steps):
-        np.testing.assert_allclose(way[i] - found.eta * g[i], way[i + 1], atol=EXACT * 10)
+        np.testing.assert_allclose(way[i] - eta * g[i], way[i + 1], atol=EXACT * 10)
         drop = float(found.loss_before[i] - found.loss_after[i])
         scale = float(np.linalg.norm(g[i]) * np.linalg.norm(way[i]))
-        assert drop == pytest.approx(found.eta * np.linalg.norm(g[i]) ** 2, abs=EXACT * scale)
+        assert drop == pytest.approx(eta * np.linalg.norm(g[i]) ** 2, abs=EXACT * scale)
         assert float(found.step_norm[i]) == pytest.approx(
-            found.eta * float(found.gradient_norm[i]), rel=EXACT
+            eta * float(found.gradient_norm[i]), rel=EXACT
         )
         np.testing.assert_allclose(n[0] @ way[i + 1], n[i + 1] @ w, atol=EXACT * 10)
 
@@ -115,7 +116,7 @@ def test_steps_sum_to_the_whole_update(seed: int, steps: int) -> None:
     """The steps add up to ΔW of the whole context, whose cosine with itself is 1."""
     n, w = drawn(seed, steps)
     found = trajectory(n, Dense(w))
-    assert found.telescoping_error <= EXACT
+    assert float(found.telescoping_error) <= EXACT
     assert float(found.cosine_to_final[-1]) == pytest.approx(1.0, abs=EXACT)
 
 
@@ -176,7 +177,7 @@ def test_unchanged_readings_give_zero_norms_and_nan_cosines() -> None:
     for name in ("norm", "step_norm", "gradient_norm", "loss_before", "loss_after"):
         assert torch.equal(getattr(found, name), torch.zeros(3, dtype=torch.float64)), name
     assert bool(found.cosine_to_final.isnan().all())
-    assert np.isnan(found.telescoping_error)
+    assert bool(found.telescoping_error.isnan())
     back = trajectory(torch.stack([n[0], n[1], n[0]]), Dense(w))
     assert float(back.step_norm[0]) == pytest.approx(float(back.norm[0]), rel=EXACT)
     assert float(back.norm[1]) <= 1e-15 * float(back.norm[0])
@@ -184,12 +185,30 @@ def test_unchanged_readings_give_zero_norms_and_nan_cosines() -> None:
 
 @pytest.mark.parametrize("row", [0, 2])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
-def test_zero_base_or_non_finite_reading_raises_non_finite(row: int, value: float) -> None:
-    """‖n_0‖ = 0 raises, and so does NaN or infinity anywhere; a later n_i = 0 does not."""
+def test_zero_base_or_non_finite_reading_gives_figures_that_are_not_finite(
+    row: int, value: float
+) -> None:
+    """Where ‖n_0‖ = 0, or a reading is NaN or infinite, η or a norm is not finite, and only in that
+    path of a batch; a later n_i = 0 is an ordinary reading."""
     n, w = drawn(2, 3)
     n[row] = value
     if row and value == 0.0:
         assert gap(trajectory(n, Dense(w)), truth(n.numpy(), w.numpy())) <= EXACT
         return
-    with pytest.raises(NonFinite):
-        trajectory(n, Dense(w))
+    found = trajectory(torch.stack([drawn(2, 3)[0], n]), Dense(w))
+    finite = torch.isfinite(found.eta) & torch.isfinite(found.norm).all(-1)
+    assert finite.tolist() == [True, False]
+
+
+def test_batch_of_paths_equals_single_paths() -> None:
+    """Paths of layers and positions in leading dimensions have the figures of each path alone."""
+    w = drawn(3, 1)[1]
+    paths = [drawn(seed, 4)[0] for seed in range(6)]
+    found = trajectory(torch.stack(paths).view(2, 3, 5, -1), Dense(w))
+    for i, path in enumerate(paths):
+        alone, at = trajectory(path, Dense(w)), divmod(i, 3)
+        for name in (*FIGURES, "eta"):
+            torch.testing.assert_close(
+                getattr(found, name)[at], getattr(alone, name), rtol=1e-12, atol=1e-12
+            )
+        assert float(found.telescoping_error[at]) <= EXACT

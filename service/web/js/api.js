@@ -46,10 +46,11 @@ async function problemOf(response) {
 }
 
 /**
+ * Wait, unless the signal aborts.
  * @param {number} seconds
  * @param {AbortSignal} [signal]
  */
-function pause(seconds, signal) {
+export function pause(seconds, signal) {
   return new Promise((resolve, reject) => {
     const timer = setTimeout(resolve, 1000 * seconds);
     signal?.addEventListener("abort", () => {

@@ -33,6 +33,10 @@ import { tells } from "./tooltip.js";
  * @property {(answer: any, state: State) => Table} table every number, exactly
  * @property {(answer: any, state: State, act: Act) => Element | null} [controls]
  * @property {(answer: any) => Element} [heading] replaces the title
+ * @property {(body: any, times: number, tokens: import("./fitting.js").Read) => object[] | null} [smaller] requests in place of
+ *   one that exceeds a limit so many times; null if nothing smaller can be asked
+ * @property {(answers: any[]) => any} [merge] one answer of the answers to several such requests
+ * @property {(bodies: any[]) => string} [splitNote] says what the smaller requests change
  */
 
 /**
@@ -53,8 +57,8 @@ export class Figure {
     this.act = act;
     /** The request body, as JSON, of the answer shown; empty if none is shown. */
     this.shows = "";
-    /** @type {object} */
-    this.body = {};
+    /** The requests whose answer is shown. @type {object[]} */
+    this.bodies = [];
     this.answer = null;
     this.drawn = /** @type {Drawn | null} */ (null);
     this.badge = h("span", { class: "badge" });
@@ -143,7 +147,10 @@ export class Figure {
   #fillDrawers() {
     const { numbers, curl: command } = this.drawers;
     if (!numbers.hidden) numbers.replaceChildren(...numbersOf(this.#table()));
-    if (!command.hidden) command.replaceChildren(...commandOf(curl(this.view.path, this.body)));
+    if (!command.hidden)
+      command.replaceChildren(
+        ...commandOf(this.bodies.map((body) => curl(this.view.path, body)).join("\n\n")),
+      );
   }
 
   /** Mark the figure as computing, and dim the previous answer. */
@@ -152,6 +159,15 @@ export class Figure {
     if (!this.answer) this.plot.replaceChildren();
     this.element.setAttribute("aria-busy", "true");
     this.badge.textContent = "computing … ";
+  }
+
+  /**
+   * Show how many parts of a split request are answered.
+   * @param {number} done
+   * @param {number} all
+   */
+  progress(done, all) {
+    this.badge.textContent = `computing … ${done} of ${all} parts `;
   }
 
   /** Keep the previous answer, because the request was cancelled. */
@@ -170,10 +186,11 @@ export class Figure {
    * @param {object} body of the request
    * @param {any} answer
    * @param {State} state
+   * @param {object[]} [bodies] the smaller requests that were answered in its place
    */
-  show(body, answer, state) {
+  show(body, answer, state, bodies = this.bodies) {
     this.shows = JSON.stringify(body);
-    this.body = body;
+    this.bodies = bodies;
     this.answer = answer;
     this.state = state;
     this.element.dataset.state = "done";
@@ -181,7 +198,9 @@ export class Figure {
     this.badge.textContent = "";
     this.actions.hidden = false;
     if (this.view.heading) this.title.replaceChildren(this.view.heading(answer));
-    this.caption.replaceChildren(...this.view.caption(answer, state));
+    const split = JSON.stringify(bodies) !== JSON.stringify([body]);
+    const note = split ? ` ${this.view.splitNote(bodies)}` : "";
+    this.caption.replaceChildren(...this.view.caption(answer, state), note);
     this.redraw();
   }
 

@@ -2,6 +2,12 @@
 
 import { h } from "./dom.js";
 
+/** What to do on this page about a problem whose detail speaks to programs. */
+const ADVICE = {
+  never_fits: "This page cannot ask for less. Shorten the context or the query.",
+  body_too_large: "Shorten the context or the query.",
+};
+
 /**
  * @param {import("./api.js").Problem} problem
  * @returns {Node[]}
@@ -18,6 +24,7 @@ export function alertOf({ said, after }) {
   return [
     h("h2", {}, said.title),
     h("p", {}, said.detail),
+    ...(ADVICE[said.code] ? [h("p", {}, ADVICE[said.code])] : []),
     ...(wrong.length ? [h("ul", {}, ...wrong)] : []),
     h("p", { class: "fine" }, fine.filter(Boolean).join(" · ")),
   ];

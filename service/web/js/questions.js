@@ -32,6 +32,12 @@ export function placed(state) {
   return { ...pair(state), positions: at(state) };
 }
 
+/** The parts of a check's view that take a request that exceeds a limit: it is sent without controls. */
+export const withoutControls = {
+  smaller: (body) => (body.controls ? [{ ...body, controls: false }] : null),
+  splitNote: () => "The check with its controls exceeds the limit of one request, so they are left out.",
+};
+
 /**
  * The fields of trajectories and attributions, which support only the free stream and the baselines in `READ`.
  * @param {State} state

@@ -1,6 +1,7 @@
 /** Runs a question: sends the requests of all views at once and fills each when its answer arrives. A newer question cancels it. */
 
 import { ask, Problem } from "./api.js";
+import { askFitting } from "./fitting.js";
 
 /** @typedef {import("./figure.js").Figure} Figure */
 /** @typedef {import("./state.js").State} State */
@@ -76,6 +77,7 @@ export class Run {
       progress.loading = true;
       told();
     };
+    const send = (path, body) => ask(path, body, controller.signal, waiting);
     const one = async (figure) => {
       const { view } = figure;
       const asked = view.request(state, answerOf);
@@ -85,8 +87,9 @@ export class Run {
       }
       figure.busy();
       const body = await asked;
-      const answer = await ask(view.path, body, controller.signal, waiting);
-      if (current()) figure.show(body, answer, state);
+      const told = (done, all) => current() && figure.progress(done, all);
+      const { answer, bodies } = await askFitting(view, body, send, told, controller.signal);
+      if (current()) figure.show(body, answer, state, bodies);
       return answer;
     };
     told();

@@ -1,6 +1,7 @@
 /** The contribution of each sentence of the context: as colours of the text, and layer by layer. */
 
 import { h } from "../dom.js";
+import { inParts, sentences } from "../fitting.js";
 import { percent, plain } from "../numbers.js";
 import { heat, inkOn } from "../palette.js";
 import { deviation, read, relativeTo } from "../questions.js";
@@ -53,6 +54,23 @@ export const attribution = {
   title: "Which part of the context",
   path: "v1/attributions",
   request: (state) => read(state),
+  smaller(body, times, tokens) {
+    const spans = body.spans ?? sentences(tokens);
+    if (spans.length === 1) return null;
+    return inParts(spans, times).map((part) => ({ ...body, spans: part }));
+  },
+  merge([first, ...others]) {
+    const layers = first.layers.map((layer, i) => ({
+      ...layer,
+      // Each part reversed its own sentences only.
+      order_effect: undefined,
+      spans: [layer, ...others.map(({ layers }) => layers[i])].flatMap(({ spans }) => spans),
+    }));
+    return { ...first, layers };
+  },
+  splitNote: (bodies) =>
+    `All sentences in one request exceed its limit, so the page sent ${bodies.length} requests with some sentences each. ` +
+    "The order effect needs all sentences in one request, so it is left out.",
   caption: (answer, state) => [
     "The share of a sentence is ⟨ΔW of the sentence alone, ΔW⟩ / ‖ΔW‖², with its position kept. Sentences act on each ",
     `other through attention, so shares need not add up to 100 %; ${relativeTo(answer)}.`,
@@ -64,27 +82,31 @@ export const attribution = {
       h("option", { value: layer, selected: layer === now }, layer),
     );
     const on = { change: (event) => act.look(Number(event.target.value)) };
+    const effect = ` order effect ‖ΔW − ΔW reversed‖ / ‖ΔW‖: ${plain(order_effect)}`;
     return h(
       "span",
       {},
       h("label", { for: "attribution-layer" }, "Text coloured for layer "),
       h("select", { id: "attribution-layer", on }, ...options),
-      h("span", { class: "badge" }, ` order effect ‖ΔW − ΔW reversed‖ / ‖ΔW‖: ${plain(order_effect)}`),
+      order_effect !== undefined && h("span", { class: "badge" }, effect),
     );
   },
   draw(answer, state, width, act) {
     const entry = chosen(answer, state);
     const { svg, marks } = drawShares(answer, entry.layer, width, act);
-    return { element: h("div", { class: "attribution" }, reading(answer, entry), svg), svg, marks };
+    const text = reading(answer, entry);
+    text.style.maxWidth = `${width}px`;
+    return { element: h("div", { class: "attribution" }, text, svg), svg, marks };
   },
   table(answer) {
     const text = ({ span }) => spelled(answer.tokens.context.slice(...span));
+    const whole = ["norm", "order_effect"].filter((name) => answer.layers[0][name] !== undefined);
     return {
-      columns: ["layer", "position", "from", "to", "text", ...NUMBERS, "norm", "order_effect"],
-      rows: answer.layers.flatMap(({ layer, position, norm, order_effect, spans }) =>
-        spans.map((part) => [
-          ...[layer, position, ...part.span, text(part)],
-          ...[...NUMBERS.map((name) => part[name]), norm, order_effect],
+      columns: ["layer", "position", "from", "to", "text", ...NUMBERS, ...whole],
+      rows: answer.layers.flatMap((entry) =>
+        entry.spans.map((part) => [
+          ...[entry.layer, entry.position, ...part.span, text(part)],
+          ...[...NUMBERS.map((name) => part[name]), ...whole.map((name) => entry[name])],
         ]),
       ),
     };

@@ -39,7 +39,8 @@ export function drawShares(answer, chosen, width, act) {
   const cells = layers.map(({ layer, spans, norm, below_noise }) =>
     spans.map(({ share, only_this_span, leave_one_out, cosine_to_total }, i) => ({
       value: share,
-      text: percent(share),
+      // In narrow cells only the short ones would fit, as if they were special.
+      text: cell < 44 ? undefined : percent(share),
       noise: below_noise,
       title: `layer ${layer}, “${clipped(texts[i], 220)}”`,
       pick: () => act.look(layer),

@@ -2,7 +2,7 @@
 
 import { h } from "../dom.js";
 import { raised, times } from "../numbers.js";
-import { placed, relativeTo } from "../questions.js";
+import { placed, relativeTo, withoutControls } from "../questions.js";
 import { quoted } from "../tokens_text.js";
 import { drawChecks } from "./equivalence_chart.js";
 
@@ -65,6 +65,7 @@ export const equivalence = {
     precision: state.precision,
     controls: true,
   }),
+  ...withoutControls,
   heading(answer) {
     const { verdict } = answer;
     const word = verdict[0].toUpperCase() + verdict.slice(1);

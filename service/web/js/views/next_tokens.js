@@ -3,7 +3,7 @@
 import { NARROW, chart } from "../charts.js";
 import { clipped, s } from "../dom.js";
 import { percent, plain, raised } from "../numbers.js";
-import { placed, relativeTo } from "../questions.js";
+import { placed, relativeTo, withoutControls } from "../questions.js";
 import { quoted, visible } from "../tokens_text.js";
 
 const RUNS = [
@@ -27,6 +27,7 @@ export const nextTokens = {
     precision: state.precision,
     controls: true,
   }),
+  ...withoutControls,
   caption(answer) {
     const [logits] = answer.logits;
     return [

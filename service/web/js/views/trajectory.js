@@ -1,6 +1,7 @@
 /** The trajectory of ΔW as the context is read: one line per layer, step norms under the tokens. */
 
 import { h } from "../dom.js";
+import { inParts } from "../fitting.js";
 import { formula, plain } from "../numbers.js";
 import { deviation, read, relativeTo } from "../questions.js";
 import { CHOICES } from "../state.js";
@@ -23,6 +24,15 @@ export const trajectory = {
     };
     return bySentence();
   },
+  smaller(body, times, { context, head }) {
+    const spans = body.spans ?? context.slice(head).map((_, i) => [head + i, head + i + 1]);
+    if (spans.length === 1) return null;
+    const steps = inParts(spans, Math.ceil(spans.length / times));
+    return [{ ...body, spans: steps.map((part) => [part[0][0], part.at(-1)[1]]) }];
+  },
+  splitNote: ([{ spans }]) =>
+    `More steps exceed the limit of one request, so the context is read in ${spans.length} steps of up to ` +
+    `${Math.max(...spans.map(([start, end]) => end - start))} tokens.`,
   caption(answer, state) {
     const worst = Math.max(...answer.layers.map(({ telescoping_error }) => telescoping_error ?? 0));
     return formula(

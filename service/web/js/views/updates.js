@@ -1,5 +1,6 @@
 /** The update of every layer at every query position, and its inputs at the chosen position. */
 
+import { inParts } from "../fitting.js";
 import { formula } from "../numbers.js";
 import { pair, relativeTo } from "../questions.js";
 import { drawUpdates } from "./updates_chart.js";
@@ -29,6 +30,22 @@ export const updates = {
   title: "The update, layer by layer",
   path: "v1/weight-updates",
   request: (state) => ({ ...pair(state), positions: "all", include: ["next_tokens"] }),
+  smaller(body, times, { query }) {
+    const positions = body.positions === "all" ? query.map((_, i) => i) : body.positions;
+    if (positions.length === 1) return null;
+    return inParts(positions, times).map((part) => ({ ...body, positions: part }));
+  },
+  merge(answers) {
+    const all = answers.flatMap(({ updates }) => updates);
+    return {
+      ...answers[0],
+      // The sort is stable, so positions stay in ascending order.
+      updates: all.sort((one, other) => one.layer - other.layer),
+      next_tokens: answers.flatMap(({ next_tokens }) => next_tokens),
+    };
+  },
+  splitNote: (bodies) =>
+    `All positions in one request exceed its limit, so the page sent ${bodies.length} requests with some positions each.`,
   caption: (answer) =>
     formula(
       "Colour: ‖ΔW‖_F / ‖W‖_F of each MLP’s first weights together, for each token of the query. Bars, at the chosen " +

@@ -1,13 +1,14 @@
-"""The sync and the async client: the same calls, made with threads or on an event loop."""
+"""The synchronous client, and what it shares with the one for asyncio."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from functools import wraps
 from os import PathLike
+from threading import Event
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
@@ -18,8 +19,10 @@ from deltaw_client.calls import A, Call, Outcome, RetryPolicy, Send, Steps, rand
 from deltaw_client.connection import H, connection_error, http_client
 from deltaw_client.errors import DeltawError, Timeout
 from deltaw_client.ledger import open_sweep
-from deltaw_client.pool import run_in_order, run_in_order_async
-from deltaw_client.sweep import Entry, Pair, Resource, Sweep, Task, plan_sweep
+from deltaw_client.lines import Batch, Item, Line, LinesResource, Pair, read_items, split
+from deltaw_client.merge import merge
+from deltaw_client.sweep import Resource, Sweep
+from schemas.model import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,20 +38,8 @@ def _method(call: Callable[P, Call[A]]) -> Callable[Concatenate[DeltawClient, P]
     return made
 
 
-def _async_method(
-    call: Callable[P, Call[A]],
-) -> Callable[Concatenate[AsyncDeltawClient, P], Coroutine[Any, Any, A]]:
-    """Turn a resource into a coroutine method that makes its call."""
-
-    @wraps(call)
-    async def made(client: AsyncDeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> A:
-        return await client.make(call(*args, **kwargs))
-
-    return made
-
-
-class _Client(Generic[H, T]):
-    """Arguments of both clients, and their defaults."""
+class BaseClient(Generic[H, T]):
+    """Arguments of both clients, their defaults, and the calls that those make."""
 
     _make_http: Callable[..., H]
 
@@ -68,8 +59,18 @@ class _Client(Generic[H, T]):
     def _steps(self, call: Call[A]) -> Steps[A]:
         return self._policy.steps(call, call.request(self._http))
 
+    def _batches(
+        self, items: Iterable[Item], limits: Limits, concurrency: int, seconds: float | None
+    ) -> Iterator[Batch]:
+        """Group items into requests. A deadline in seconds replaces the client's."""
+        if concurrency < 1:
+            raise ValueError("concurrency must be at least 1")
+        own = self._policy
+        policy = own if seconds is None else replace(own, deadline_seconds=seconds)
+        return (Batch(bodies, policy) for bodies in split(items, limits))
 
-class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
+
+class DeltawClient(BaseClient[httpx.Client, httpx.BaseTransport]):
     """A synchronous client. Threads may share one.
 
     Args:
@@ -128,44 +129,102 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
             return connection_error(error)
         return Reply(response.status_code, response.headers, b"".join(pieces))
 
+    def lines(
+        self,
+        resource: LinesResource,
+        bodies: Iterable[Pair],
+        *,
+        concurrency: int = 2,
+        deadline_seconds: float | None = None,
+        **parameters: Any,
+    ) -> Generator[Line]:
+        """Ask about many bodies in few requests, and give each answer or error when it arrives.
+
+        The bodies are the lines of NDJSON requests, within the limits that `model` reports; each
+        request reads its bodies when it begins. Bodies without an answer are asked again if the
+        failure is retryable, or if the connection broke. Closing the iterator ends the requests.
+
+        Args:
+            resource: Name of the method that asks about one body.
+            bodies: Mappings of fields, which replace those of `parameters`, or (context, query).
+            concurrency: Maximum number of concurrent requests. By default the service computes one
+                while the client sends the other; more help if several services share the work.
+            deadline_seconds: Seconds until the next answer must have arrived, with all attempts and
+                waits; None takes the client's deadline.
+            parameters: Fields of every body. Tensors travel in base64, unless `encoding` is `json`.
+
+        Raises:
+            DeltawError: The service cannot be reached or refuses a whole request.
+            TypeError: The resource does not have such a field.
+            ValueError: The concurrency is below 1.
+        """
+        items = read_items(bodies, resource, parameters)
+        limits = self.model().limits
+        return self._lines(items, limits, concurrency, deadline_seconds)
+
     def sweep(
         self,
         pairs: Iterable[Pair],
         *,
         out: str | PathLike[str],
         resource: Resource = "weight_updates",
-        concurrency: int = 8,
+        concurrency: int = 2,
+        deadline_seconds: float | None = None,
         progress: bool | None = None,
         **parameters: Any,
     ) -> Sweep:
         """Ask the same about many pairs and write a JSON line for each, in the order of the pairs.
 
-        The sweep resumes a file that exists: it keeps the answers and asks failed pairs again.
+        The sweep resumes a file that exists: it keeps the answers and asks failed pairs again. Each
+        line is written when its answer arrives; at the end the lines are put in order.
 
         Args:
             pairs: (context, query), or mappings of fields, which replace those of `parameters`.
             out: Path of the file.
             resource: Resource to ask about each pair.
-            concurrency: Maximum number of concurrent calls.
+            concurrency: Maximum number of concurrent requests, as in `lines`.
+            deadline_seconds: Seconds until the next answer must have arrived, as in `lines`.
             progress: Whether to show a bar; None shows it on a terminal if rich is installed.
             parameters: Fields of every request.
 
         Raises:
             OtherSweep: The file has other pairs or parameters, or another model's answers.
-            DeltawError: The service cannot be reached or refuses every pair; the file keeps the
-                answers so far.
+            DeltawError: The service cannot be reached or refuses a whole request; the file keeps
+                the answers so far.
             TypeError: The resource does not have such a field.
+            ValueError: The concurrency is below 1.
         """
-        plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, self.model(), out, progress) as ledger:
-            run_in_order(self._entry, ledger.waiting, concurrency, ledger.take)
+        plan = list(read_items(pairs, resource, parameters))
+        loaded = self.model()
+        with open_sweep(plan, loaded, out, progress) as ledger:
+            lines = self._lines(ledger.waiting, loaded.limits, concurrency, deadline_seconds)
+            with closing(lines):
+                for line in lines:
+                    ledger.take(line)
             return ledger.result()
 
-    def _entry(self, task: Task) -> Entry:
-        try:
-            return task.answered(self.make(task.call))
-        except DeltawError as error:
-            return task.failed(error)
+    def _lines(
+        self, items: Iterable[Item], limits: Limits, concurrency: int, seconds: float | None
+    ) -> Generator[Line]:
+        batches = self._batches(items, limits, concurrency, seconds)
+        return merge(self._ask, batches, concurrency)
+
+    def _ask(self, batch: Batch, stopped: Event) -> Generator[Line]:
+        """Carry out the attempts of a batch. httpx limits only each read, as in `_carry_out`."""
+        while batch.wait is not None and not stopped.wait(batch.wait):
+            failure: DeltawError | None = None
+            try:
+                request = batch.request(self._http)
+                request.extensions["timeout"] = httpx.Timeout(batch.seconds_left()).as_dict()
+                with closing(self._http.send(request, stream=True)) as response:
+                    batch.begin(response)
+                    for piece in response.iter_bytes():
+                        yield from batch.receive(piece)
+            except httpx.RequestError as error:
+                failure = connection_error(error)
+            except DeltawError as error:
+                failure = error
+            yield from batch.finish(failure)
 
     def close(self) -> None:
         """Close the connections."""
@@ -176,73 +235,3 @@ class DeltawClient(_Client[httpx.Client, httpx.BaseTransport]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class AsyncDeltawClient(_Client[httpx.AsyncClient, httpx.AsyncBaseTransport]):
-    """A client for asyncio. Takes the arguments of `DeltawClient`."""
-
-    _make_http = httpx.AsyncClient
-
-    activations = _async_method(resources.activations)
-    weight_updates = _async_method(resources.weight_updates)
-    equivalence_checks = _async_method(resources.equivalence_checks)
-    trajectories = _async_method(resources.trajectories)
-    attributions = _async_method(resources.attributions)
-    tokenize = _async_method(resources.tokenize)
-    model = _async_method(resources.model)
-
-    async def make(self, call: Call[A]) -> A:
-        """Make a call, like `DeltawClient.make`."""
-        making, outcome = self._steps(call), None
-        try:
-            while True:
-                outcome = await self._carry_out(making.send(outcome))
-        except StopIteration as answered:
-            answer: A = answered.value
-            return answer
-
-    async def _carry_out(self, step: Send | float) -> Outcome:
-        if not isinstance(step, Send):
-            await asyncio.sleep(step)
-            return None
-        step.request.extensions["timeout"] = httpx.Timeout(None).as_dict()
-        try:
-            async with asyncio.timeout(step.seconds):
-                response = await self._http.send(step.request)
-        except TimeoutError:
-            return Timeout()
-        except httpx.RequestError as error:
-            return connection_error(error)
-        return Reply(response.status_code, response.headers, response.content)
-
-    async def sweep(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        out: str | PathLike[str],
-        resource: Resource = "weight_updates",
-        concurrency: int = 8,
-        progress: bool | None = None,
-        **parameters: Any,
-    ) -> Sweep:
-        """Ask the same about many pairs, like `DeltawClient.sweep`."""
-        plan = plan_sweep(pairs, resource, parameters)
-        with open_sweep(plan, await self.model(), out, progress) as ledger:
-            await run_in_order_async(self._entry, ledger.waiting, concurrency, ledger.take)
-            return ledger.result()
-
-    async def _entry(self, task: Task) -> Entry:
-        try:
-            return task.answered(await self.make(task.call))
-        except DeltawError as error:
-            return task.failed(error)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._http.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
