@@ -88,14 +88,18 @@ def test_lack_of_memory_fails_only_the_request(slow: Heard) -> None:
     """A lack of memory fails one request with 503 `out_of_memory`, not the process."""
     small = {"context": [1, 2, 3], "query": [4], "layers": [0]}
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
+    prompts = [[1 + (i + 7 * j) % 200 for i in range(1000)] for j in range(15)]
     large = {
-        "prompts": [[1 + (i + 7 * j) % 200 for i in range(1000)] for j in range(15)],
+        "prompts": prompts,
         "positions": "all",
         "layers": [0],
         "hook_points": ["mlp_act"],
     }
     tensors = {"Accept": "application/vnd.safetensors"}
-    with memory(slow.served, 32 << 20):
+    # A thread that plans and one that writes need memory of their own, so they exist before.
+    one = large | {"prompts": prompts[:1]}
+    assert slow.client.post(PATHS["activations"], json=one, headers=tensors).status_code == 200
+    with memory(slow.served, 48 << 20):
         refused = slow.client.post(PATHS["activations"], json=large, headers=tensors)
         problem(refused, "out_of_memory", large)
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
