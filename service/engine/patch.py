@@ -22,7 +22,7 @@ from service.theory import (
     LowRank,
     OutputUpdate,
     RankOne,
-    form_update,
+    implicit_update,
     is_finite,
     output_update,
     post_norm_update,
@@ -150,7 +150,7 @@ class PatchedRows:
         to, source = indices[patching.to], indices[patching.source]
         parts = [update[None] for update in patching.fixed]
         if len(to):
-            parts.insert(0, form_update(n[to], n[source], h[to], h[source], block.w_in))
+            parts.insert(0, implicit_update(n[to], n[source], h[to], h[source], block.w_in))
         self._bias = torch.cat([part.bias for part in parts])
         self._weight = RankOne(
             torch.cat([part.weight.input.to(h.dtype) for part in parts]),

@@ -254,7 +254,7 @@ def drive(
                 conditions += [one for read in received for one in read.conditions]
                 runs = generator.send(received)
     except StopIteration as stop:
-        # Whatever the question did not read back is tested here.
+        # The question may have read back nothing, so its conditions are tested here.
         require(conditions)
         answer: Answer = stop.value
         return answer

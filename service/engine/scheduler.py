@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import GEN_CREATED, getgeneratorstate
-from itertools import repeat, takewhile, zip_longest
-from typing import Any, TypeVar
+from itertools import chain, repeat, takewhile, zip_longest
+from typing import Any
 
 import torch
 
 from service.engine.graphs import Graphs
 from service.engine.model import Model
 from service.engine.pack import Filling
-from service.engine.prefixes import Placed, Prefixes, known_rows
+from service.engine.prefixes import Placed, Prefixes
 from service.engine.question import Plan
 from service.engine.readback import Condition, require
 from service.engine.run import Activations, Run
 from service.engine.walk import walk
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
-T = TypeVar("T")
 OWN_SECONDS = 0.02
 """Seconds for the questions' own computation between two forwards; each takes a step at least."""
 NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -150,7 +149,7 @@ class Scheduler:
             end = None, _named(error)
         try:
             if end is not None and end[1] is None:
-                # Whatever the question did not read back is tested here.
+                # The question may have read back nothing, so its conditions are tested here.
                 require(ticket.conditions)
         except Exception as error:
             end = None, _named(error)
@@ -159,8 +158,9 @@ class Scheduler:
             self._end(ticket, *end)
 
     def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
+        found = self.prefixes.hits
         ticket.outstanding = deque(self.prefixes.place(runs))
-        ticket.timings.cached_rows += known_rows(ticket.outstanding)
+        ticket.timings.cached_rows += self.prefixes.hits - found
 
     def _sharing(self) -> list[tuple[Ticket, Placed]]:
         """The runs of the next pack with their tickets: runs of one dtype within the row budget."""
@@ -178,10 +178,12 @@ class Scheduler:
         ]
         filling = Filling(self.row_budget)
         sharing: list[tuple[Ticket, Placed]] = []
-        for ticket, placed in (one for turn in _in_turn(columns) for one in turn):
-            if not filling.add(placed):
+        for one in chain.from_iterable(zip_longest(*columns)):
+            if one is None:
+                continue
+            if not filling.add(one[1]):
                 break
-            sharing.append((ticket, placed))
+            sharing.append(one)
         return sharing
 
     def _run(self, sharing: Sequence[tuple[Ticket, Placed]], again: bool = True) -> None:
@@ -246,12 +248,6 @@ class Scheduler:
         ticket.outstanding = deque()
         ticket.answered = error is None
         ticket.settle(answer, error)
-
-
-def _in_turn(columns: Sequence[Iterable[T]]) -> Iterator[list[T]]:
-    """The first entries of all columns, then their second ones, and so on."""
-    for entries in zip_longest(*columns):
-        yield [entry for entry in entries if entry is not None]
 
 
 def expiry(ticket: Ticket) -> BaseException:

@@ -289,7 +289,7 @@ class _Walk:
 
         Args:
             block: The block.
-            step: What is computed of it.
+            step: The part of it that is computed.
             rows: The rows before it.
             queries: Indices of the rows that become queries; None: all.
             known: Known rows that queries see.

@@ -118,10 +118,6 @@ def implicit_update(
     return ImplicitUpdate(update_on_base(n, n, n_context, w_in), h_context.double() - h.double())
 
 
-form_update = implicit_update
-"""The name by which the engine calls `implicit_update`."""
-
-
 def update_on_base(n: Tensor, n_from: Tensor, n_to: Tensor, w_in: Projection) -> RankOne:
     """The change of weight `nᵀ((n_to − n_from)·W) / ‖n‖²`, with n as the base of both readings.
 

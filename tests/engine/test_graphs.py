@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from service.engine import Model, Run, Site
+from service.engine import Model, Run, Site, load
 from service.engine.graphs import STREAM, Graphs, Recording, Shape, Work
 from service.engine.pack import Filling
 from service.engine.prefixes import Prefixes
@@ -16,6 +17,7 @@ from service.engine.walk import forward, walk
 from tests.engine.made import worst
 
 ROOM = 1 << 20
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Block:
@@ -113,9 +115,11 @@ def test_a_recording_that_fails_is_computed_instead() -> None:
     assert (block.x.tolist(), result.tolist()) == ([4.0] * 4, [5.0] * 4)
 
 
-def test_replayed_packs_equal_runs_alone(tiny: Model) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_replayed_packs_equal_runs_alone(tiny_folder: Path, device: str) -> None:
     """Computed, recorded and replayed packs of one shape, with other tokens and read rows each
     time, equal each run alone."""
+    tiny = load(str(tiny_folder), revision=None, device=device, dtype="float32")
     graphs, tree, last = Graphs(ROOM * 64), Prefixes(1 << 24), tiny.n_layers - 1
     for turn in range(6):
         runs = [
