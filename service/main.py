@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -53,6 +55,9 @@ Sources:
   ([arXiv 2510.08734](https://arxiv.org/abs/2510.08734)).
 """
 
+WORKERS = 8
+"""Threads for work off the event loop: to parse, to plan, to serialize."""
+
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application. Its lifespan starts the engine, whose thread loads the model.
@@ -92,6 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_default_executor(_started_workers())
         engine.start()
         yield
         await asyncio.to_thread(engine.close)
@@ -125,6 +131,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Routing, hosts=chosen.hosts, root_path=chosen.root_path)
     app.add_middleware(RequestLog, metrics=metrics)
     return app
+
+
+def _started_workers() -> ThreadPoolExecutor:
+    """The threads for work off the event loop, all started.
+
+    `Thread.start` waits for the new thread, and waits forever if memory runs out before it is up.
+    On the event loop this would stop the service, so no thread starts while requests arrive.
+    """
+    workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="worker")
+    together = threading.Barrier(WORKERS)
+    wait([workers.submit(together.wait) for _ in range(WORKERS)])
+    return workers
 
 
 def _is_sound(loaded: Model, state: State) -> bool:

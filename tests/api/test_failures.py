@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
@@ -96,13 +98,26 @@ def test_lack_of_memory_fails_only_the_request(slow: Heard) -> None:
         "hook_points": ["mlp_act"],
     }
     tensors = {"Accept": "application/vnd.safetensors"}
-    # A thread that plans and one that writes need memory of their own, so they exist before.
-    one = large | {"prompts": prompts[:1]}
-    assert slow.client.post(PATHS["activations"], json=one, headers=tensors).status_code == 200
     with memory(slow.served, 48 << 20):
         refused = slow.client.post(PATHS["activations"], json=large, headers=tensors)
         problem(refused, "out_of_memory", large)
     assert slow.client.post(PATHS["updates"], json=small).status_code == 200
+
+
+def test_no_thread_starts_while_requests_arrive(slow: Heard) -> None:
+    """All threads exist from the start: the start of a thread waits forever if memory runs out."""
+    body = {"prompts": [[1] * 1000] * 100}
+
+    def threads() -> int:
+        return len(list(Path(f"/proc/{slow.served.process.pid}/task").iterdir()))
+
+    def send(_: int) -> str:
+        return httpx.post(f"{slow.served.url}{PATHS['tokenize']}", json=body).json()["code"]
+
+    before = threads()
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(send, range(32))) == {"too_many_items"}
+    assert threads() == before
 
 
 @pytest.fixture
