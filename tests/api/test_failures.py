@@ -112,7 +112,8 @@ def test_no_thread_starts_while_requests_arrive(slow: Heard) -> None:
         return len(list(Path(f"/proc/{slow.served.process.pid}/task").iterdir()))
 
     def send(_: int) -> str:
-        return httpx.post(f"{slow.served.url}{PATHS['tokenize']}", json=body).json()["code"]
+        answer = httpx.post(f"{slow.served.url}{PATHS['tokenize']}", json=body)
+        return str(answer.json()["code"])
 
     before = threads()
     with ThreadPoolExecutor(16) as pool:
