@@ -26,19 +26,21 @@ RUN python -m pip install \
 COPY --from=code /installed /
 RUN groupadd --system --gid 10001 deltaw \
     && useradd --system --uid 10001 --gid deltaw --home-dir /nonexistent deltaw \
-    && install -d -o deltaw -g deltaw /var/cache/deltaw
+    && install -d -o deltaw -g deltaw /var/cache/deltaw \
+    && install -d -o deltaw -g deltaw -m 700 /var/lib/deltaw
 
-# The service writes only to the volume, so the root file system can be read-only. A container's address is public
+# The service writes only to the volumes, so the root file system can be read-only. A container's address is public
 # to its network: set DELTAW_API_KEYS, or DELTAW_INSECURE=true behind a proxy.
 ENV OMP_WAIT_POLICY=PASSIVE \
     HF_HOME=/var/cache/deltaw \
     HF_HUB_DISABLE_TELEMETRY=1 \
     TORCHINDUCTOR_CACHE_DIR=/var/cache/deltaw/torch \
+    DELTAW_ADAPTERS=/var/lib/deltaw \
     DELTAW_LOG_FORMAT=json \
     DELTAW_HOST=0.0.0.0
 USER 10001:10001
 EXPOSE 8000
-VOLUME /var/cache/deltaw
+VOLUME /var/cache/deltaw /var/lib/deltaw
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["deltaw", "healthcheck"]
 ENTRYPOINT ["deltaw"]

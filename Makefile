@@ -46,7 +46,7 @@ format: $(VENV)/.dev  ## format the code and fix lint
 bench: $(VENV)/.dev  ## compare speed with the seed script and with peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
 
-FAULTS := test_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py api/test_lines_flow.py engine/test_checkpoint.py
+FAULTS := test_faults.py test_adapter_faults.py test_bad_starts.py test_server.py api/test_failures.py api/test_exchange.py api/test_lines_flow.py engine/test_checkpoint.py
 
 faults: $(VENV)/.dev  ## kill, starve and cut off real services, damage checkpoints, fill disks
 	$(BIN)/python -m pytest $(addprefix tests/,$(FAULTS)) $(ARGS)
@@ -73,7 +73,8 @@ conformance: $(VENV)/.dev  ## measure every family and the pretrained MODELS aga
 examples: $(VENV)/.docs  ## run the examples of README.md and docs/ and update the shown output
 	$(BIN)/python -m tests.examples --write $(ARGS)
 
-figures: $(VENV)/.docs  ## measure the pretrained models again, and write the figures of docs/theory.md
+figures: $(VENV)/.docs  ## measure adapters and the pretrained models again, and write the figures of docs/theory.md
+	$(BIN)/python -m docs.adapter_figures
 	$(BIN)/python -m docs.figures smollm2 gemma3
 
 train: $(VENV)/.dev  ## train the bundled checkpoint again, from installable texts

@@ -64,6 +64,7 @@ TABLE: tuple[tuple[str, str, str, Side, Figures], ...] = (
     ("cpu", "W8", "peak resident − weights", "<=", {None: (815, 600)}),
     ("cpu", "W9", "pairs a second, 64 clients, factors", ">=", {22: (60, 72)}),
     ("cpu", "W9", "64 clients / lines", ">=", {22: (None, 1.3), 128: (None, 1.3)}),
+    ("cpu", "W10", "engine / transformers", "<=", {512: (None, 1.2)}),
     ("cpu", "W12", "HTTP, default settings / one pack", "<=", {1000: (10, 1.3)}),
     ("cpu", "W12", "1000 tokens / 500 tokens", "<=", {1000: (5.3, 4)}),
     ("cpu", "client", "client's call − service's own time", "<=", {None: (4.18, 5)}),
@@ -85,6 +86,7 @@ TABLE: tuple[tuple[str, str, str, Side, Figures], ...] = (
     ("cuda", "W9", "pairs a second, 64 clients, factors", ">=",
      {22: (176, 600), 128: (None, 450)}),
     ("cuda", "W9", "pairs a second, lines", ">=", {22: (None, 3000), 128: (None, 1500)}),
+    ("cuda", "W10", "engine / transformers", "<=", {512: (None, 1)}),
     ("cuda", "W12", "HTTP, default settings / one pack", "<=", {1000: (None, 1.3)}),
     ("cuda", "W12", "1000 tokens / 500 tokens", "<=", {1000: (None, 4)}),
 )  # fmt: skip

@@ -18,6 +18,7 @@ from benchmarks.agreement import Disagreement, Update
 from benchmarks.server import Request
 from schemas.attributions import AttributionsRequest
 from schemas.common import UNSET
+from schemas.completions import CompletionRequest, Recompute, RecomputedPatch
 from schemas.equivalence_checks import Apply
 from schemas.pairs import BaselineName
 from schemas.trajectories import TrajectoriesRequest
@@ -25,6 +26,7 @@ from schemas.weight_updates import Update as UpdateAnswer
 from schemas.weight_updates import WeightUpdatesRequest
 from service.analysis.attributions import plan_attributions
 from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.completions import plan_completion
 from service.analysis.pairs import resolve_pair
 from service.analysis.trajectories import plan_trajectories, trajectories
 from service.analysis.weight_updates import plan_weight_updates, weight_updates
@@ -95,6 +97,33 @@ def norms_and_checks(model: Model, context: Sequence[int], query: int, apply: Ap
     _norms, checks = drive(model, together(*questions))
     if failed := [check.layer for check in checks if not check.holds]:
         raise Disagreement(f"the block checks of layers {failed} do not hold")
+
+
+def complete(
+    model: Model,
+    prompt: Sequence[int],
+    recompute: Recompute | None,
+    count: int,
+    note: Callable[[int], None],
+) -> None:
+    """Complete a prompt greedily.
+
+    Args:
+        model: The resident model.
+        prompt: Token ids.
+        recompute: How a patch is recomputed, whose context is the prompt but its last token; None:
+            there is no patch.
+        count: Number of tokens.
+        note: Receives each token.
+    """
+    *context, last = prompt
+    body = CompletionRequest(
+        prompt=list(prompt) if recompute is None else [last],
+        patch=recompute and RecomputedPatch(context=context, recompute=recompute),
+        max_tokens=count,
+        temperature=0.0,
+    )
+    drive(model, plan_completion(model, body, emit=lambda event: note(*(event.tokens or ()))))
 
 
 def trajectory_activations(

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import engine_workloads, long_workloads, memory, probes, service_workloads
+from benchmarks import (
+    engine_workloads,
+    generation_workloads,
+    long_workloads,
+    memory,
+    probes,
+    service_workloads,
+)
 from benchmarks.bars import Bar, find_bar
 from benchmarks.bench import Bench
 from benchmarks.results import Row, as_json, describe_machine, heading, table_line
@@ -31,6 +38,7 @@ WORKLOADS: Mapping[str, Sequence[Part]] = {
     ),
     "W8": (memory.starts, memory.peak_under_load),
     "W9": tuple(partial(service_workloads.throughput, tokens=tokens) for tokens in (22, 128)),
+    "W10": (generation_workloads.generation,),
     "W12": (
         *(partial(long_workloads.trajectory, name=name) for name in long_workloads.SETTINGS),
         long_workloads.growth,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarks.timing import Seconds
@@ -179,23 +180,27 @@ def running_server(log: Path | None = None, /, **settings: object) -> Iterator[S
         RuntimeError: It did not become ready.
     """
     port, start = _free_port(), time.perf_counter()
-    with (log or Path(os.devnull)).open("wb") as stderr:
+    with (
+        TemporaryDirectory(prefix="deltaw-") as adapters,
+        (log or Path(os.devnull)).open("wb") as stderr,
+    ):
+        own = {"port": port, "log_format": "json", "adapters": adapters}
         process = subprocess.Popen(
             [sys.executable, "-m", "service.cli", "serve"],
-            env=_environment({"port": port, "log_format": "json", **settings}),
+            env=_environment({**own, **settings}),
             stdout=subprocess.DEVNULL,
             stderr=stderr,
         )
-    try:
-        _await_ready(port, process, start + START_SECONDS)
-        yield Server(process, port, time.perf_counter() - start)
-    finally:
-        process.terminate()
         try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            _await_ready(port, process, start + START_SECONDS)
+            yield Server(process, port, time.perf_counter() - start)
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def memory_bytes(pid: int, name: str) -> int:

@@ -10,10 +10,13 @@ Every error is a `DeltawError`; `deltaw_client.problems` has a class for each pr
 
 from deltaw_client.answers import (
     Activations,
+    Adapter,
+    AdapterList,
     Attributions,
+    Completion,
     EquivalenceChecks,
-    JointUpdates,
     LoadedModel,
+    Models,
     Tokenized,
     Trajectories,
     WeightUpdates,
@@ -33,7 +36,8 @@ from deltaw_client.problems import ProblemError
 from deltaw_client.sweep import Sweep, read_sweep
 
 __all__ = ["AsyncDeltawClient", "DeltawClient", "Line", "Sweep", "read_sweep"]
-__all__ += ["Activations", "Attributions", "EquivalenceChecks", "JointUpdates", "LoadedModel"]
+__all__ += ["Adapter", "AdapterList", "Completion", "Models"]
+__all__ += ["Activations", "Attributions", "EquivalenceChecks", "LoadedModel"]
 __all__ += ["Tokenized", "Trajectories", "WeightUpdates"]
 __all__ += ["ConnectionFailed", "DeltawError", "InvalidConfiguration", "OtherSweep", "ProblemError"]
 __all__ += ["Timeout", "UnexpectedAnswer"]

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 from pydantic import PlainSerializer, PlainValidator, ValidationInfo
 from typing_extensions import TypeAliasType
 
+from schemas import adapters
 from schemas.activations import ActivationsAnswer, PromptActivations
 from schemas.attributions import AttributionsAnswer
+from schemas.common import UNSET, Asked
+from schemas.completions import CapturedActivations, ModelsAnswer
+from schemas.completions import Completion as CompletionAnswer
 from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
+from schemas.weight_updates import Update, WeightUpdatesAnswer
 
 
 def _array(value: Any, info: ValidationInfo) -> NDArray[Any]:
@@ -125,13 +129,6 @@ class WeightUpdates(WeightUpdatesAnswer[Array], Received):
 
 
 @dataclass(frozen=True)
-class JointUpdates(JointUpdatesAnswer[Array], Received):
-    """The answer of `weight_updates(joint=True)`: one entry per layer."""
-
-    updates: Sequence[JointUpdate[Array]]
-
-
-@dataclass(frozen=True)
 class EquivalenceChecks(EquivalenceChecksAnswer, Received):
     """The answer of `equivalence_checks`."""
 
@@ -154,3 +151,25 @@ class Tokenized(TokenizeAnswer, Received):
 @dataclass(frozen=True)
 class LoadedModel(ModelAnswer, Received):
     """The answer of `model`."""
+
+
+@dataclass(frozen=True)
+class Adapter(adapters.Adapter, Received):
+    """The answer of `adapters.create` and `adapters.get`."""
+
+
+@dataclass(frozen=True)
+class AdapterList(adapters.AdaptersAnswer, Received):
+    """The answer of `adapters.list`."""
+
+
+@dataclass(frozen=True)
+class Completion(CompletionAnswer[Array], Received):
+    """The answer of `completions`, or one event of `stream_completions`."""
+
+    activations: Asked[Sequence[CapturedActivations[Array]]] = UNSET
+
+
+@dataclass(frozen=True)
+class Models(ModelsAnswer, Received):
+    """The answer of `models`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from functools import wraps
 from os import PathLike
@@ -11,29 +11,33 @@ from typing import Any, Concatenate, ParamSpec, Self
 
 import httpx
 
-from deltaw_client import resources
+from deltaw_client import generation, resources
+from deltaw_client.adapters import AsyncAdapters
 from deltaw_client.answers import Reply
+from deltaw_client.attempts import Attempts
 from deltaw_client.calls import A, Call, Outcome, Send
-from deltaw_client.client import BaseClient
+from deltaw_client.client import BaseClient, Part
 from deltaw_client.connection import connection_error
 from deltaw_client.errors import DeltawError, Timeout
+from deltaw_client.events import EventStream
 from deltaw_client.ledger import open_sweep
-from deltaw_client.lines import Batch, Item, Line, LinesResource, Pair, read_items
+from deltaw_client.lines import Item, Line, LinesResource, Pair, read_items
 from deltaw_client.merge import merge_async
+from deltaw_client.methods import async_method
 from deltaw_client.sweep import Resource, Sweep
 from schemas.model import Limits
 
 P = ParamSpec("P")
 
 
-def _async_method(
+def _stream_method(
     call: Callable[P, Call[A]],
-) -> Callable[Concatenate[AsyncDeltawClient, P], Coroutine[Any, Any, A]]:
-    """Turn a resource into a coroutine method that makes its call."""
+) -> Callable[Concatenate[AsyncDeltawClient, P], AsyncGenerator[A]]:
+    """Turn a streamed resource into a method that gives each event."""
 
     @wraps(call)
-    async def made(client: AsyncDeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> A:
-        return await client.make(call(*args, **kwargs))
+    def made(client: AsyncDeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> AsyncGenerator[A]:
+        return client.stream(call(*args, **kwargs))
 
     return made
 
@@ -43,13 +47,21 @@ class AsyncDeltawClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport])
 
     _make_http = httpx.AsyncClient
 
-    activations = _async_method(resources.activations)
-    weight_updates = _async_method(resources.weight_updates)
-    equivalence_checks = _async_method(resources.equivalence_checks)
-    trajectories = _async_method(resources.trajectories)
-    attributions = _async_method(resources.attributions)
-    tokenize = _async_method(resources.tokenize)
-    model = _async_method(resources.model)
+    activations = async_method(resources.activations)
+    weight_updates = async_method(resources.weight_updates)
+    equivalence_checks = async_method(resources.equivalence_checks)
+    trajectories = async_method(resources.trajectories)
+    attributions = async_method(resources.attributions)
+    tokenize = async_method(resources.tokenize)
+    model = async_method(resources.model)
+    completions = async_method(generation.completions)
+    stream_completions = _stream_method(generation.stream_completions)
+    models = async_method(generation.models)
+
+    @property
+    def adapters(self) -> AsyncAdapters:
+        """The adapters' methods: `create`, `list`, `get`, `delete`, `download`."""
+        return AsyncAdapters(self)
 
     async def make(self, call: Call[A]) -> A:
         """Make a call, like `DeltawClient.make`."""
@@ -60,6 +72,10 @@ class AsyncDeltawClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport])
         except StopIteration as answered:
             answer: A = answered.value
             return answer
+
+    def stream(self, call: Call[A]) -> AsyncGenerator[A]:
+        """Make a call that is answered in events, like `DeltawClient.stream`."""
+        return self._ask(EventStream(call, self._policy))
 
     async def _carry_out(self, step: Send | float) -> Outcome:
         if not isinstance(step, Send):
@@ -118,34 +134,34 @@ class AsyncDeltawClient(BaseClient[httpx.AsyncClient, httpx.AsyncBaseTransport])
         batches = self._batches(items, limits, concurrency, seconds)
         return merge_async(self._ask, batches, concurrency)
 
-    async def _ask(self, batch: Batch) -> AsyncGenerator[Line]:
-        """Carry out the attempts of a batch, like `DeltawClient._ask`."""
-        while batch.wait is not None:
-            await asyncio.sleep(batch.wait)
+    async def _ask(self, attempts: Attempts[Part]) -> AsyncGenerator[Part]:
+        """Carry out attempts, like `DeltawClient._ask`."""
+        while attempts.wait is not None:
+            await asyncio.sleep(attempts.wait)
             failure: DeltawError | None = None
             try:
-                request = batch.request(self._http)
+                request = attempts.request(self._http)
                 request.extensions["timeout"] = httpx.Timeout(None).as_dict()
-                async with asyncio.timeout(batch.seconds_left()):
+                async with asyncio.timeout(attempts.seconds_left()):
                     response = await self._http.send(request, stream=True)
-                batch.begin(response)
+                attempts.begin(response)
                 async with aclosing(response):
                     pieces = response.aiter_bytes()
                     while True:
-                        async with asyncio.timeout(batch.seconds_left()):
+                        async with asyncio.timeout(attempts.seconds_left()):
                             piece = await anext(pieces, b"")
                         if not piece:
                             break
-                        for line in batch.receive(piece):
-                            yield line
+                        for part in attempts.receive(piece):
+                            yield part
             except TimeoutError:
                 failure = Timeout()
             except httpx.RequestError as error:
                 failure = connection_error(error)
             except DeltawError as error:
                 failure = error
-            for line in batch.finish(failure):
-                yield line
+            for part in attempts.finish(failure):
+                yield part
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -35,6 +35,8 @@ A = TypeVar("A", bound=Received)
 JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 PROBLEM = "application/problem+json"
+EVENTS = "text/event-stream"
+SUCCESS = (200, 201, 204)
 FIRST_WAIT = 0.25
 """Seconds before the first retry, without `Retry-After`; doubled for each later one."""
 LONGEST_WAIT = 8.0
@@ -49,12 +51,13 @@ class Call(Generic[A]):
     """A request and the class of its answer.
 
     Args:
-        answer: Class of the answer.
+        answer: Class of the answer; `Received` for a file, or for an answer without a body.
         path: Path of the resource.
-        fields: Fields of the body; None makes a GET.
+        fields: Fields of the body; None sends none.
         accept: Media type of the answer.
         request_id: Id of the request in the service's log; None generates one.
         deadline_seconds: Seconds for the whole call; None takes the client's deadline.
+        method: HTTP method; None is POST with fields and GET without.
     """
 
     answer: type[A]
@@ -63,6 +66,7 @@ class Call(Generic[A]):
     accept: str = JSON
     request_id: str | None = None
     deadline_seconds: float | None = None
+    method: str | None = None
 
     def __post_init__(self) -> None:
         if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
@@ -72,10 +76,10 @@ class Call(Generic[A]):
         """Build the request, with a new request id if the call has none."""
         headers = {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
         if self.fields is None:
-            return http.build_request("GET", self.path, headers=headers)
+            return http.build_request(self.method or "GET", self.path, headers=headers)
         body = json.dumps(self.fields, default=plain).encode()
         typed = headers | {"Content-Type": JSON}
-        return http.build_request("POST", self.path, content=body, headers=typed)
+        return http.build_request(self.method or "POST", self.path, content=body, headers=typed)
 
     def read(self, reply: Reply) -> A:
         """Read a reply.
@@ -84,11 +88,15 @@ class Call(Generic[A]):
             ProblemError: The reply is a problem.
             UnexpectedAnswer: The reply is not deltaw's.
         """
-        if reply.status != 200:
+        if reply.status not in SUCCESS:
             raise failure(reply)
+        if self.answer is Received:
+            if reply.status == 200 and reply.media != self.accept:
+                raise UnexpectedAnswer(f"the answer is not {self.accept}", reply.status)
+            return with_receipt(self.answer(), receipt(reply))
         text: str | bytes = reply.content
         tensors: Mapping[str, Any] | None = None
-        with _readable():
+        with readable():
             if reply.media == SAFETENSORS:
                 text, tensors = unpack(reply.content)
             answer: A = adapter(self.answer).validate_json(text, context=tensors, extra="ignore")
@@ -100,7 +108,7 @@ class Call(Generic[A]):
         Raises:
             UnexpectedAnswer: The value is not deltaw's.
         """
-        with _readable():
+        with readable():
             answer: A = adapter(self.answer).validate_python(value, extra="ignore")
         return with_receipt(answer, came_with)
 
@@ -112,12 +120,12 @@ def with_receipt(answer: A, came_with: Receipt) -> A:
 
 
 @contextmanager
-def _readable() -> Iterator[None]:
-    """Raise `UnexpectedAnswer` if the answer in this block cannot be read."""
+def readable(name: str = "the answer") -> Iterator[None]:
+    """Raise `UnexpectedAnswer` if what this block reads is not deltaw's."""
     try:
         yield
-    except ValueError as error:
-        raise UnexpectedAnswer(_said("the answer cannot be read", error), 200) from error
+    except (ValueError, TypeError) as error:
+        raise UnexpectedAnswer(_said(f"{name} cannot be read", error), 200) from error
 
 
 class Send(NamedTuple):
@@ -232,7 +240,7 @@ def retry_after(header: str | None) -> float | None:
     return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _said(sentence: str, error: ValueError) -> str:
+def _said(sentence: str, error: Exception) -> str:
     """Append the first mistake to a sentence, without the value."""
     if not isinstance(error, ValidationError):
         return f"{sentence}: {error}"

@@ -13,27 +13,34 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
 import httpx
 
-from deltaw_client import resources
+from deltaw_client import generation, resources
+from deltaw_client.adapters import Adapters
 from deltaw_client.answers import Reply
+from deltaw_client.attempts import Attempts
 from deltaw_client.calls import A, Call, Outcome, RetryPolicy, Send, Steps, random_jitter
 from deltaw_client.connection import H, connection_error, http_client
 from deltaw_client.errors import DeltawError, Timeout
+from deltaw_client.events import EventStream
 from deltaw_client.ledger import open_sweep
 from deltaw_client.lines import Batch, Item, Line, LinesResource, Pair, read_items, split
 from deltaw_client.merge import merge
+from deltaw_client.methods import method
 from deltaw_client.sweep import Resource, Sweep
 from schemas.model import Limits
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Part = TypeVar("Part")
 
 
-def _method(call: Callable[P, Call[A]]) -> Callable[Concatenate[DeltawClient, P], A]:
-    """Turn a resource into a method that makes its call and waits for the answer."""
+def _stream_method(
+    call: Callable[P, Call[A]],
+) -> Callable[Concatenate[DeltawClient, P], Generator[A]]:
+    """Turn a streamed resource into a method that gives each event."""
 
     @wraps(call)
-    def made(client: DeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> A:
-        return client.make(call(*args, **kwargs))
+    def made(client: DeltawClient, /, *args: P.args, **kwargs: P.kwargs) -> Generator[A]:
+        return client.stream(call(*args, **kwargs))
 
     return made
 
@@ -89,13 +96,21 @@ class DeltawClient(BaseClient[httpx.Client, httpx.BaseTransport]):
 
     _make_http = httpx.Client
 
-    activations = _method(resources.activations)
-    weight_updates = _method(resources.weight_updates)
-    equivalence_checks = _method(resources.equivalence_checks)
-    trajectories = _method(resources.trajectories)
-    attributions = _method(resources.attributions)
-    tokenize = _method(resources.tokenize)
-    model = _method(resources.model)
+    activations = method(resources.activations)
+    weight_updates = method(resources.weight_updates)
+    equivalence_checks = method(resources.equivalence_checks)
+    trajectories = method(resources.trajectories)
+    attributions = method(resources.attributions)
+    tokenize = method(resources.tokenize)
+    model = method(resources.model)
+    completions = method(generation.completions)
+    stream_completions = _stream_method(generation.stream_completions)
+    models = method(generation.models)
+
+    @property
+    def adapters(self) -> Adapters:
+        """The adapters' methods: `create`, `list`, `get`, `delete`, `download`."""
+        return Adapters(self)
 
     def make(self, call: Call[A]) -> A:
         """Make a call.
@@ -110,6 +125,14 @@ class DeltawClient(BaseClient[httpx.Client, httpx.BaseTransport]):
         except StopIteration as answered:
             answer: A = answered.value
             return answer
+
+    def stream(self, call: Call[A]) -> Generator[A]:
+        """Make a call that is answered in events. Closing the iterator ends the request.
+
+        Raises:
+            DeltawError: The last attempt failed, or the stream broke.
+        """
+        return self._ask(EventStream(call, self._policy), Event())
 
     def _carry_out(self, step: Send | float) -> Outcome:
         """Sleep, or send. httpx limits only each read, so check the deadline after each."""
@@ -209,22 +232,22 @@ class DeltawClient(BaseClient[httpx.Client, httpx.BaseTransport]):
         batches = self._batches(items, limits, concurrency, seconds)
         return merge(self._ask, batches, concurrency)
 
-    def _ask(self, batch: Batch, stopped: Event) -> Generator[Line]:
-        """Carry out the attempts of a batch. httpx limits only each read, as in `_carry_out`."""
-        while batch.wait is not None and not stopped.wait(batch.wait):
+    def _ask(self, attempts: Attempts[Part], stopped: Event) -> Generator[Part]:
+        """Carry out attempts. httpx limits only each read, as in `_carry_out`."""
+        while attempts.wait is not None and not stopped.wait(attempts.wait):
             failure: DeltawError | None = None
             try:
-                request = batch.request(self._http)
-                request.extensions["timeout"] = httpx.Timeout(batch.seconds_left()).as_dict()
+                request = attempts.request(self._http)
+                request.extensions["timeout"] = httpx.Timeout(attempts.seconds_left()).as_dict()
                 with closing(self._http.send(request, stream=True)) as response:
-                    batch.begin(response)
+                    attempts.begin(response)
                     for piece in response.iter_bytes():
-                        yield from batch.receive(piece)
+                        yield from attempts.receive(piece)
             except httpx.RequestError as error:
                 failure = connection_error(error)
             except DeltawError as error:
                 failure = error
-            yield from batch.finish(failure)
+            yield from attempts.finish(failure)
 
     def close(self) -> None:
         """Close the connections."""

@@ -1,14 +1,12 @@
 """Requests of many bodies, one JSON line each, and their answers, one JSON line each (NDJSON).
 
 The lines of a request mean what they would mean as requests of their own. The service answers each
-line when it is ready, in any order. Nothing here sends: the clients carry out the attempts that a
-`Batch` describes.
+line when it is ready, in any order.
 """
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +15,10 @@ from typing import Any, Literal, get_args
 import httpx
 from pydantic import ValidationError
 
-from deltaw_client import resources
-from deltaw_client.answers import Receipt, Reply
+from deltaw_client import generation, resources
+from deltaw_client.answers import Receipt
+from deltaw_client.attempts import Attempts
 from deltaw_client.calls import (
-    LONGEST_TIMEOUT,
     SAFETENSORS,
     Call,
     RetryPolicy,
@@ -48,10 +46,12 @@ LinesResource = Literal[
     "trajectories",
     "attributions",
     "tokenize",
+    "completions",
 ]
 """The resources that take many bodies in one request."""
 CALLS: Mapping[str, Callable[..., Call[Any]]] = {
-    name: getattr(resources, name) for name in get_args(LinesResource)
+    name: getattr(generation if name == "completions" else resources, name)
+    for name in get_args(LinesResource)
 }
 OF_THE_REQUEST = ("request_id", "deadline_seconds")
 """Arguments of a single call that a line cannot have."""
@@ -143,25 +143,17 @@ def split(items: Iterable[Item], limits: Limits) -> Iterator[Sequence[tuple[Item
         yield group
 
 
-class Batch:
+class Batch(Attempts[Line]):
     """The bodies of one request, asked again until each has an answer or an error.
 
-    An attempt is `request`, `begin`, `receive` for each piece of the response, and `finish`. Errors
-    that those raise also go to `finish`. The policy's deadline and retries apply between two
-    answers: each answer starts them anew. Each body is a question that changes nothing, so a
-    connection that breaks is retried too.
+    The policy's retries apply between two answers, like its deadline. Each body is a question that
+    changes nothing, so a connection that breaks is retried too.
     """
 
     def __init__(self, bodies: Sequence[tuple[Item, bytes]], policy: RetryPolicy) -> None:
-        self.wait: float | None = 0.0
-        """Seconds until the next attempt; None after the last one."""
-        self._policy = policy
+        super().__init__(policy)
         self._waiting = dict(enumerate(bodies))
         self._problems: dict[int, ProblemError] = {}
-        self._attempt = 0
-        self._end = time.monotonic() + policy.deadline_seconds
-        self._reply = Reply(0, {}, b"")
-        self._pieces: list[bytes] = []
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
         """Begin an attempt: build the request of the bodies without an answer."""
@@ -172,29 +164,8 @@ class Batch:
         path = self._waiting[0][0].call.path
         return http.build_request("POST", path, content=content, headers=headers)
 
-    def seconds_left(self) -> float:
-        """Return the seconds until the next answer must have arrived.
-
-        Raises:
-            Timeout: The deadline passed.
-        """
-        left = self._end - time.monotonic()
-        if not left > 0:
-            raise Timeout()
-        return min(left, LONGEST_TIMEOUT)
-
-    def begin(self, response: httpx.Response) -> None:
-        """Take the head of a response."""
-        self._reply = Reply(response.status_code, response.headers, b"")
-
     def receive(self, piece: bytes) -> Iterator[Line]:
-        """Take a piece of a response, and give the lines that it completes.
-
-        Raises:
-            Timeout: The deadline passed, and the piece completes no line.
-            ProblemError: The service ended the request.
-            UnexpectedAnswer: The response is not deltaw's.
-        """
+        """Take a piece of a response, and give the lines that it completes."""
         if self._reply.status != 200 or self._reply.media != NDJSON or b"\n" not in piece:
             self._pieces.append(piece)
             self.seconds_left()
@@ -205,9 +176,7 @@ class Batch:
             line = self._read(text)
             if line is not None:
                 yield line
-                # The time that the caller took for the line is not the service's.
-                self._end = time.monotonic() + self._policy.deadline_seconds
-                self._attempt = 0
+                self._part_taken()
 
     def _read(self, text: bytes) -> Line | None:
         """Read a line. A problem that is retryable is kept until the attempt ends."""
@@ -239,12 +208,9 @@ class Batch:
         if not self._waiting:
             return
         error = error or self._missing()
-        if error.retryable or isinstance(error, ConnectionFailed):
-            wait = self._policy.wait(error, self._attempt)
-            if self._attempt < self._policy.retries and time.monotonic() + wait < self._end:
-                self.wait = wait
-                self._attempt += 1
-                return
+        retryable = error.retryable or isinstance(error, ConnectionFailed)
+        if retryable and self._tries_again(error):
+            return
         if not isinstance(error, Timeout) and not (
             isinstance(error, ProblemError) and error.retryable
         ):
@@ -254,9 +220,8 @@ class Batch:
 
     def _missing(self) -> DeltawError:
         """Return the reason why a response that was received whole lacks answers."""
-        content = b"".join(self._pieces)
         if self._reply.status != 200 or self._reply.media != NDJSON:
-            return failure(Reply(self._reply.status, self._reply.headers, content))
+            return failure(self._whole())
         if len(self._problems) < len(self._waiting):
             return ConnectionFailed("the response ended before its last line", sent=True)
         return next(iter(self._problems.values()))

@@ -10,11 +10,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from textwrap import fill
-from typing import Any, Literal, TypedDict, TypeVar, overload
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from typing_extensions import Unpack
 
 from deltaw_client import answers
 from deltaw_client.calls import JSON, SAFETENSORS, A, Call
@@ -45,11 +44,12 @@ OWN = {
 """Descriptions of the arguments that the client defines itself."""
 
 
-def _takes(request: type[Request]) -> Callable[[F], F]:
-    """Append the descriptions of a request's fields to a resource's docstring."""
+def takes(*requests: type[Request]) -> Callable[[F], F]:
+    """Append the descriptions of the requests' fields to a resource's docstring."""
 
     def described(call: F) -> F:
-        fields = {name: field.description for name, field in request.model_fields.items()} | OWN
+        known = [field for request in requests for field in request.model_fields.items()]
+        fields = {name: field.description for name, field in known} | OWN
         lines = [
             fill(f"    {name}: {fields[name]}".replace("Null", "None"), subsequent_indent=" " * 8)
             for name in inspect.signature(call).parameters
@@ -60,7 +60,7 @@ def _takes(request: type[Request]) -> Callable[[F], F]:
     return described
 
 
-def _post(answer: type[A], path: str, arguments: Mapping[str, Any]) -> Call[A]:
+def post(answer: type[A], path: str, arguments: Mapping[str, Any]) -> Call[A]:
     """Make a POST whose body has the arguments that are not None and not the call's own."""
     own = {name: arguments[name] for name in ("request_id", "deadline_seconds")}
     fields = {k: v for k, v in arguments.items() if k not in own and v is not None}
@@ -71,7 +71,7 @@ def _post(answer: type[A], path: str, arguments: Mapping[str, Any]) -> Call[A]:
     return Call(answer, path, fields, accept, **own)
 
 
-@_takes(ActivationsRequest)
+@takes(ActivationsRequest)
 def activations(
     prompts: Sequence[Text],
     *,
@@ -84,37 +84,10 @@ def activations(
     deadline_seconds: float | None = None,
 ) -> Call[answers.Activations]:
     """Capture activations: `answer.prompts[i].activations[j].values` is an array."""
-    return _post(answers.Activations, "/v1/activations", locals())
+    return post(answers.Activations, "/v1/activations", locals())
 
 
-class UpdateOptions(TypedDict, total=False):
-    """Keyword arguments of `weight_updates` that do not decide the class of its answer."""
-
-    baseline: Baseline | None
-    stream: Stream
-    layers: Layers
-    positions: Positions
-    include: Sequence[Include]
-    form: Form
-    probe_queries: Sequence[Text]
-    encoding: Encoding
-    request_id: str | None
-    deadline_seconds: float | None
-
-
-@overload
-def weight_updates(
-    context: Text, query: Text, *, joint: Literal[False] = ..., **options: Unpack[UpdateOptions]
-) -> Call[answers.WeightUpdates]: ...
-
-
-@overload
-def weight_updates(
-    context: Text, query: Text, *, joint: Literal[True], **options: Unpack[UpdateOptions]
-) -> Call[answers.JointUpdates]: ...
-
-
-@_takes(WeightUpdatesRequest)
+@takes(WeightUpdatesRequest)
 def weight_updates(
     context: Text,
     query: Text,
@@ -125,24 +98,19 @@ def weight_updates(
     positions: Positions = "last",
     include: Sequence[Include] = ("factors",),
     form: Form = "bias",
-    joint: bool = False,
     probe_queries: Sequence[Text] = (),
     encoding: Encoding = "safetensors",
     request_id: str | None = None,
     deadline_seconds: float | None = None,
-) -> Call[Any]:
+) -> Call[answers.WeightUpdates]:
     """Summarise the implicit weight updates: `answer.updates[i].input` is an array.
 
     The output factors are `answer.updates[i].weights[w].output`, one for each first weight.
-
-    With `joint=True` the answer is a `JointUpdates`.
     """
-    return _post(
-        answers.JointUpdates if joint else answers.WeightUpdates, "/v1/weight-updates", locals()
-    )
+    return post(answers.WeightUpdates, "/v1/weight-updates", locals())
 
 
-@_takes(EquivalenceChecksRequest)
+@takes(EquivalenceChecksRequest)
 def equivalence_checks(
     context: Text,
     query: Text,
@@ -155,8 +123,8 @@ def equivalence_checks(
     form: Form = "bias",
     precision: Literal["model", "float32", "float64"] = "model",
     tolerance: float | None = None,
+    patch: Mapping[str, Any] | None = None,
     apply: Apply = "materialized",
-    joint: bool = False,
     controls: bool = True,
     request_id: str | None = None,
     deadline_seconds: float | None = None,
@@ -165,10 +133,10 @@ def equivalence_checks(
 
     `stream=None` is `sequential` in scope `model`, and `free` in the others.
     """
-    return _post(answers.EquivalenceChecks, "/v1/equivalence-checks", locals())
+    return post(answers.EquivalenceChecks, "/v1/equivalence-checks", locals())
 
 
-@_takes(TrajectoriesRequest)
+@takes(TrajectoriesRequest)
 def trajectories(
     context: Text,
     query: Text,
@@ -185,10 +153,10 @@ def trajectories(
 
     The baseline is `matched` or `anchored`, the stream `free`.
     """
-    return _post(answers.Trajectories, "/v1/trajectories", locals())
+    return post(answers.Trajectories, "/v1/trajectories", locals())
 
 
-@_takes(AttributionsRequest)
+@takes(AttributionsRequest)
 def attributions(
     context: Text,
     query: Text,
@@ -205,10 +173,10 @@ def attributions(
 
     The baseline is `matched` or `anchored`, the stream `free`.
     """
-    return _post(answers.Attributions, "/v1/attributions", locals())
+    return post(answers.Attributions, "/v1/attributions", locals())
 
 
-@_takes(TokenizeRequest)
+@takes(TokenizeRequest)
 def tokenize(
     prompts: Sequence[Text] | None = None,
     *,
@@ -218,10 +186,10 @@ def tokenize(
     deadline_seconds: float | None = None,
 ) -> Call[answers.Tokenized]:
     """Tokenise prompts, or a context and a query, and report whether tokens merge at the border."""
-    return _post(answers.Tokenized, "/v1/tokenize", locals())
+    return post(answers.Tokenized, "/v1/tokenize", locals())
 
 
-@_takes(Request)
+@takes(Request)
 def model(
     *, request_id: str | None = None, deadline_seconds: float | None = None
 ) -> Call[answers.LoadedModel]:

@@ -63,6 +63,10 @@ asked='{"context": "The capital of Germany is", "query": " Berlin", "layers": [5
 answer=$(curl --silent --show-error --fail --max-time 60 -H 'Content-Type: application/json' -d "$asked" "$url/v1/equivalence-checks")
 [[ $answer == *'"holds":true'* ]] || fail "the equivalence check does not hold: $answer"
 say "an equivalence check, from outside" "holds"
+asked='{"kind": "token", "context": "The capital of Germany is", "query": " Berlin"}'
+answer=$(curl --silent --show-error --fail --max-time 60 -H 'Content-Type: application/json' -d "$asked" "$url/v1/adapters")
+[[ $answer == *'"exact":true'* ]] || fail "the adapter is not exact: $answer"
+say "an adapter, on its volume" "written and read back"
 
 "$engine" stop --time 30 "$container" >/dev/null
 [ "$(ended)" = 0 ] || fail "SIGTERM ended it with $(ended)"

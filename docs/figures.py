@@ -31,7 +31,7 @@ from service.analysis.next_tokens import last_site, unembedded
 from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.weight_updates import plan_weight_updates
 from service.engine import Activations, Fixed, Model, Question, Run, Site, drive, load
-from service.theory import discrepancy, kl_divergence, norm
+from service.theory import discrepancy, kl_divergence, norm, static_updates
 from tests.real.weights import pretrained
 
 RESULTS = Path(__file__).parent / "figures.json"
@@ -205,7 +205,7 @@ def _free_patches(model: Model, pair: Pair) -> Question[tuple[Tensor, Tensor]]:
     last = pair.reads([model.n_layers - 1], ["resid_post"])
     context, plain = yield [pair.with_context.run({**reads, **last}), pair.baseline.run(reads)]
     updates = {
-        layer: layer_update(layer, context, plain, block)[0]
+        layer: static_updates(layer_update(layer, context, plain, block))[0]
         for layer, block in enumerate(model.blocks)
     }
     (patched,) = yield [replace(pair.baseline.run(last), patch=Fixed(updates))]
@@ -383,16 +383,21 @@ TABLES: Mapping[str, Callable[[Results], str]] = {
 """The tables of theory.md by their name there."""
 
 
-def written(document: str, results: Results) -> str:
-    """The document with its tables filled from the results."""
-    for name, made in TABLES.items():
+def filled(document: str, tables: Mapping[str, str]) -> str:
+    """The document with these tables, each in the place of its name."""
+    for name, made in tables.items():
         start, end = BLOCK.format(name, "\0").split("\0")
         before, opened, rest = document.partition(start)
         _, closed, after = rest.partition(end)
         if not opened or not closed:
             raise ValueError(f"the document has no place for the table {name!r}")
-        document = before + start + made(results) + end + after
+        document = before + start + made + end + after
     return document
+
+
+def written(document: str, results: Results) -> str:
+    """The document with its tables filled from the results."""
+    return filled(document, {name: made(results) for name, made in TABLES.items()})
 
 
 def stored() -> dict[str, Any]:

@@ -44,14 +44,12 @@ def page(document: Schema) -> str:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    uses = Counter(
-        name for _, _, operation in operations for name in _named(_answer(operation), schemas)
-    )
+    uses = Counter(name for _, _, operation in operations for name in _objects(operation, schemas))
     shared = [name for name in schemas if uses[name] > 1]
     parts = [INTRODUCTION]
     for method, path, operation in operations:
         parts += _operation(method, path, operation, schemas, shared)
-    parts.append("## Objects of several answers\n\n")
+    parts.append("## Objects of several resources\n\n")
     for name in shared:
         parts += _object(name, schemas[name])
     parts += _problems([operation for _, _, operation in operations], schemas)
@@ -67,8 +65,9 @@ def _operation(
     if parameters := operation.get("parameters"):
         yield _table([(each["name"], each["schema"], "") for each in parameters])
     if "requestBody" in operation:
-        body = operation["requestBody"]["content"][JSON]["schema"]
-        yield "**Request**\n\n" + _fields(body, "required")
+        body = _body(operation)
+        choice = "" if "properties" in body else f"{kind(body)}\n\n"
+        yield f"**Request**\n\n{choice}{_fields(body, 'required')}"
         for example in body.get("examples", ()):
             yield f"```json\n{_laid_out(example)}\n```\n\n"
     answer = _answer(operation)
@@ -76,10 +75,10 @@ def _operation(
     if top:
         yield f"**Answer.** {_prose(schemas[top[1]].get('description', ''))}\n\n"
         yield _fields(schemas[top[1]])
-    if WITH_TENSORS in operation["responses"]["200"].get("content", {}):
-        schema = operation["responses"]["200"]["content"][WITH_TENSORS]["schema"]
-        yield f"With `Accept: {WITH_TENSORS}`: {_prose(schema['description'])}\n\n"
-    for name in _named(answer, schemas):
+    packed = _content(operation).get(WITH_TENSORS, {}).get("schema", {})
+    if "description" in packed:
+        yield f"With `Accept: {WITH_TENSORS}`: {_prose(packed['description'])}\n\n"
+    for name in _objects(operation, schemas):
         if name not in shared and (top is None or name != top[1]):
             yield from _object(name, schemas[name])
     if codes := [code for code, _, _ in _codes(operation)]:
@@ -120,8 +119,27 @@ def _codes(operation: Schema) -> list[tuple[str, str, str]]:
 
 def _answer(operation: Schema) -> Schema:
     """Return the schema of an operation's JSON answer, or an empty one."""
-    found: Schema = operation["responses"]["200"].get("content", {}).get(JSON, {}).get("schema", {})
+    found: Schema = _content(operation).get(JSON, {}).get("schema", {})
     return found
+
+
+def _content(operation: Schema) -> Schema:
+    """Return the media types of an operation's answer. One that only deletes has none."""
+    found: Schema = operation["responses"].get("200", {}).get("content", {})
+    return found
+
+
+def _body(operation: Schema) -> Schema:
+    """Return the schema of an operation's JSON body, or an empty one."""
+    content = operation.get("requestBody", {}).get("content", {})
+    found: Schema = content.get(JSON, {}).get("schema", {})
+    return found
+
+
+def _objects(operation: Schema, schemas: Schema) -> list[str]:
+    """Return the names of all objects of an operation's body and answer, each once."""
+    named = _named(_body(operation), schemas) + _named(_answer(operation), schemas)
+    return [*dict.fromkeys(named)]
 
 
 def _named(schema: Schema, schemas: Schema) -> list[str]:

@@ -109,24 +109,25 @@ def _tag(value: Any) -> str | None:
     return "string" if isinstance(value, str) else "list" if isinstance(value, list) else None
 
 
-def _string_or_list(message: str) -> Discriminator:
+def string_or_list(message: str) -> Discriminator:
+    """The discriminator of a union of a string and a list, tagged `string` and `list`."""
     return Discriminator(_tag, custom_error_type="string_or_list", custom_error_message=message)
 
 
 Integers = Annotated[list[Integer], Field(fail_fast=True), Tag("list")]
 Text = Annotated[
     Annotated[str, Tag("string")] | Integers,
-    _string_or_list("give a string or a list of token ids"),
+    string_or_list("give a string or a list of token ids"),
 ]
 """A prompt as text, or as token ids."""
 Layers = Annotated[
     Annotated[Literal["all"], Tag("string")] | Integers,
-    _string_or_list("give `all` or a list of layers"),
+    string_or_list("give `all` or a list of layers"),
     Field(description="`all`, or layer indices from 0. Negative indices count from the end."),
 ]
 Positions = Annotated[
     Annotated[Literal["last", "all"], Tag("string")] | Integers,
-    _string_or_list("give `last`, `all` or a list of positions"),
+    string_or_list("give `last`, `all` or a list of positions"),
     Field(description="`last`, `all`, or token indices. Negative indices count from the end."),
 ]
 Encoding = Annotated[

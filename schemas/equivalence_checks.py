@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from schemas.common import UNSET, Answer, Asked, with_examples
+from schemas.common import UNSET, Answer, Asked, Request, with_examples
 from schemas.pairs import SEED, Form, PairAnswer, PairRequest, QueryIndex
 from schemas.weight_updates import LikelyToken
 
@@ -17,6 +17,13 @@ Scope = Literal["projection", "block", "model"]
 Precision = Literal["float32", "float64"]
 Apply = Literal["factored", "materialized"]
 """How W + ΔW is applied: by the factors of ΔW beside W, or as one matrix."""
+
+
+class StoredPatch(Request):
+    """The patch of an adapter."""
+
+    adapter: Annotated[str, Field(max_length=128)]
+    """Id of a token adapter."""
 
 
 class EquivalenceChecksRequest(PairRequest):
@@ -42,11 +49,11 @@ class EquivalenceChecksRequest(PairRequest):
     tolerance: Annotated[float | None, Field(gt=0)] = None
     """Largest relative error at which a check holds. By default it is derived from the scope's
     gate."""
+    patch: StoredPatch | None = None
+    """The patch to check in scope `model`: that of a token adapter. The request must have the
+    adapter's context, query and baseline. Null forms the patch anew for each position."""
     apply: Apply = "materialized"
     """`materialized` multiplies by W + ΔW. `factored` adds (n·a) b to n·W."""
-    joint: bool = False
-    """Check one patch of all MLP weights for all positions (two or more). Needs scope `projection`
-    or `block`, stream `free`, form `bias`, and a model without a norm after the MLP."""
     controls: bool = True
     """Whether to run the controls, whose errors must be far larger."""
 
@@ -81,9 +88,9 @@ class Check(Answer):
     example, for a projection of a parallel block in the sequential stream, where ΔW is 0."""
     controls: Asked[Mapping[str, float | None]] = UNSET
     """Relative errors with another patch, which must be far larger. `without_bias`: ΔW alone.
-    `without_weight`: Δh alone, or ΔW_out alone of a joint patch. `random_update`: a random output
-    factor of equal norm. `shuffled_context`: the update of the context in another order.
-    `free_stream_patches` (scope `model`): all updates of the free stream at once."""
+    `without_weight`: Δh alone. `random_update`: a random output factor of equal norm.
+    `shuffled_context`: the update of the context in another order. `free_stream_patches` (scope
+    `model`): all updates of the free stream at once."""
     control_reasons: Asked[Mapping[str, str]] = UNSET
     """Reason why a control that is null is missing."""
     bias_only_relative_error: Asked[float | None] = UNSET
@@ -141,6 +148,7 @@ class EquivalenceChecksAnswer(PairAnswer):
     precision: Precision
     apply: Apply
     form: Form
-    joint: bool
     checks: Sequence[Check]
     logits: Asked[Sequence[LogitsCheck]] = UNSET
+    adapter: Asked[str] = UNSET
+    """Id of the adapter whose patch was checked."""

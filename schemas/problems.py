@@ -65,7 +65,12 @@ MEANINGS: dict[int, dict[str, str]] = {
     },
     401: {"missing_key": "The service needs a key. Send `Authorization: Bearer KEY`."},
     403: {"wrong_key": "The key is not one of the configured keys."},
-    404: {"not_found": "The service has no resource at this path."},
+    404: {
+        "not_found": "The service has no resource at this path.",
+        "unknown_model": "The id is neither the resident model's nor an adapter's. `/v1/models` "
+        "lists the valid ids.",
+        "unknown_adapter": "No adapter has this id. `/v1/adapters` lists all adapters.",
+    },
     405: {
         "method_not_allowed": "This path does not support the method. `Allow` names the ones it "
         "supports.",
@@ -75,6 +80,10 @@ MEANINGS: dict[int, dict[str, str]] = {
         "`application/vnd.safetensors`. Lines are answered as `application/x-ndjson`.",
     },
     408: {"request_timeout": "The request did not arrive in time. The connection is closed."},
+    409: {
+        "other_weights": "The adapter was made for other weights than the resident ones. Make it "
+        "again.",
+    },
     413: {
         "body_too_large": "The body has more bytes than `limit`. Split the request.",
         "too_many_items": "The request has more prompts than `limit`. Split it.",
@@ -101,7 +110,11 @@ MEANINGS: dict[int, dict[str, str]] = {
         "position_out_of_range": "The query or the prompt has no token at this position.",
         "token_out_of_range": "The token id is not in the vocabulary.",
         "unknown_hook_point": "The model has no such hook point. `/v1/model` names them.",
+        "too_few_queries": "A static adapter is fitted to two queries or more. 25 work best.",
         "never_fits": "The work or the answer exceeds the limit of one request. Split the request.",
+        "dependent_rows": "The MLP's inputs or activations at several positions are nearly "
+        "linearly dependent, so no single patch is exact at all of them. `actual` is the condition "
+        "number, or the relative error of the adapter's logits. Ask for fewer positions.",
     },
     429: {
         "queue_full": "The queue is full, or the expected wait exceeds the deadline. Retry after "
@@ -111,7 +124,10 @@ MEANINGS: dict[int, dict[str, str]] = {
     500: {
         "internal": "The service has a fault. Its log has the traceback under the request id.",
         "non_finite": "The model computed NaN or infinity, or a vector of norm 0 that ΔW divides "
-        "by.",
+        "by; or so small a vector that an exact adapter's relative error, `actual`, exceeds "
+        "`limit`.",
+        "no_rows_patched": "The patch acted on no row. The service does not return the text, "
+        "because it would be unpatched.",
     },
     503: {
         "loading": "The model is still loading. Retry after `Retry-After` seconds.",
@@ -121,6 +137,10 @@ MEANINGS: dict[int, dict[str, str]] = {
         "failed. The service returns no numbers.",
     },
     504: {"deadline_exceeded": "The request was not answered within its deadline."},
+    507: {
+        "storage_full": "The service cannot store the adapter: its disk or its limit is full. "
+        "Delete adapters.",
+    },
 }
 """The meaning of each code, by its status. The log also has status 499, for a client that left."""
 TITLES = {

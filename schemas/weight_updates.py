@@ -36,10 +36,6 @@ class WeightUpdatesRequest(PairRequest):
     form: Form = "bias"
     """The carrier of Δh. `bias`: a bias at the block's output. `weights`: the MLP's second weight,
     as `w_out` in place of `bias`, and the `gain` of the norm after the MLP if there is one."""
-    joint: bool = False
-    """Return one patch of all MLP weights that is exact at all positions (two or more). Needs
-    stream `free`, form `bias`, and a model without a norm after the MLP. The answer has one entry
-    per layer."""
     probe_queries: list[Text] = []
     """Further queries after the same context and baseline. Each entry reports the error of its
     update on the last token of every probe query."""
@@ -196,39 +192,6 @@ class Update(Answer, Generic[Values]):
 
 
 @dataclass(frozen=True)
-class JointWeight(Answer, Generic[Values]):
-    """One weight's part of a joint update: ΔW = inputᵀ·output."""
-
-    name: str
-    """Name of the weight in the checkpoint."""
-    norm: float
-    """‖ΔW‖, Frobenius, float64."""
-    singular_values: Sequence[float]
-    """Largest first. The first is ‖ΔW‖₂."""
-    condition: float
-    """σ_max/σ_min of the stacked rows that ΔW is solved for."""
-    input: Asked[Values] = UNSET
-    """The input factor, [m, d_in] for m positions."""
-    output: Asked[Values] = UNSET
-    """The output factor, [m, d_out]."""
-
-
-@dataclass(frozen=True)
-class JointUpdate(Answer, Generic[Values]):
-    """One patch of a layer that is exact at several query positions."""
-
-    layer: int
-    positions: Sequence[int]
-    """Indices into the query."""
-    rank: int
-    """The largest numerical rank of the weights' updates."""
-    condition: float
-    """The largest condition of the weights."""
-    weights: Sequence[JointWeight[Values]]
-    """The MLP's first weights, then its second."""
-
-
-@dataclass(frozen=True)
 class LikelyToken(Answer):
     """A candidate for the next token."""
 
@@ -256,12 +219,4 @@ class WeightUpdatesAnswer(PairAnswer, Generic[Values]):
 
     form: Form
     updates: Sequence[Update[Values]]
-    next_tokens: Asked[Sequence[NextTokens]] = UNSET
-
-
-@dataclass(frozen=True)
-class JointUpdatesAnswer(PairAnswer, Generic[Values]):
-    """One entry per layer: the answer with `joint`."""
-
-    updates: Sequence[JointUpdate[Values]]
     next_tokens: Asked[Sequence[NextTokens]] = UNSET

@@ -14,6 +14,10 @@
     │   ├── PositionOutOfRange  a position that the query, or the prompt, does not have
     │   ├── TokenOutOfRange     an id outside the vocabulary
     │   ├── UnknownHookPoint    a name that is no hook point
+    │   ├── UnknownModel        an id that is neither the resident model's nor an adapter's
+    │   ├── UnknownAdapter      an id that no adapter has
+    │   ├── OtherWeights        an adapter that was made for other weights
+    │   ├── TooFewQueries       fewer queries than a fit needs
     │   ├── TooManyItems        more prompts than the limit
     │   └── NeverFits           work, or an answer, above the limit
     ├── NotNow                  the same question may succeed later
@@ -24,6 +28,8 @@
     │   ├── SelfCheckFailed     no number is given out: the check at start failed, or the engine has
     │   └── DeadlineExceeded    the deadline passed
     ├── NonFiniteActivation     the model computed NaN or infinity
+    ├── NoRowsPatched           a patch acted on no row of a run that it was meant for
+    ├── StorageFull             an adapter cannot be written: the disk or the limit is full
     └── CannotLoad              the model cannot be loaded; the process ends
 
 Each error carries a sentence for the caller and, where they apply, the path of the argument at
@@ -97,6 +103,18 @@ class TokenOutOfRange(Refused): ...
 class UnknownHookPoint(Refused): ...
 
 
+class UnknownModel(Refused): ...
+
+
+class UnknownAdapter(Refused): ...
+
+
+class OtherWeights(Refused): ...
+
+
+class TooFewQueries(Refused): ...
+
+
 class TooManyItems(Refused): ...
 
 
@@ -130,6 +148,12 @@ class DeadlineExceeded(NotNow): ...
 
 
 class NonFiniteActivation(ServiceError): ...
+
+
+class NoRowsPatched(ServiceError): ...
+
+
+class StorageFull(ServiceError): ...
 
 
 class CannotLoad(ServiceError): ...

@@ -14,10 +14,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from schemas.problems import PROBLEMS
 from service import __version__
+from service.adapters.store import Store
 from service.analysis.self_check import self_check
 from service.api import (
+    adapters,
     analyses,
+    completions,
     model,
+    models,
     openapi,
     pages,
     probes,
@@ -93,12 +97,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         observe=metrics.observe_forward,
     )
     metrics.count("graph_captures", "CUDA graphs captured.", lambda: engine.graph_captures)
-    state = State(chosen, engine, metrics, chosen.keys)
+    store = Store(chosen.adapters_folder, chosen.adapter_bytes)
+    state = State(chosen, engine, metrics, store, chosen.keys)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(_started_workers())
         engine.start()
+        await asyncio.to_thread(store.remove_leftovers)
         yield
         await asyncio.to_thread(engine.close)
 
@@ -113,8 +119,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.deltaw = state
     locked = [Depends(require_key)]
-    for resource in (analyses, tokenize, model):
+    for resource in (analyses, completions, models, tokenize, model):
         app.include_router(resource.router, dependencies=locked, tags=["analysis"])
+    app.include_router(adapters.router, dependencies=locked, tags=["adapters"])
     app.include_router(probes.router, tags=["operation"])
     app.include_router(pages.router, tags=["operation"])
     pages.serve_files(app)
@@ -124,7 +131,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(chosen.cors_origins),
-            allow_methods=["GET", "HEAD", "POST"],
+            allow_methods=["GET", "HEAD", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )

@@ -107,6 +107,12 @@ class Settings(BaseSettings):
     """Maximum requests that wait. Above it, the service answers 429."""
     deadline_seconds: Seconds = 60.0
     """Seconds for a request to wait and to be computed."""
+    adapters: Path | None = None
+    """Folder of adapters. By default `deltaw/adapters` in the user's data folder."""
+    adapter_bytes: Count = 1024 * MiB
+    """Maximum bytes of all adapters' files."""
+    adapter_seconds: Seconds = 300.0
+    """Seconds to make an adapter."""
     drain_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
     """Seconds after SIGTERM to finish the requests already accepted."""
     stuck_seconds: Seconds = 120.0
@@ -149,6 +155,12 @@ class Settings(BaseSettings):
                 f"{PREFIX}INSECURE=true"
             )
         return self
+
+    @property
+    def adapters_folder(self) -> Path:
+        """Folder of adapters: the setting, or its default by the XDG base directories."""
+        data = os.environ.get("XDG_DATA_HOME") or os.path.expanduser("~/.local/share")
+        return self.adapters or Path(data, "deltaw", "adapters")
 
     @property
     def url(self) -> str:

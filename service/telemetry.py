@@ -109,6 +109,16 @@ class Metrics:
             "equivalence_failures",
             "Equivalence checks that failed, including the self-check at start.",
         )
+        self.adapters = gauge("adapters", "Adapters on the disk.")
+        self.adapter_bytes = gauge("adapter_bytes", "Bytes of all adapters' files.")
+        self.adapter_seconds = histogram(
+            "adapter_seconds",
+            "Seconds to make an adapter, the wait in the queue included.",
+            ["kind"],
+            buckets=(*SECONDS, 120.0, 300.0),
+        )
+        for kind in ("token", "static"):  # the first adapter is an increase too
+            self.adapter_seconds.labels(kind)
         self.build_info = gauge(
             "build_info",
             "Always 1; the labels name the version and the loaded model.",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -25,6 +28,10 @@ from tests.checkpoints import save_tiny
 from tests.families import SERVED, save
 from tests.oracle import GPT2, Decoder
 from tests.service_process import Served, served
+
+# No test writes to the folders of the user who runs it.
+os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="deltaw-")
+atexit.register(shutil.rmtree, os.environ["XDG_DATA_HOME"], ignore_errors=True)
 
 BUNDLED = Path(__file__).parent.parent / "service" / "checkpoints" / "bundled"
 

@@ -52,6 +52,8 @@ def served(
 ) -> Iterator[Served]:
     """Run `deltaw serve` with these settings in its environment, and kill it at the end.
 
+    By default its adapters are in a folder of their own, which is removed.
+
     Args:
         ready: Whether to wait until the service is ready (default true).
         port: Port of the service (default a free one).
@@ -71,8 +73,12 @@ def served(
     }
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "service.cli", "serve"]
-    with tempfile.NamedTemporaryFile(prefix="deltaw-", suffix=".log") as log:
+    with (
+        tempfile.NamedTemporaryFile(prefix="deltaw-", suffix=".log") as log,
+        tempfile.TemporaryDirectory(prefix="deltaw-") as data,
+    ):
         out = prints_to or log
+        environment["XDG_DATA_HOME"] = data
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
         running = Served(url, process, Path(log.name))
         try:

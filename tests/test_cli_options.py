@@ -37,7 +37,7 @@ def test_option_text_becomes_a_request_field(name: str, text: str, value: object
     ("command", "model", "left_out"),
     [
         ("check", EquivalenceChecksRequest, ()),
-        ("updates", WeightUpdatesRequest, ("joint", "probe_queries", "encoding")),
+        ("updates", WeightUpdatesRequest, ("probe_queries", "encoding")),
         ("trajectory", TrajectoriesRequest, ()),
         ("capture", ActivationsRequest, ("prompts", "encoding")),
         ("sweep", WeightUpdatesRequest, ("probe_queries", "encoding")),

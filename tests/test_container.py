@@ -14,6 +14,7 @@ from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 NAMES = {f"DELTAW_{name.upper()}" for name in Settings.model_fields}
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -67,11 +68,19 @@ def test_compose_without_a_key_allows_only_own_hosts() -> None:
 
 def test_dockerignore_admits_every_package() -> None:
     """`.dockerignore` lets the build see every package of the wheel."""
-    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
-        "packages"
-    ]
     seen = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {f"!{package.partition('.')[0]}" for package in packages} <= set(seen)
+    packages = SETUPTOOLS["packages"]["find"]["include"]
+    assert {f"!{package.removesuffix('*')}" for package in packages} <= set(seen)
+
+
+def test_volumes_are_the_folders_that_the_service_writes() -> None:
+    """The image makes both folders for its user, and compose keeps both in named volumes."""
+    folders = {"/var/cache/deltaw", "/var/lib/deltaw"}
+    assert set(re.findall(r"^VOLUME (.*)$", DOCKERFILE, re.M)[0].split()) == folders
+    assert set(re.findall(r"install -d -o deltaw -g deltaw.* (/var/\S+)", DOCKERFILE)) == folders
+    assert "DELTAW_ADAPTERS=/var/lib/deltaw " in DOCKERFILE
+    mounted = compose("docker-compose.yml")["volumes"]
+    assert {volume.partition(":")[2] for volume in mounted} == folders
 
 
 def test_image_runs_as_a_numeric_user_other_than_root() -> None:

@@ -23,6 +23,8 @@ ELSEWHERE = {
 """Commands of the documents that this module does not run, with the reason."""
 LONG = ("command-line.md", "cookbook.md")
 """Documents whose examples start many processes."""
+SLOW = ("from peft import", 'kind="static"')
+"""Code of an example that takes longer than a second: it imports PEFT, or fits an adapter."""
 ANSWER = """{
   "updates": [
     {
@@ -45,6 +47,11 @@ ELIDED = """      …
 """
 
 
+def takes_long(example: Example) -> bool:
+    """Whether an example starts many processes, imports PEFT or fits an adapter."""
+    return example.name.startswith(LONG) or any(code in example.script.text for code in SLOW)
+
+
 def test_documents_have_shell_and_python_examples() -> None:
     """The documents have at least five shell examples with JSON and five Python examples."""
     languages = [(each.script.language, each.shown.language) for each in EXAMPLES]
@@ -58,7 +65,7 @@ def test_documents_have_shell_and_python_examples() -> None:
         pytest.param(
             example,
             id=str(example.name),
-            marks=[pytest.mark.slow] if str(example.name).startswith(LONG) else [],
+            marks=[pytest.mark.slow] if takes_long(example) else [],
         )
         for example in EXAMPLES
     ],

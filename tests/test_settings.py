@@ -166,6 +166,19 @@ def test_keys_come_from_setting_and_file(tmp_path: Path) -> None:
     assert settings.keys == ("a", "x", "y")
 
 
+def test_adapters_are_in_the_users_data_folder_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The setting wins over `XDG_DATA_HOME`, and that over `~/.local/share`."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", "")
+    assert Settings().adapters_folder == tmp_path / "home" / ".local/share/deltaw/adapters"
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    assert Settings().adapters_folder == tmp_path / "data" / "deltaw/adapters"
+    monkeypatch.setenv("DELTAW_ADAPTERS", str(tmp_path / "own"))
+    assert Settings().adapters_folder == tmp_path / "own"
+
+
 def test_secrets_are_masked() -> None:
     """A key is in no printed form of the settings."""
     settings = read_settings(api_keys="open-sesame")

@@ -22,7 +22,7 @@ SCENARIOS: Mapping[str, Mapping[str, int]] = {
     "mixed": {"Mixed": 8},
     "bursts": {"Burst": 120},
     "slow": {"Mixed": 4, "Slow": 8},
-    "leaving": {"Mixed": 4, "Leaving": 8},
+    "leaving": {"Mixed": 4, "Leaving": 8, "LeavingStreams": 4},
     "lines": {"Mixed": 4, "Lines": 2, "SlowLines": 2, "LeavingLines": 2},
     "all": {"Mixed": 6, "Burst": 40, "Slow": 4, "Leaving": 2, "Lines": 1, "LeavingLines": 1},
 }

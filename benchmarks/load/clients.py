@@ -28,6 +28,7 @@ BUSY = (429, 503)
 WORDS = ("the", "capital", "of", "Germany", "is", "Berlin", "and", "a", "river", "runs", "through")
 SAFETENSORS = "application/vnd.safetensors"
 NDJSON = "application/x-ndjson"
+EVENT_STREAM = "text/event-stream"
 Chance = random.Random
 
 
@@ -72,6 +73,7 @@ def pair(chance: Chance, words: int = 40, **options: Any) -> dict[str, Any]:
 
 
 UPDATES, CHECKS = "/v1/weight-updates", "/v1/equivalence-checks"
+COMPLETIONS, ADAPTERS = "/v1/completions", "/v1/adapters"
 MIXED: tuple[tuple[int, Callable[[Chance], Drawn]], ...] = (
     (6, lambda c: Drawn(UPDATES, pair(c, layers=[-1]))),
     (2, lambda c: Drawn(UPDATES, pair(c), SAFETENSORS)),
@@ -82,11 +84,22 @@ MIXED: tuple[tuple[int, Callable[[Chance], Drawn]], ...] = (
     (1, lambda c: Drawn("/v1/attributions", pair(c, 20, spans=[[0, 1]]))),
     (3, lambda c: Drawn("/v1/activations", {"prompts": [text(c, 30)]})),
     (3, lambda c: Drawn("/v1/tokenize", {"context": text(c, 30), "query": " a"})),
+    (2, lambda c: Drawn(COMPLETIONS, {"prompt": text(c, 30), "seed": 1})),
+    (1, lambda c: Drawn(COMPLETIONS, {"prompt": text(c, 30), "stream": True})),
+    (1, lambda c: Drawn(COMPLETIONS, recomputed(c))),
+    (1, lambda c: Drawn(ADAPTERS, {"kind": "token", **pair(c)})),
     (1, lambda _: Drawn("/v1/model", None)),
     (1, lambda c: Drawn(UPDATES, pair(c, layers=[99]))),
     (1, lambda c: Drawn("/v1/activations", {"prompts": [text(c, 3000)]})),
 )
 """Weight and request; the last two are refused."""
+
+
+def recomputed(chance: Chance) -> dict[str, Any]:
+    """A completion under recomputed patches; each token must be that of the run with context."""
+    asked = pair(chance)
+    patch = {"context": asked["context"], "recompute": "new"}
+    return {"prompt": asked["query"], "patch": patch, "agreement": True, "temperature": 0}
 
 
 def mixed(chance: Chance) -> Drawn:
@@ -183,6 +196,11 @@ KINDS: Mapping[str, Kind] = {
     "Lines": Kind(paced(4.0), lines, send),
     "SlowLines": Kind(paced(8.0), lines, send_slowly),
     "LeavingLines": Kind(paced(1.5), lines, leave),
+    "LeavingStreams": Kind(
+        paced(1.0),
+        lambda c: Drawn(COMPLETIONS, {"prompt": text(c, 30), "max_tokens": 400, "stream": True}),
+        leave,
+    ),
     "Check": Kind(paced(0.0), long_check, send_again),
 }
 
@@ -234,9 +252,15 @@ def _outcome(response: httpx.Response) -> tuple[str, str]:
         return "answered", ""
     if media == NDJSON:
         return ("answered" if _lines_are_whole(response.content) else "lost"), ""
+    if media.startswith(EVENT_STREAM):
+        whole = (
+            response.content.endswith(b"data: [DONE]\n\n") and b'"error"' not in response.content
+        )
+        return ("answered" if whole else "lost"), ""
     answer = response.json()
     if status == 200:
-        return ("answered" if answer.get("holds", True) else "lost"), ""
+        same = all(token["same_token"] for token in answer.get("agreement", ()))
+        return ("answered" if answer.get("holds", True) and same else "lost"), ""
     if media == "application/problem+json" and answer["status"] == status:
         return "refused", answer["code"]
     return "lost", ""

@@ -23,7 +23,7 @@ from schemas.activations import HookPoint
 from schemas.common import UNSET
 from schemas.equivalence_checks import Apply, Check, Scope
 from schemas.pairs import Form, Stream
-from service.analysis.factors import POINTS, joint_layer_update, layer_update, ratios
+from service.analysis.factors import POINTS, layer_update, ratios
 from service.analysis.pairs import Pair, gathered
 from service.analysis.pieces import conditions_of, exists, most_entries, slices, update_cost
 from service.analysis.unread import Part, Unread, read
@@ -40,10 +40,7 @@ from service.engine import (
     patched_block,
 )
 from service.theory import (
-    DependentRows,
     ImplicitUpdate,
-    JointUpdate,
-    NonFinite,
     concatenated,
     discrepancy,
     magnitude,
@@ -85,7 +82,6 @@ class Procedure:
         apply: How W + ΔW is applied.
         form: The carrier of Δh in the patch.
         controls: Whether to run the controls.
-        joint: Whether one patch serves all positions, in the free stream only.
     """
 
     scope: Scope = "block"
@@ -95,12 +91,11 @@ class Procedure:
     apply: Apply = "materialized"
     form: Form = "bias"
     controls: bool = True
-    joint: bool = False
 
     @property
     def points(self) -> tuple[HookPoint, ...]:
         """The hook points that an update is formed from."""
-        return POINTS["weights"] if self.joint else POINTS[self.form]
+        return POINTS[self.form]
 
 
 def compared_points(block: Block, scope: Scope) -> tuple[HookPoint, ...]:
@@ -146,9 +141,7 @@ def block_checks(
 
 
 def _slices(model: Model, count: int, procedure: Procedure) -> list[slice]:
-    """The positions that are checked at a time; a joint patch needs all of them."""
-    if procedure.joint:
-        return [slice(0, count)]
+    """The positions that are checked at a time."""
     block = model.blocks[0]
     product = update_cost(model) + block.w_out.width * model.d_mlp
     factored = (1 + len(CONTROLS["block"])) * product
@@ -168,7 +161,7 @@ class _Case:
     name: str
     h: Tensor
     n: Tensor
-    update: ImplicitUpdate | JointUpdate
+    update: ImplicitUpdate
 
 
 class _Bench:
@@ -190,13 +183,10 @@ class _Bench:
         # The streams before attention are equal below the first layer, or below patched ones.
         self.no_weight = block.parallel and (layer == 0 or procedure.stream == "sequential")
 
-    def formed(self, context: Activations) -> tuple[ImplicitUpdate | JointUpdate, Tensor]:
+    def formed(self, context: Activations) -> tuple[ImplicitUpdate, Tensor]:
         """Form the update that makes the baseline read as `context` does, with its magnitudes."""
-        runs = (self.layer, context, self.baseline, self.block)
-        if self.procedure.joint:
-            joint = joint_layer_update(*runs)
-            return joint.to(self.h.dtype), self.h.new_ones(len(self.h))
-        update = layer_update(*runs, self.procedure.form)
+        form = self.procedure.form
+        update = layer_update(self.layer, context, self.baseline, self.block, form)
         return update.to(self.h.dtype), magnitude(update)
 
     def compared(self, read: Activations) -> Tensor:
@@ -212,22 +202,18 @@ class _Bench:
     def run_all(self, cases: Sequence[_Case]) -> dict[str, Tensor]:
         """The compared vector of each case, its weights applied as factors.
 
-        Updates of single positions are computed side by side, those with and those without a
-        change of the second weight.
+        They are computed side by side, those with and those without a change of the second weight.
         """
         found: dict[str, Tensor] = {}
-        alike: dict[bool, list[tuple[_Case, ImplicitUpdate]]] = {True: [], False: []}
+        alike: dict[bool, list[_Case]] = {True: [], False: []}
         for case in cases:
-            if isinstance(case.update, ImplicitUpdate):
-                alike[case.update.out is None].append((case, case.update))
-            else:
-                found[case.name] = self.run(case, "factored")
+            alike[case.update.out is None].append(case)
         for group in filter(None, alike.values()):
-            h = torch.cat([case.h for case, _ in group])
-            n = torch.cat([case.n for case, _ in group])
-            updates = concatenated([update for _, update in group])
+            h = torch.cat([case.h for case in group])
+            n = torch.cat([case.n for case in group])
+            updates = concatenated([case.update for case in group])
             outputs = self.run(_Case("", h, n, updates), "factored").chunk(len(group))
-            found |= {case.name: output for (case, _), output in zip(group, outputs, strict=True)}
+            found |= {case.name: output for case, output in zip(group, outputs, strict=True)}
         return found
 
     def checks(self, positions: Sequence[int], shuffled: Activations | None) -> Part:
@@ -307,7 +293,7 @@ class _Bench:
         """The controls that can be run, the reason for each other one, and the magnitudes of the
         shuffled context's updates."""
         update = self.update
-        patches: dict[str, ImplicitUpdate | JointUpdate] = {}
+        patches: dict[str, ImplicitUpdate] = {}
         reasons: dict[str, str] = {}
         magnitudes = self.h.new_ones(len(positions))
         if not self.procedure.controls:
@@ -323,10 +309,7 @@ class _Bench:
         elif shuffled is None:
             reasons["shuffled_context"] = "No other order of the context has other tokens."
         else:
-            try:
-                patches["shuffled_context"], magnitudes = self.formed(shuffled)
-            except (DependentRows, NonFinite) as error:
-                reasons["shuffled_context"] = str(error)
+            patches["shuffled_context"], magnitudes = self.formed(shuffled)
         named = CONTROLS[self.procedure.scope]
         cases = [_Case(name, self.h, self.n, patches[name]) for name in named if name in patches]
         if not self.block.parallel:
@@ -343,15 +326,10 @@ class _Bench:
 
     def _random(self, positions: Sequence[int]) -> Tensor:
         """Draw output factors of ΔW in random directions, with the lengths of the real ones."""
-        update = self.update
-        weight = update.w_in if isinstance(update, JointUpdate) else update.weight
+        weight = self.update.weight
         direction = random_directions(self.layer, positions, weight.output.shape[-1])
         direction = copied(direction.to(weight.output.dtype), weight.output.device)
-        output = direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
-        if isinstance(update, JointUpdate):
-            # The input factors are not orthogonal, so rows of equal norm do not give an equal norm.
-            output *= update.w_in.norm / update.with_output(output).w_in.norm
-        return output
+        return direction * norm(weight.output).unsqueeze(-1).to(weight.output.dtype)
 
 
 def random_directions(layer: int, positions: Sequence[int], width: int) -> Tensor:

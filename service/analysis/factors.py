@@ -14,11 +14,9 @@ from schemas.pairs import Form
 from service.engine import Activations, Block, Site, second_update
 from service.theory import (
     ImplicitUpdate,
-    JointUpdate,
     OutputUpdate,
     RankOne,
     implicit_update,
-    joint_update,
     output_update,
 )
 
@@ -81,15 +79,6 @@ def second_updates(blocks: Sequence[Block], act: Tensor, bias: Tensor) -> Output
         torch.stack(gains),
         torch.stack(lifted),
     )
-
-
-def joint_layer_update(
-    layer: int, context: Activations, baseline: Activations, block: Block
-) -> JointUpdate:
-    """The one patch of a layer for all positions that the two runs read, mlp_act included."""
-    n, h, act = Site(layer, "mlp_in"), Site(layer, "resid_mid"), Site(layer, "mlp_act")
-    w_in = block.w_in.weight
-    return joint_update(baseline[n], context[n], baseline[h], context[h], context[act], w_in)
 
 
 def ratio(part: float, whole: float) -> float | None:

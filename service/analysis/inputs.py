@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from schemas.pairs import Baseline, Form, Stream
+from schemas.pairs import Baseline, Stream
 from service.engine import Model
 from service.errors import (
     EmptyQuery,
@@ -146,20 +146,6 @@ def refuse(wrong: bool, detail: str, *at: str | int) -> None:
     """
     if wrong:
         raise NotSupported(detail, at=at)
-
-
-def require_form(model: Model, form: Form, joint: bool) -> None:
-    """Refuse `joint` where it is not defined.
-
-    Raises:
-        NotSupported: `joint` with form `weights`, or on a model whose MLP a norm follows.
-    """
-    refuse(form == "weights" and joint, "`joint` needs the form `bias`.", "form")
-    refuse(
-        joint and model.post_norms,
-        "`joint` is not defined for this model, because a norm follows its MLP.",
-        "joint",
-    )
 
 
 def require_reading_in_parts(baseline: Baseline, stream: Stream) -> None:

@@ -34,14 +34,18 @@ from service.analysis.verdicts import (
     verdict,
 )
 from service.engine import Activations, Condition, Fixed, Model, Question, Run, numbers
-from service.theory import discrepancy, kl_divergence, tolerance
+from service.theory import StaticUpdate, discrepancy, kl_divergence, static_updates, tolerance
 
 CONTROL = "free_stream_patches"
 ALIKE = "No layer below the first is patched, so both streams have the same update."
 
 
 def model_checks(
-    model: Model, pair: Pair, layers: Sequence[int], procedure: Procedure
+    model: Model,
+    pair: Pair,
+    layers: Sequence[int],
+    procedure: Procedure,
+    updates: Mapping[int, StaticUpdate] | None = None,
 ) -> Question[tuple[list[Check], list[LogitsCheck]]]:
     """Check the output of blocks, and the logits, at each requested position.
 
@@ -50,11 +54,16 @@ def model_checks(
         pair: The run with context and its baseline.
         layers: The reported blocks. All blocks are patched.
         procedure: How the check is made. Its scope and stream are ignored.
+        updates: The update of each layer that is checked at every position; None forms the
+            sequential updates of each position.
     """
     every, dtype = range(model.n_layers), procedure.dtype
     form, points = procedure.form, (*POINTS["bias"], "resid_post")
     reads = pair.reads(every, points)
     following = pair.baseline_runs(every, points, "sequential", dtype, procedure.apply, form)
+    if updates is not None:
+        given = Fixed(updates, procedure.apply)
+        following = [replace(run, patch=given) for run in following]
     context, plain, *followed = yield [
         pair.with_context.run(pair.reads(every, (*POINTS[form], "resid_post")), dtype),
         pair.baseline.run(reads, dtype),
@@ -151,7 +160,7 @@ def _free_patches(
     """The baseline run of each position with the free-stream updates of all layers at once."""
     dtype = context[last_site(model)].dtype
     updates = {
-        layer: layer_update(layer, context, plain, block.to(dtype), form).unbind()
+        layer: static_updates(layer_update(layer, context, plain, block.to(dtype), form))
         for layer, block in enumerate(model.blocks)
     }
     return [

@@ -18,9 +18,6 @@ from schemas.weight_updates import (
     FirstWeightUpdate,
     Gain,
     Include,
-    JointUpdate,
-    JointUpdatesAnswer,
-    NextTokens,
     Norms,
     SecondWeightUpdate,
     Update,
@@ -28,8 +25,7 @@ from schemas.weight_updates import (
     WeightUpdatesRequest,
 )
 from service.analysis.factors import POINTS, columns_of, finite, ratio, second_updates
-from service.analysis.inputs import refuse, require_form, resolve_layers
-from service.analysis.joints import joint_updates
+from service.analysis.inputs import refuse, resolve_layers
 from service.analysis.next_tokens import next_tokens
 from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.pieces import Piece, exists, first_weights, pieces, update_cost
@@ -60,22 +56,20 @@ INDEX_BYTES = 8
 
 def plan_weight_updates(
     model: Model, request: WeightUpdatesRequest
-) -> Plan[WeightUpdatesAnswer[Tensor] | JointUpdatesAnswer[Tensor]]:
+) -> Plan[WeightUpdatesAnswer[Tensor]]:
     """Plan the weight updates of a context. Raises `Refused` if an input does not fit."""
     layers = resolve_layers(model, request.layers)
     pair = resolve_pair(model, request.context, request.query, request.baseline, request.positions)
-    check_combination(model, request, pair)
+    check_combination(request)
     probes = probe_pairs(model, request, pair)
-    entries = len(layers) * (1 if request.joint else len(pair.positions))
+    entries = len(layers) * len(pair.positions)
     size = AnswerSize(
         entries=entries * (1 + len(probes)) + len(pair.positions),
         tokens=pair.echoed_tokens,
-        numbers=entries * size_of_tensors(model, request, len(pair.positions)),
+        numbers=entries * size_of_tensors(model, request),
         entry_bytes=entry_bytes(model, request),
     )
     include = frozenset(request.include)
-    if request.joint:
-        return plan(model, joint_weight_updates(model, pair, layers, include), size)
     options = (layers, include, request.stream, request.form)
     batch = Batch(partial(_of_items, model, *options), options, (pair, probes))
     return plan(model, batch.alone(), size, batch=batch)
@@ -94,33 +88,17 @@ def _of_items(
     return weight_updates(model, pairs, layers, include, stream, probes, form)
 
 
-def check_combination(model: Model, request: WeightUpdatesRequest, pair: Pair) -> None:
+def check_combination(request: WeightUpdatesRequest) -> None:
     """Refuse options that are not defined together.
 
     Raises:
-        NotSupported: `split` without `alone` and the free stream, or `joint` with options that need
-            one patch per position, or with a single position.
+        NotSupported: `split` without `alone` and the free stream, or probes without the latter.
     """
-    require_form(model, request.form, request.joint)
     if "split" in request.include:
         refuse(request.baseline != "alone", "`split` needs the baseline `alone`.", "include")
         refuse(request.stream != "free", "`split` needs the stream `free`.", "include")
     sequential_probes = bool(request.probe_queries) and request.stream != "free"
     refuse(sequential_probes, "`probe_queries` needs the stream `free`.", "probe_queries")
-    if request.joint:
-        refuse(len(pair.positions) < 2, "`joint` needs two positions or more.", "joint")
-        refuse(request.stream != "free", "`joint` needs the stream `free`.", "joint")
-        single = {"bias", "split"} & set(request.include)
-        refuse(
-            bool(single),
-            "`joint` has one patch for all positions. It has no `bias` and no `split`.",
-            "include",
-        )
-        refuse(
-            bool(request.probe_queries),
-            "`joint` has no single update that `probe_queries` could reuse.",
-            "probe_queries",
-        )
 
 
 def probe_pairs(model: Model, request: WeightUpdatesRequest, pair: Pair) -> list[Pair]:
@@ -134,14 +112,10 @@ def probe_pairs(model: Model, request: WeightUpdatesRequest, pair: Pair) -> list
     ]
 
 
-def size_of_tensors(model: Model, request: WeightUpdatesRequest, positions: int) -> int:
+def size_of_tensors(model: Model, request: WeightUpdatesRequest) -> int:
     """Number of float32 numbers in the tensors of one entry."""
     first = len(model.first_weights(0))
     factors = model.d_model + first * model.d_mlp
-    if request.joint:
-        weights = first + 1
-        every = weights * positions * (model.d_model + model.d_mlp)
-        return every if "factors" in request.include else 0
     bias = model.d_model
     if request.form == "weights":
         gain = model.d_model if model.post_norms else 0
@@ -214,23 +188,6 @@ def weight_updates(
         answers.append(WeightUpdatesAnswer(*relation, form, updates, likely))
         yield ()
     return tuple(answers)
-
-
-def joint_weight_updates(
-    model: Model, pair: Pair, layers: Sequence[int], include: Collection[Include]
-) -> Question[JointUpdatesAnswer[Tensor]]:
-    """Form one patch per layer for all requested positions; arguments as `weight_updates`."""
-    relation = pair.relation(model)
-    updates: Sequence[JointUpdate[Tensor]]
-    likely: Sequence[NextTokens] | Unset = UNSET
-    if "next_tokens" not in include:
-        updates = yield from joint_updates(model, pair, layers, include)
-        return JointUpdatesAnswer(*relation, updates, likely)
-    updates, unread = yield from together(
-        joint_updates(model, pair, layers, include), next_tokens(model, [pair])
-    )
-    (((likely,),)) = yield from read(unread)
-    return JointUpdatesAnswer(*relation, updates, likely)
 
 
 def _updates(

@@ -16,11 +16,7 @@ from schemas.equivalence_checks import (
     LogitsCheck,
 )
 from schemas.trajectories import TrajectoriesAnswer, TrajectoriesRequest
-from schemas.weight_updates import (
-    JointUpdatesAnswer,
-    WeightUpdatesAnswer,
-    WeightUpdatesRequest,
-)
+from schemas.weight_updates import WeightUpdatesAnswer, WeightUpdatesRequest
 from service.analysis.activations import plan_activations
 from service.analysis.attributions import plan_attributions
 from service.analysis.equivalence_checks import plan_equivalence_checks
@@ -57,6 +53,13 @@ def planned(plan: Callable[[Model, Any], Plan[Any]], limited: str = "") -> Prepa
     return prepare
 
 
+def prepare_checks(ask: Exchange, body: EquivalenceChecksRequest) -> Plan[EquivalenceChecksAnswer]:
+    """The plan of an equivalence check, with the adapter that its patch names."""
+    patch = body.patch
+    adapter = None if patch is None else ask.state.adapters.load(ask.model, patch.adapter)
+    return ask.checked(plan_equivalence_checks(ask.model, body, adapter), body)
+
+
 ANALYSES = (
     Resource(
         "/v1/activations",
@@ -73,28 +76,28 @@ ANALYSES = (
     Resource(
         "/v1/weight-updates",
         WeightUpdatesRequest,
-        WeightUpdatesAnswer | JointUpdatesAnswer,
+        WeightUpdatesAnswer,
         planned(plan_weight_updates, "probe_queries"),
         """Summarise the implicit weight updates.
 
         Returns, for each layer and query position, the rank-1 update ΔW of the MLP's first weights
         and the shift Δh of the block's output, with which the baseline run reads as the run with
         context does (arXiv 2507.16003, 2512.11255). The answer has norms, cosines and factors; a
-        gated MLP has two first weights with one input factor. With `joint`, it has one patch of
-        all MLP weights for all positions of a layer.""",
+        gated MLP has two first weights with one input factor.""",
         tensors=True,
     ),
     Resource(
         "/v1/equivalence-checks",
         EquivalenceChecksRequest,
         EquivalenceChecksAnswer,
-        planned(plan_equivalence_checks),
+        prepare_checks,
         """Run the equivalence check.
 
         The baseline run with W + ΔW (and Δh) against the run with context; in scope `model` with
         every layer patched in sequence (arXiv 2511.17864). Each check also reports the error of the
         unpatched run and of controls. A check that holds shows that the algebra and the code are
         right, not that the MLP learns.""",
+        problems=("unknown_adapter", "other_weights"),
         count=count_checks,
     ),
     Resource(

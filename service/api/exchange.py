@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
@@ -155,19 +155,28 @@ class Exchange:
         """
         state = self.state
         self.note_rows(plan)
-        asked = asyncio.ensure_future(state.engine.ask(plan, state.settings.deadline_seconds))
-        gone = asyncio.ensure_future(_gone(self.request))
-        try:
-            await asyncio.wait({asked, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise ClientLeft
-            answer, timings = asked.result()
-        finally:
-            for task in (asked, gone):
-                task.cancel()
+        asked = state.engine.ask(plan, state.settings.deadline_seconds)
+        answer, timings = await self.wait(asked)
         self.note_timings(timings)
         self.cached = f'prefix;desc="{timings.cached_rows} of {plan.work.rows} rows cached"'
         return answer
+
+    async def wait(self, work: Coroutine[Any, Any, A]) -> A:
+        """Wait for work to end, unless the client leaves first.
+
+        Raises:
+            ClientLeft: The client left; the work is cancelled.
+        """
+        working = asyncio.ensure_future(work)
+        left = asyncio.ensure_future(gone(self.request))
+        try:
+            await asyncio.wait({working, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise ClientLeft
+            return working.result()
+        finally:
+            for task in (working, left):
+                task.cancel()
 
     def note_rows(self, plan: Plan[Any]) -> None:
         """Export the rows of a plan to the metrics, and add them to the request's in the log."""
@@ -227,7 +236,9 @@ class Resource:
         text: Summary and description of the operation in the OpenAPI document.
         tensors: Whether the answer holds tensors, and so may be a safetensors file.
         prompts: Fields of the body that hold prompts. All others are options.
+        problems: Codes of problems that only this resource and few others have.
         count: Exports what an answer found to the metrics.
+        is_small: Whether a body with this number of bytes is planned on the event loop.
     """
 
     path: str
@@ -237,7 +248,9 @@ class Resource:
     text: str
     tensors: bool = False
     prompts: Sequence[str] = ("context", "query")
+    problems: Sequence[str] = ()
     count: Callable[[Metrics, Any], None] = lambda _metrics, _answer: None
+    is_small: Callable[[Any, int], bool] = lambda _body, size: size <= SMALL_TEXT
 
 
 async def off_loop(small: bool, work: Callable[..., A], *args: Any) -> A:
@@ -245,6 +258,7 @@ async def off_loop(small: bool, work: Callable[..., A], *args: Any) -> A:
     return work(*args) if small else await asyncio.to_thread(work, *args)
 
 
-async def _gone(request: Request) -> None:
+async def gone(request: Request) -> None:
+    """Wait until the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -14,7 +14,11 @@ from schemas.problems import PROBLEMS, Problem
 from service.api.problems import MEDIA_TYPE
 from service.api.tensors import JSON, NDJSON, SAFETENSORS
 
-ASKED = tuple(code for code in PROBLEMS if code != "not_found")
+STORED = ("unknown_adapter", "other_weights", "storage_full")
+"""Problems of resources that use or store adapters."""
+GENERATED = ("unknown_model", "no_rows_patched")
+"""Problems of resources that generate text."""
+ASKED = tuple(code for code in PROBLEMS if code not in ("not_found", *STORED, *GENERATED))
 """Problems of a resource that computes."""
 ANYWHERE = ("malformed_request", "request_timeout", "unknown_host", "headers_too_large")
 """Problems that the service finds before it routes a request."""
@@ -28,13 +32,16 @@ GENERIC = f"__{Values.__name__}_"
 COMPONENTS = "#/components/schemas/"
 
 
-def operation(body: type[BaseModel]) -> dict[str, Any]:
-    """Return the keywords of a route that reads its body from bytes, unseen by FastAPI."""
-    schema = body.model_json_schema(ref_template=COMPONENTS + "{model}")
-    content = {
-        JSON: {"schema": schema},
-        NDJSON: {"schema": {"type": "string", "description": BODIES}},
-    }
+def operation(body: type[BaseModel], *, lines: bool = True) -> dict[str, Any]:
+    """Return the keywords of a route that reads its body from bytes, unseen by FastAPI.
+
+    Args:
+        body: Model of the body.
+        lines: Whether the route reads NDJSON too.
+    """
+    content = {JSON: {"schema": body.model_json_schema(ref_template=COMPONENTS + "{model}")}}
+    if lines:
+        content[NDJSON] = {"schema": {"type": "string", "description": BODIES}}
     return {
         "openapi_extra": {"requestBody": {"required": True, "content": content}},
         "response_model": None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,4 +73,8 @@ async def metrics(state: Found) -> Response:
         state.metrics.prefix_cache_bytes.set(prefixes.bytes)
     for kind, held in state.engine.memory_bytes.items():
         state.metrics.device_memory.labels(kind).set(held)
+    adapters = state.adapters
+    records, held = await asyncio.to_thread(lambda: (adapters.records(), adapters.used_bytes))
+    state.metrics.adapters.set(len(records))
+    state.metrics.adapter_bytes.set(held)
     return Response(generate_latest(state.metrics.registry), media_type=CONTENT_TYPE_LATEST)

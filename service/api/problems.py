@@ -23,7 +23,6 @@ CODES: Mapping[type[Exception], str] = {
     errors.NonFiniteActivation: "non_finite",
     MemoryError: "out_of_memory",
     NonFinite: "non_finite",
-    DependentRows: "not_supported",
 }
 """Problem codes of errors whose name is not that of their code."""
 

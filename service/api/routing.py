@@ -8,12 +8,15 @@ from collections.abc import Collection
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.problems import ProblemError, respond
 
 FIELD = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 """RFC 9110, 7.2: a host and a port."""
+METHODS = ("DELETE", "GET", "POST")
+"""All methods that the service's routes use."""
 
 
 class Routing:
@@ -61,8 +64,7 @@ class Routing:
         async def send_allowing_head(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] == 405:
                 headers = MutableHeaders(scope=message)
-                if headers.get("allow") == "GET":
-                    headers["allow"] = "GET, HEAD"
+                headers["allow"] = _allowed(routed) or headers.get("allow", "")
             await send(message)
 
         # The server decides by its own scope whether to send the body.
@@ -85,6 +87,20 @@ class Routing:
         if self._hosts is not None and any(host_name(value) not in self._hosts for value in sent):
             return ProblemError("unknown_host")
         return None
+
+
+def _allowed(scope: Scope) -> str:
+    """The methods of a path, for `Allow`.
+
+    Each route knows only its own methods, and a path may have several routes. Mounts are left out,
+    because a mount matches any method and sets `Allow` itself.
+    """
+    routes = [route for route in scope["app"].routes if not isinstance(route, Mount)]
+    return ", ".join(
+        "GET, HEAD" if method == "GET" else method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in routes)
+    )
 
 
 def host_name(value: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from schemas.adapters import Adapter
 from schemas.model import Limits, SelfCheck
+from service.adapters.store import Store
+from service.api.sharing import Sharing
 from service.engine import Engine
 from service.settings import Settings
 from service.telemetry import Metrics
@@ -21,14 +24,18 @@ class State:
         settings: The service's settings.
         engine: The engine with the resident model.
         metrics: The service's metrics.
+        adapters: The adapters on the disk.
         keys: Accepted Bearer keys; empty: no key is needed.
+        making: Adapters that are being made, by their ids.
         self_check: Result of the check at start; None until it has run.
     """
 
     settings: Settings
     engine: Engine
     metrics: Metrics
+    adapters: Store
     keys: tuple[str, ...]
+    making: Sharing[Adapter] = field(default_factory=Sharing)
     self_check: SelfCheck | None = None
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from service.cli import commands, serving, sweeping
+from service.cli import adapters, commands, generation, serving, sweeping
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +21,8 @@ for command in (
     commands.updates,
     commands.trajectory,
     commands.capture,
+    adapters.adapter,
+    generation.generate,
     sweeping.sweep,
     commands.model,
     serving.healthcheck,

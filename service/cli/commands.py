@@ -61,9 +61,7 @@ async def _self_check(client: AsyncDeltawClient) -> Mapping[str, Any]:
 
 
 @with_options(
-    fields=options(
-        WeightUpdatesRequest, ("joint", "probe_queries", "encoding"), include=["next_tokens"]
-    ),
+    fields=options(WeightUpdatesRequest, ("probe_queries", "encoding"), include=["next_tokens"]),
     target=TARGET,
 )
 def updates(fields: Fields, target: Target) -> None:

@@ -60,7 +60,7 @@ def options_of_any(
 def _option(
     name: str, field: FieldInfo, defaults: dict[str, Any], more: str = ""
 ) -> inspect.Parameter:
-    kinds = [kind for kind in get_args(field.annotation) or () if kind is not NoneType]
+    kinds = [_plain(kind) for kind in get_args(field.annotation) or () if kind is not NoneType]
     kind: Any = field.annotation if get_origin(field.annotation) is Literal else str
     for simple in (bool, int, float, Path):
         if simple is field.annotation or kinds == [simple]:
@@ -75,6 +75,11 @@ def _option(
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )
+
+
+def _plain(kind: Any) -> Any:
+    """Return a type without its constraints."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def with_options(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -119,7 +124,7 @@ def parse_option(name: str, value: Any) -> Any:
     parse, form = PARSERS[name]
     try:
         return parse(value)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         flag = f"--{name.replace('_', '-')}"
         raise typer.BadParameter(f"give {form}", param_hint=flag) from error
 
@@ -154,16 +159,29 @@ def _words(text: str) -> list[str]:
     return [word for word in (piece.strip() for piece in text.split(",")) if word]
 
 
+def _lines(path: str) -> list[str]:
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [line for line in (line.removesuffix("\r") for line in lines) if line.strip()]
+
+
+def _keep(text: str) -> str | list[str]:
+    return text if text in ("default", "none") else _lines(text)
+
+
 def _baseline(text: str) -> Any:
     return json.loads(text) if text.startswith("{") else text
 
 
 PARSERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "baseline": (_baseline, 'a name, or JSON: {"without": [[0, 7]]}'),
+    "held_out": (_lines, "a file with a query per line"),
     "hook_points": (_words, "names with commas: mlp_in,mlp_pre"),
     "include": (_words, "names with commas: factors,bias"),
+    "keep": (_keep, "`default`, `none`, or a file with a text per line"),
     "layers": (_indices, "a word, or integers with commas: 0,3,-1"),
+    "patch": (json.loads, 'JSON: {"adapter": "ID"}'),
     "positions": (_indices, "a word, or integers with commas: 0,3,-1"),
+    "queries": (_lines, "a file with a query per line"),
     "spans": (_spans, "spans with commas: 0:8,8:18"),
 }
 """Parsers of request fields that are not text, a number or a choice, with the form they read."""

@@ -3,6 +3,7 @@
 from service.engine.block import Block
 from service.engine.checkpoint import load
 from service.engine.engine import Engine
+from service.engine.indices import copied
 from service.engine.model import FirstWeight, Model
 from service.engine.patch import patched_block, patched_product, second_update
 from service.engine.question import (
@@ -18,8 +19,7 @@ from service.engine.question import (
     together,
 )
 from service.engine.readback import READ_BACKS, Condition, fetch, numbers, vectors
-from service.engine.route import copied
-from service.engine.run import Activations, Fixed, Follow, Run, Site
+from service.engine.run import Activations, Begin, Fixed, Follow, History, Run, Site
 from service.engine.scheduler import Timings
 
 __all__ = [
@@ -27,12 +27,14 @@ __all__ = [
     "Activations",
     "AnswerSize",
     "Batch",
+    "Begin",
     "Block",
     "Condition",
     "Engine",
     "FirstWeight",
     "Fixed",
     "Follow",
+    "History",
     "Model",
     "Plan",
     "Question",

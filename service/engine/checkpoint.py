@@ -121,6 +121,7 @@ def load(name: str, *, revision: str | None, device: str, dtype: DType) -> Model
             architecture=type(model).__name__,
             family=family,
             tokenizer=tokenizer,
+            end_tokens=tokenizer.end_tokens | _end_tokens(model.generation_config.eos_token_id),
             **_resident(name, family, model, mapped=_mapped(files, model)),
         )
         _compare(name, loaded, probe, expected)
@@ -154,6 +155,11 @@ def _tokenizer(name: str, folder: Path) -> Tokenizer:
     if theirs.init_kwargs.get("auto_map"):
         raise CannotLoad(f"{name!r} cannot be served: {OWN_CODE.format('tokenizer_config.json')}")
     return tokenizer
+
+
+def _end_tokens(ids: int | Sequence[int] | None) -> frozenset[int]:
+    """The ids that a generation_config.json, or else a config.json, says end a text."""
+    return frozenset([ids] if isinstance(ids, int) else ids or ())
 
 
 def _block_weight(family: Family) -> Callable[[str], bool]:

@@ -93,8 +93,7 @@ class Engine:
         self._running = 0
         self._cost = 0
         self._beat = time.monotonic()
-        self._pace = 0.0
-        self._since_end = 0.0
+        self._seconds = self._answered = 0.0
         self._closing = False
         self._model: Model | None = None
         self._weight_bytes = 0
@@ -187,7 +186,7 @@ class Engine:
     @property
     def outstanding_seconds(self) -> float:
         """Estimated seconds for all waiting and running questions, at the current pace."""
-        return self._pace * self._cost
+        return self._seconds / self._answered * self._cost if self._answered else 0.0
 
     async def ask(
         self, plan: Plan[Answer], seconds: float, *, accepted: bool = False
@@ -276,11 +275,11 @@ class Engine:
                 self._scheduler = scheduler
                 trimmed = time.monotonic()
                 while self._take(scheduler):
-                    start, before = time.monotonic(), tuple(scheduler.active)
+                    before = tuple(scheduler.active)
                     scheduler.turn()
                     left = set(scheduler.active)
                     ended = [ticket for ticket in before if ticket not in left]
-                    self._note_pace(time.monotonic() - start, ended)
+                    self._note_pace(ended)
                     if time.monotonic() - trimmed > TRIM_SECONDS:
                         give_back_free_memory()
                         trimmed = time.monotonic()
@@ -320,16 +319,15 @@ class Engine:
         alike = [(one.plan.work.rows <= FEW_ROWS) == few or not self._batching for one in active]
         return sum(alike) < self._active
 
-    def _note_pace(self, seconds: float, ended: Sequence[Ticket]) -> None:
-        """Update the moving average of compute seconds per unit of answered cost.
+    def _note_pace(self, ended: Sequence[Ticket]) -> None:
+        """Update the compute seconds per unit of cost, an average of answered questions in which
+        each weighs as much as its cost and a tenth less with every later one.
 
-        Abandoned questions are excluded."""
-        self._since_end += seconds
-        answered = sum(ticket.plan.work.cost for ticket in ended if ticket.answered)
-        if answered > 0:
-            share = self._since_end / answered
-            self._pace = share if self._pace == 0.0 else 0.9 * self._pace + 0.1 * share
-            self._since_end = 0.0
+        Questions without an answer are excluded: how much of their cost was computed is unknown."""
+        for ticket in ended:
+            if ticket.answered:
+                self._seconds = 0.9 * self._seconds + ticket.seconds
+                self._answered = 0.9 * self._answered + ticket.plan.work.cost
         with self._changed:
             self._cost -= sum(ticket.plan.work.cost for ticket in ended)
 

@@ -59,6 +59,7 @@ class Model:
         ends: The embeddings and the final norm.
         unembedding: (vocab, d_model).
         n_positions: Number of positions that the model has.
+        end_tokens: Ids that end a generated text.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Model:
     ends: Ends
     unembedding: Tensor
     n_positions: int
+    end_tokens: frozenset[int]
 
     @property
     def n_layers(self) -> int:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service.engine.prefixes import Index, Part, Placed, Segment
 from service.engine.run import POSITION_BITS, STAGE, Fixed, Follow, Site
+from service.engine.segments import Index, Part, Placed, Segment
 
 Mask = NDArray[np.bool_]
 WIDTH_STEPS = ((64, 8), (160, 16), (320, 32), (640, 64), (math.inf, 128))
@@ -132,12 +132,14 @@ class PatchedRun:
     """A patched run and its rows in the pack.
 
     Args:
+        run: Index of the run in the pack.
         patch: The changed weights.
         depth: The last layer that the run needs.
         row: The patched row; -1 for a fixed patch.
         source_row: The row of the source run that it reproduces; -1 for a fixed patch.
     """
 
+    run: int
     patch: Follow | Fixed
     depth: int
     row: int = -1
@@ -156,6 +158,8 @@ class Pack:
         sees: A bool mask, (groups, width, width).
         known: Known rows that rows of the pack see.
         kept: The rows that are kept.
+        first: The first layer that is computed.
+        begun: The rows of the runs that begin with a given stream, run by run.
         depth: The last layer that needs each row, (rows,).
         reads: For each site, the index of each run that reads it and the pack's rows that it reads.
         patched: The runs with patched weights.
@@ -170,6 +174,8 @@ class Pack:
     sees: Mask
     known: tuple[Known, ...]
     kept: tuple[Kept, ...]
+    first: int
+    begun: Index
     depth: Index
     reads: dict[Site, list[tuple[int, Index]]]
     patched: tuple[PatchedRun, ...]
@@ -231,15 +237,18 @@ def pack(
         depth[:] = depth.max(initial=-1)
     reads: dict[Site, list[tuple[int, Index]]] = {}
     patched: list[PatchedRun] = []
+    begun = [np.zeros(0, np.int64)]
     for i, (run, path, source) in enumerate((one.run, one.path, one.source) for one in placed):
         where = _rows_of(path, spans)
         if isinstance(run.patch, Follow):
             row, source_row = where[run.patch.row], _rows_of(source, spans)[run.patch.source_row]
-            owner[where] = len(patched)
-            patched.append(PatchedRun(run.patch, run.depth, int(row), int(source_row)))
+            patched.append(PatchedRun(i, run.patch, run.depth, int(row), int(source_row)))
         elif run.patch is not None:
-            owner[where] = len(patched)
-            patched.append(PatchedRun(run.patch, run.depth))
+            patched.append(PatchedRun(i, run.patch, run.depth))
+        if run.patch is not None:
+            owner[where[where >= 0]] = len(patched) - 1
+        if run.begin is not None:
+            begun.append(where)
         for site, read in run.reads.items():
             reads.setdefault(site, []).append((i, where[np.asarray(read, np.int64)]))
     return Pack(
@@ -251,6 +260,8 @@ def pack(
         sees=sees,
         known=known,
         kept=tuple(_kept(placed, spans, keeps)),
+        first=placed[0].run.first_layer if placed else 0,
+        begun=np.concatenate(begun),
         depth=depth,
         reads=reads,
         patched=tuple(patched),

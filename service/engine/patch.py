@@ -14,14 +14,15 @@ from torch import Tensor
 from schemas.activations import HookPoint
 from schemas.equivalence_checks import Apply
 from service.engine.block import Block, MLPPatch
+from service.engine.indices import Indices
 from service.engine.layers import Affine
-from service.engine.route import Carried, Indices, Patching, Product
+from service.engine.patching import Changes, Patching, Product, Vectors
 from service.theory import (
     ImplicitUpdate,
-    JointUpdate,
     LowRank,
     OutputUpdate,
     RankOne,
+    StaticUpdate,
     implicit_update,
     is_finite,
     output_update,
@@ -51,7 +52,7 @@ def _materialized(layer: Affine, x: Tensor, update: RankOne) -> Tensor:
 
 
 def patched_block(
-    block: Block, h: Tensor, n: Tensor, update: ImplicitUpdate | JointUpdate, apply: Apply
+    block: Block, h: Tensor, n: Tensor, update: ImplicitUpdate | StaticUpdate, apply: Apply
 ) -> tuple[Tensor, Tensor]:
     """`n·(W + ΔW) + b` and resid_post with patched weights, (rows, width of W) and (rows, d_model).
 
@@ -59,7 +60,7 @@ def patched_block(
         block: The block, in the dtype of h.
         h: resid_mid, (rows, d_model).
         n: mlp_in, (rows, d_model).
-        update: One update per row, or one joint update for all rows, in the dtype of h.
+        update: One update per row, or one update for all rows, in the dtype of h.
         apply: As for `patched_product`. It applies to every weight.
     """
     seen: dict[HookPoint, Tensor] = {}
@@ -110,22 +111,25 @@ class _EachRow:
 
 @dataclass(frozen=True, eq=False)
 class _AllRows:
-    """One joint update of both weights for all rows."""
+    """One update for all rows."""
 
-    update: JointUpdate
+    update: StaticUpdate
     apply: Apply
 
     def pre(self, block: Block, n: Tensor) -> Tensor:
         return self._product(block.w_in, n, self.update.w_in)
 
     def out(self, block: Block, act: Tensor) -> Tensor:
-        return self._product(block.w_out, act, self.update.w_out)
+        y = self._product(block.w_out, act, self.update.w_out)
+        return y if block.post_mlp is None else block.post_mlp(y, self.update.gain)
 
     def shift(self, resid_post: Tensor) -> Tensor:
-        return resid_post
+        return resid_post if self.update.bias is None else resid_post + self.update.bias
 
-    def _product(self, layer: Affine, x: Tensor, update: LowRank) -> Tensor:
+    def _product(self, layer: Affine, x: Tensor, update: LowRank | None) -> Tensor:
         """`x·(W + ΔW) + b` with one ΔW for all rows."""
+        if update is None:
+            return layer(x)
         if self.apply == "factored":
             return layer(x) + update.apply(x)
         return layer.times(x, layer.weight + update.dense())
@@ -146,68 +150,84 @@ class PatchedRows:
         self, block: Block, indices: Indices, patching: Patching, h: Tensor, n: Tensor
     ) -> None:
         self._at = indices
-        self._patching = patching
-        to, source = indices[patching.to], indices[patching.source]
-        parts = [update[None] for update in patching.fixed]
-        if len(to):
-            parts.insert(0, implicit_update(n[to], n[source], h[to], h[source], block.w_in))
-        self._bias = torch.cat([part.bias for part in parts])
-        self._weight = RankOne(
-            torch.cat([part.weight.input.to(h.dtype) for part in parts]),
-            torch.cat([part.weight.output.to(h.dtype) for part in parts]),
-        )
-        self.formed = torch.stack([is_finite(part) for part in parts]).all()
+        self._following, self._given = patching.following, patching.given
+        self.formed: Tensor | None = None
+        if self._following is not None:
+            to, source = indices[self._following.to], indices[self._following.source]
+            update = implicit_update(n[to], n[source], h[to], h[source], block.w_in)
+            self._weight, self._bias = update.weight.to(h.dtype), update.bias
+            self.formed = is_finite(update)
 
     def pre(self, block: Block, n: Tensor) -> Tensor:
-        pre = torch.empty(len(n), block.w_in.width, dtype=n.dtype, device=n.device)
-        plain = self._at[self._patching.plain]
-        pre[plain] = block.w_in(n[plain])
-        self._multiply(pre, block.w_in, n, self._weight, self._patching.product)
+        pre = block.w_in(n)
+        if self._following is not None:
+            self._multiply(pre, block.w_in, n, self._weight, self._following.product)
+        if self._given is not None:
+            self._change(pre, block.w_in, n, self._given.w_in)
         return pre
 
     def out(self, block: Block, act: Tensor) -> Tensor:
-        carried = self._patching.carried
-        if carried is None:
-            return block.out(act)
         y = block.w_out(act)
-        update = self._carried(block, carried, act, y)
-        self.formed = self.formed & update.is_finite
-        update = update.to(act.dtype)
-        normed = None if block.post_mlp is None else block.post_mlp(y)
-        self._multiply(y, block.w_out, act, update.weight, carried.product)
-        if normed is None or block.post_mlp is None or update.gain is None:
+        gains: list[tuple[Tensor, Tensor]] = []
+        if self._following is not None and (carried := self._following.carried) is not None:
+            source, bias = self._at[carried.source], self._bias[self._at[carried.shift]]
+            update = second_update(block, bias, act[source], y[source])
+            self.formed = (
+                update.is_finite if self.formed is None else self.formed & update.is_finite
+            )
+            update = update.to(act.dtype)
+            self._multiply(y, block.w_out, act, update.weight, carried.product)
+            if update.gain is not None:
+                rows, whose = self._at[carried.rows.rows], self._at[carried.rows.whose]
+                gains.append((rows, update.gain[whose]))
+        if self._given is not None:
+            self._change(y, block.w_out, act, self._given.w_out)
+            gains += self._vectors(self._given.gain, act.dtype)
+        if block.post_mlp is None:
             return y
-        rows, whose = self._at[carried.rows.rows], self._at[carried.rows.whose]
-        return normed.index_copy(0, rows, block.post_mlp(y[rows], update.gain[whose]))
-
-    def _carried(self, block: Block, carried: Carried, act: Tensor, y: Tensor) -> OutputUpdate:
-        """The updates of the second weight, from mlp_act and `act·W_out + b` of all rows."""
-        parts = [update.out[None] for update in self._patching.fixed if update.out is not None]
-        source = self._at[carried.source]
-        if len(source):
-            bias = self._bias[self._at[carried.shift]]
-            parts.insert(0, second_update(block, bias, act[source], y[source]))
-        gains = [part.gain for part in parts if part.gain is not None]
-        return OutputUpdate(
-            RankOne(
-                torch.cat([part.weight.input for part in parts]),
-                torch.cat([part.weight.output for part in parts]),
-            ),
-            torch.cat(gains) if gains else None,
-        )
+        out = block.post_mlp(y)
+        for rows, gain in gains:
+            out.index_copy_(0, rows, block.post_mlp(y[rows], gain))
+        return out
 
     def shift(self, resid_post: Tensor) -> Tensor:
-        shifted = self._patching.shifted
-        bias = self._bias.to(resid_post.dtype)[self._at[shifted.whose]]
-        return resid_post.index_add(0, self._at[shifted.rows], bias)
+        if self._following is not None:
+            rows, whose = (self._at[place] for place in self._following.shifted)
+            resid_post = resid_post.index_add(0, rows, self._bias.to(resid_post.dtype)[whose])
+        if self._given is not None:
+            for rows, bias in self._vectors(self._given.bias, resid_post.dtype):
+                resid_post = resid_post.index_add(0, rows, bias)
+        return resid_post
+
+    def _vectors(self, given: Vectors, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """The rows with a given vector and the vector of each, (rows, d_model); none: no pair."""
+        if not given.values:
+            return []
+        values = torch.stack(given.values).to(dtype)
+        return [(self._at[given.rows.rows], values[self._at[given.rows.whose]])]
 
     def _multiply(
         self, to: Tensor, layer: Affine, x: Tensor, update: RankOne, product: Product
     ) -> None:
-        """Write the products of patched rows of x into the same rows of `to`."""
+        """Change the products of patched rows of x in `to`, an update for each run."""
         rows, whose = self._at[product.factored.rows], self._at[product.factored.whose]
         if len(rows):
-            to[rows] = patched_product(layer, x[rows], update[whose], "factored")
+            to.index_add_(0, rows, update[whose].apply(x[rows]))
         for i, place in product.materialized:
             rows = self._at[place]
             to[rows] = _materialized(layer, x[rows], update[i])
+
+    def _change(self, to: Tensor, layer: Affine, x: Tensor, changes: Changes) -> None:
+        """Change the products of patched rows of x in `to` by given changes."""
+        if changes.factors:
+            rows, whose = self._at[changes.rows.rows], self._at[changes.rows.whose]
+            inputs = torch.cat([one.input for one in changes.factors]).to(x.dtype)
+            outputs = torch.cat([one.output for one in changes.factors]).to(x.dtype)
+            shares = x[rows] @ inputs.T
+            if len(changes.factors) > 1:
+                # The factors of all changes are multiplied together, so each row keeps its own.
+                shares = shares * (whose[:, None] == self._at[changes.owner])
+            to.index_add_(0, rows, shares @ outputs)
+        for one, place in changes.dense:
+            rows = self._at[place]
+            to[rows] = layer.times(x[rows], layer.weight + one.to(x.dtype).dense())

@@ -1,106 +1,30 @@
 """The tree of rows: which rows runs share, and whose keys and values are kept.
 
 Keys and values depend on the position and on all earlier rows, so a row is found by its whole path
-of (id, position). A segment holds consecutive rows; other segments branch off at any of its rows,
-so it is never split. A run is laid out once, as the segments that it passes through, in time
+of (id, position). A run is laid out once, as the segments that it passes through, in time
 proportional to its segments.
 
 Only trunks are kept: rows that other runs may begin with. While runs that
 pass through a trunk wait, its keys and values stay and serve pack after pack. After that they are
 cached, up to a budget in bytes; the least recently used segment is dropped first. Segments differ
 in their number of layers, because a run that reads an early layer computes no later one. Keys are
-kept after their norm and rotation. Patched runs share nothing.
+kept after their norm and rotation. Patched runs, and runs that begin at a layer, share nothing.
+
+A history holds the rows of a run that grows. Until it is forgotten, what it has computed stays, and
+so do the rows before it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from service.engine.readback import Condition, hold
-from service.engine.run import Follow, Run
-
-Index: TypeAlias = NDArray[np.int64]
-
-
-@dataclass(eq=False)
-class Segment:
-    """Consecutive rows.
-
-    Args:
-        rows: Ids and positions, as `Run.rows`.
-        parent: The segment before it; None for a root.
-        offset: Number of the parent's rows before it.
-        dtype: The dtype of its runs.
-        trunk: Whether its keys and values are worth keeping.
-        children: The segments that branch off, by their offset and first row.
-        waiting: Number of runs that pass through it and are not computed yet.
-        layers: Keys and values of all its rows, (layers, 2, heads, rows, d_head), in a storage of
-            its own; None: none are kept.
-        known: Number of its first rows whose keys and values are in `layers`.
-    """
-
-    rows: Index
-    parent: Segment | None
-    offset: int
-    dtype: torch.dtype
-    trunk: bool = False
-    children: dict[tuple[int, int], Segment] = field(default_factory=dict)
-    waiting: int = 0
-    layers: Tensor | None = None
-    known: int = 0
-
-    @property
-    def depth(self) -> int:
-        """Number of layers whose keys and values are kept."""
-        return 0 if self.layers is None else len(self.layers)
-
-    @property
-    def size(self) -> int:
-        """Bytes of the kept keys and values."""
-        return 0 if self.layers is None else self.layers.untyped_storage().nbytes()
-
-    def known_to(self, depth: int, stop: int) -> int:
-        """Number of its first `stop` rows that a run which reads layer `depth` need not compute."""
-        return min(self.known, max(0, stop)) if self.depth > depth else 0
-
-
-class Part(NamedTuple):
-    """The first `stop` rows of a segment, on the path of a run."""
-
-    segment: Segment
-    stop: int
-
-
-@dataclass(frozen=True, eq=False)
-class Placed:
-    """A run and its place in the tree.
-
-    Args:
-        run: The run.
-        path: The parts that it passes through, in order; a patched run has one of its own.
-        source: The path of the run that it follows, up to the followed row; empty if it follows
-            none.
-    """
-
-    run: Run
-    path: tuple[Part, ...]
-    source: tuple[Part, ...] = ()
-
-    @property
-    def needed(self) -> list[tuple[Part, int]]:
-        """Each part of both paths, and the number of its rows before the first that is read."""
-        first = self.run.first_read
-        follow = self.run.patch
-        source = follow.source_row if isinstance(follow, Follow) else 0
-        return [*_before(self.path, first), *_before(self.source, source)]
+from service.engine.run import Follow, History, Run
+from service.engine.segments import Growth, Index, Part, Placed, Segment, known_rows, shared
 
 
 class Prefixes:
@@ -121,32 +45,61 @@ class Prefixes:
         self._least = least
         self._roots: dict[torch.dtype, dict[tuple[int, int], Segment]] = {}
         self._kept: OrderedDict[Segment, None] = OrderedDict()
-        self._untested: list[tuple[Segment, Sequence[Condition]]] = []
+        self._untested: list[tuple[Segment, Sequence[Condition], int]] = []
+        self._histories: dict[History, Growth] = {}
 
     def place(self, runs: Sequence[Run]) -> list[Placed]:
-        """Lay runs out. Each must be released once, computed or not."""
+        """Lay runs out. Each must be released once, computed or not.
+
+        Raises:
+            ValueError: A run does not continue its history.
+        """
+        if any(run.histories for run in runs):
+            # A history must know what it has before it is continued.
+            self.verify()
         placed: dict[int, Placed] = {}
-        # The longest trunk comes first, so that shorter ones are parts of its segment.
-        for i in sorted(range(len(runs)), key=lambda i: -_trunk(runs[i])):
-            placed[i] = self._placed(runs[i])
-            for segment, _ in (*placed[i].path, *placed[i].source):
-                segment.waiting += 1
-        self.hits += known_rows(placed.values())
+        # What a history has computed was never found in the cache.
+        fresh = [
+            i for i, run in enumerate(runs) if self._histories.keys().isdisjoint(run.histories)
+        ]
+        try:
+            # The longest trunk comes first, so that shorter ones are parts of its segment.
+            for i in sorted(range(len(runs)), key=lambda i: -_trunk(runs[i])):
+                placed[i] = self._placed(runs[i])
+                for segment, _ in (*placed[i].path, *placed[i].source):
+                    segment.waiting += 1
+        except ValueError:
+            self.release(placed.values())
+            raise
+        self.hits += known_rows(placed[i] for i in fresh)
         return [placed[i] for i in range(len(runs))]
 
     def release(self, placed: Iterable[Placed]) -> None:
         """Drop what no run waits for and what the budget has no room for."""
         for one in placed:
-            for path in (one.path, one.source):
-                for segment, _ in reversed(path):
-                    segment.waiting -= 1
-                    if segment in self._kept:
-                        # A use marks ancestors after their descendants.
-                        self._kept.move_to_end(segment)
-                    unused = segment.layers is None or not self._caches(segment)
-                    if segment.waiting == 0 and unused:
-                        self._drop(segment)
+            self._leave(one.path)
+            self._leave(one.source)
         self._shrink()
+
+    def forget(self, histories: Iterable[History]) -> None:
+        """Drop what histories hold. Their runs must have been released."""
+        for history in histories:
+            growth = self._histories.pop(history, None)
+            if growth is not None:
+                # Its keys and values are never cached.
+                growth.own.trunk = False
+                self._leave(growth.path)
+        self._shrink()
+
+    def _leave(self, path: Sequence[Part]) -> None:
+        for segment, _ in reversed(path):
+            segment.waiting -= 1
+            if segment in self._kept:
+                # A use marks ancestors after their descendants.
+                self._kept.move_to_end(segment)
+            unused = segment.layers is None or not self._caches(segment)
+            if segment.waiting == 0 and unused:
+                self._drop(segment)
 
     def keeps(self, segment: Segment, leaving: int) -> bool:
         """Whether keys and values of a segment are kept when `leaving` runs have been computed."""
@@ -156,6 +109,7 @@ class Prefixes:
         self, segment: Segment, layers: Tensor, known: int, conditions: Sequence[Condition] = ()
     ) -> None:
         """Keep the first `known` rows of a segment, under the conditions of their pack."""
+        before = segment.known
         if segment.layers is not layers:
             self.bytes -= segment.size
             segment.layers = layers
@@ -163,17 +117,22 @@ class Prefixes:
         segment.known = known
         self._kept[segment] = None
         if conditions:
-            self._untested.append((segment, conditions))
+            self._untested.append((segment, conditions, before))
 
     def verify(self) -> None:
         """Drop what was kept by packs whose conditions do not hold. Call it before each pack.
 
+        A history goes back to what it knew before the pack.
+
         NaN in one row of a pack spreads to the keys and values of others, because 0 · NaN is NaN.
         """
         untested, self._untested = self._untested, []
-        for segment, conditions in untested:
+        for segment, conditions, before in untested:
             if not hold(conditions):
-                self._drop(segment)
+                if segment.capacity is None:
+                    self._drop(segment)
+                else:
+                    segment.known = min(segment.known, before)
 
     def clear(self) -> int:
         """Drop all that no run waits for; returns the number of bytes."""
@@ -191,18 +150,28 @@ class Prefixes:
         )
 
     def _placed(self, run: Run) -> Placed:
-        dtype = run.dtype or self.dtype
-        if run.patch is None:
-            return Placed(run, self._path(run.rows, run.trunk_rows, dtype))
-        own = (Part(Segment(run.rows, None, 0, dtype), len(run.rows)),)
+        path = self._path(run, len(run.tokens), run)
         if not isinstance(run.patch, Follow):
-            return Placed(run, own)
-        source, count = run.patch.source, run.patch.source_row + 1
-        return Placed(
-            run, own, self._path(source.rows[:count], min(source.trunk_rows, count), dtype)
-        )
+            return Placed(run, path)
+        return Placed(run, path, self._path(run.patch.source, run.patch.source_row + 1, run))
 
-    def _path(self, rows: Index, trunk: int, dtype: torch.dtype) -> tuple[Part, ...]:
+    def _path(self, run: Run, stop: int, reader: Run) -> tuple[Part, ...]:
+        """The parts of the first `stop` rows of a run, in the dtype and depth of its reader."""
+        dtype = reader.dtype or self.dtype
+        if run.history is not None:
+            begins, growth = run.history.begins, self._histories.get(run.history)
+            if growth is None:
+                before = self._shared(run.rows[:begins], begins, dtype)
+                growth = Growth.after(before, run, dtype, reader.depth)
+                for segment, _ in growth.path:
+                    segment.waiting += 1
+                self._histories[run.history] = growth
+            return growth.continued(run.rows, stop, dtype, reader.depth)
+        if run.shares:
+            return self._shared(run.rows[:stop], min(run.trunk_rows, stop), dtype)
+        return (Part(Segment(run.rows, None, 0, dtype), stop),)
+
+    def _shared(self, rows: Index, trunk: int, dtype: torch.dtype) -> tuple[Part, ...]:
         path: list[Part] = []
         level = self._roots.setdefault(dtype, {})
         start, offset, parent = 0, 0, None
@@ -244,33 +213,6 @@ class Prefixes:
                 break
             beyond -= segment.size
             self._drop(segment)
-
-
-def shared(one: Index, other: Index) -> int:
-    """Number of equal rows that both begin with."""
-    count = min(len(one), len(other))
-    differ = one[:count] != other[:count]
-    first = int(differ.argmax()) if count else 0
-    return first if count and differ[first] else count
-
-
-def known_rows(placed: Iterable[Placed]) -> int:
-    """Number of distinct rows that several runs need not compute."""
-    longest: dict[Segment, int] = {}
-    for one in placed:
-        for part, before in one.needed:
-            known = part.segment.known_to(one.run.depth, min(part.stop, before))
-            longest[part.segment] = max(known, longest.get(part.segment, 0))
-    return sum(longest.values())
-
-
-def _before(path: Sequence[Part], first: int) -> list[tuple[Part, int]]:
-    """Each part with the number of rows from its first one to the first row that is read."""
-    parts, start = [], 0
-    for part in path:
-        parts.append((part, first - start))
-        start += part.stop
-    return parts
 
 
 def _trunk(run: Run) -> int:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
 from service.engine.model import Model
+from service.engine.prefixes import Prefixes
 from service.engine.readback import Condition, require
 from service.engine.run import Activations, Follow, Run
 from service.engine.walk import forward
@@ -36,11 +38,13 @@ class Work:
         rows: Rows (tokens at positions) that its runs compute. Shared beginnings count once.
         layers: Number of blocks that the rows pass through.
         number_bytes: Bytes of a number in the dtype of the runs.
+        forwards: Number of forwards, one after another, that the rows need at least.
     """
 
     rows: int = 0
     layers: int = 1
     number_bytes: int = 4
+    forwards: int = 1
 
     @property
     def size(self) -> int:
@@ -50,7 +54,8 @@ class Work:
     @property
     def cost(self) -> int:
         """Estimate proportional to the compute time: the size with the reading of the weights."""
-        return (self.rows + SMALL_PACK) * self.layers * self.number_bytes
+        rows = self.rows + SMALL_PACK * self.forwards
+        return rows * self.layers * self.number_bytes
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ class Plan(Generic[Answer_co]):
         work: The work of all its runs.
         size: The size of its answer.
         later_rows: Rows of the runs that it yields after its first ones.
+        later_forwards: Number of forwards that these rows need, if each depends on the one before.
         batch: How it shares a question with other requests; None: it cannot.
     """
 
@@ -108,6 +114,7 @@ class Plan(Generic[Answer_co]):
     work: Work = field(default_factory=Work)
     size: AnswerSize = field(default_factory=AnswerSize)
     later_rows: int = 0
+    later_forwards: int = 0
     batch: Batch[Any] | None = None
 
 
@@ -116,6 +123,7 @@ def plan(
     question: Question[Answer],
     size: AnswerSize,
     later_rows: int = 0,
+    later_forwards: int = 0,
     batch: Batch[Answer] | None = None,
 ) -> Plan[Answer]:
     """Start a question, which computes nothing yet, and measure the work of the runs it yields.
@@ -125,37 +133,44 @@ def plan(
         question: A generator that has not been started.
         size: The size of its answer.
         later_rows: Rows of the runs that it yields after its first ones.
+        later_forwards: Number of forwards that these rows need, if each depends on the one before.
         batch: How it shares a question with other requests.
     """
     runs = next(question)
     dtype = runs[0].dtype or model.dtype
-    layers = 1 + max(run.depth for run in runs)
-    work = Work(distinct_rows(runs) + later_rows, layers, dtype.itemsize)
-    return Plan(question, runs, work, size, later_rows, batch)
+    layers = 1 + max(run.depth - run.first_layer for run in runs)
+    rows = distinct_rows(runs) + later_rows
+    work = Work(rows, layers, dtype.itemsize, 1 + later_forwards)
+    return Plan(question, runs, work, size, later_rows, later_forwards, batch)
 
 
 def distinct_rows(runs: Sequence[Run]) -> int:
     """Number of rows that runs compute together: equal beginnings count once.
 
-    A patched run shares its rows with no other run.
+    A patched run, or one that begins at a layer, shares its rows with no other run, and a history
+    does not share its own.
     """
     # The trie of a pack has as many rows, but takes three times as long for 500 prefixes.
-    patched = [run for run in runs if run.patch is not None]
-    sources = [run.patch.source for run in patched if isinstance(run.patch, Follow)]
-    plain = [run for run in runs if run.patch is None]
+    own = [run for run in runs if not run.shares]
+    sources = [run.patch.source for run in own if isinstance(run.patch, Follow)]
     # Many runs follow one source object, whose path is formed once.
-    paths = sorted({_path(run) for run in dict.fromkeys([*plain, *sources])})
+    sharing = dict.fromkeys([*(run for run in runs if run.shares), *sources])
+    grown = {run.history: len(run.tokens) - run.history.begins for run in sharing if run.history}
+    paths = sorted({_path(run) for run in sharing} - {b""})
     # In sorted order each path has its longest common beginning with its neighbour.
     shared = sum(_shared(*pair) for pair in pairwise(paths))
-    return sum(len(run.tokens) for run in patched) + sum(map(len, paths)) // ROW_BYTES - shared
+    apart = sum(len(run.tokens) for run in own) + sum(grown.values())
+    return apart + sum(map(len, paths)) // ROW_BYTES - shared
 
 
 ROW_BYTES = 8
 
 
 def _path(run: Run) -> bytes:
-    """The run's rows as bytes whose order is that of the rows: (id, position), big-endian."""
-    return run.rows.astype(">i8").tobytes()
+    """The rows that a run may share as bytes whose order is that of the rows: (id, position),
+    big-endian."""
+    stop = None if run.history is None else run.history.begins
+    return run.rows[:stop].astype(">i8").tobytes()
 
 
 def _shared(one: bytes, other: bytes) -> int:
@@ -210,7 +225,8 @@ def joined(model: Model, plans: Sequence[Plan[Answer]]) -> Plan[tuple[Answer, ..
         batch.options == batches[0].options for batch in batches
     )
     if not alike:
-        return plan(model, together(*map(_begun, plans)), size, later)
+        forwards = max(one.later_forwards for one in plans)
+        return plan(model, together(*map(_begun, plans)), size, later, forwards)
     # Their own questions were started to measure them, and end here.
     for one in plans:
         one.question.close()
@@ -230,7 +246,7 @@ def _begun(one: Plan[Answer]) -> Question[Answer]:
 
 
 def drive(
-    model: Model, question: Question[Answer] | Plan[Answer], compute: Compute = forward
+    model: Model, question: Question[Answer] | Plan[Answer], compute: Compute | None = None
 ) -> Answer:
     """Compute the answer to one question on this thread.
 
@@ -239,8 +255,12 @@ def drive(
     Args:
         model: The resident model.
         question: The question, or its plan.
-        compute: Computes the runs that the question yields together; by default in one forward.
+        compute: Computes the runs that the question yields together; None: in one forward, without
+            a prefix cache.
     """
+    if compute is None:
+        # Histories of runs last as long as this tree.
+        compute = partial(forward, prefixes=Prefixes(dtype=model.dtype))
     generator = question.question if isinstance(question, Plan) else question
     conditions: list[Condition] = []
     try:

@@ -76,11 +76,13 @@ def require(conditions: Iterable[Condition]) -> None:
 def hold(conditions: Iterable[Condition]) -> bool:
     """Whether all conditions hold; waits only if one is untested.
 
-    One that does not hold stays untested, because this raises no error: `require` must still do so.
+    An untested one that does not hold stays untested, because this raises no error: `require` must
+    still do so.
     """
     given = list(conditions)
+    untested = [one for one in given if not one.tested]
     failure = _fetched((), given)[1]
-    for one in given:
+    for one in untested:
         one.tested = one.failed is None
     return failure is None
 

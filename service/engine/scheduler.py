@@ -22,11 +22,12 @@ import torch
 from service.engine.graphs import Graphs
 from service.engine.model import Model
 from service.engine.pack import Filling
-from service.engine.prefixes import Placed, Prefixes
+from service.engine.prefixes import Prefixes
 from service.engine.question import Plan
 from service.engine.readback import Condition, require
-from service.engine.run import Activations, Run
-from service.engine.walk import walk
+from service.engine.run import Activations, History, Run
+from service.engine.segments import Placed
+from service.engine.walk import kind_of, walk
 from service.errors import DeadlineExceeded, OutOfMemory, ServiceError
 
 OWN_SECONDS = 0.02
@@ -60,6 +61,7 @@ class Ticket:
         plan: The question and its work.
         deadline: Time of expiry on the monotonic clock.
         settle: Called once, with the answer or with the error.
+        seconds: Compute seconds so far. A shared forward counts by equal parts.
     """
 
     plan: Plan[Any]
@@ -67,9 +69,11 @@ class Ticket:
     settle: Callable[[Any, BaseException | None], None]
     asked: float = field(default_factory=time.monotonic)
     timings: Timings = field(default_factory=Timings)
+    seconds: float = 0.0
     outstanding: deque[Placed] = field(default_factory=deque)
     received: list[Activations] = field(default_factory=list)
     conditions: list[Condition] = field(default_factory=list)
+    histories: set[History] = field(default_factory=set)
     cancelled: bool = False
     answered: bool = False
 
@@ -109,8 +113,11 @@ class Scheduler:
     def admit(self, ticket: Ticket) -> None:
         """Take a question out of the queue."""
         ticket.timings.queue = time.monotonic() - ticket.asked
-        self._receive_runs(ticket, ticket.plan.runs)
         self.active.append(ticket)
+        try:
+            self._receive_runs(ticket, ticket.plan.runs)
+        except ValueError as error:
+            self._end(ticket, None, error)
 
     def turn(self) -> None:
         """Advance the questions that wait for no runs, then run one pack."""
@@ -153,24 +160,27 @@ class Scheduler:
                 require(ticket.conditions)
         except Exception as error:
             end = None, _named(error)
-        ticket.timings.compute += time.monotonic() - start
+        seconds = time.monotonic() - start
+        ticket.timings.compute += seconds
+        ticket.seconds += seconds
         if end is not None:
             self._end(ticket, *end)
 
     def _receive_runs(self, ticket: Ticket, runs: Sequence[Run]) -> None:
         found = self.prefixes.hits
+        ticket.histories.update(history for run in runs for history in run.histories)
         ticket.outstanding = deque(self.prefixes.place(runs))
         ticket.timings.cached_rows += self.prefixes.hits - found
 
     def _sharing(self) -> list[tuple[Ticket, Placed]]:
-        """The runs of the next pack with their tickets: runs of one dtype within the row budget."""
+        """The runs of the next pack with their tickets: runs of one kind within the row budget."""
         waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
-        dtype = waiting[0].outstanding[0].run.dtype or self.model.dtype
+        kind = kind_of(waiting[0].outstanding[0].run, self.model)
 
         def alike(placed: Placed) -> bool:
-            return (placed.run.dtype or self.model.dtype) == dtype
+            return kind_of(placed.run, self.model) == kind
 
         columns = [
             zip(repeat(ticket), takewhile(alike, ticket.outstanding), strict=False)
@@ -219,6 +229,7 @@ class Scheduler:
         self.observe(seconds, len(sharing))
         for owner in owners:
             owner.timings.forward += seconds
+            owner.seconds += seconds / len(owners)
             owner.conditions += activations[0].conditions
         for (ticket, placed), read in zip(sharing, activations, strict=True):
             ticket.received.append(read)
@@ -245,6 +256,7 @@ class Scheduler:
         self.active.remove(ticket)
         ticket.plan.question.close()
         self.prefixes.release(ticket.outstanding)
+        self.prefixes.forget(ticket.histories)
         ticket.outstanding = deque()
         ticket.answered = error is None
         ticket.settle(answer, error)

@@ -33,6 +33,8 @@ class Tokenizer:
     anchor: tuple[int, ...]
     """Ids that the baseline `anchored` begins both runs with: `prefix`, else `<|endoftext|>`, else
     the tokenizer's `bos_token`, else none."""
+    end_tokens: frozenset[int]
+    """Id of the tokenizer's `eos_token`, if it has one."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._fast = tokenizer.backend_tokenizer
@@ -47,6 +49,7 @@ class Tokenizer:
         self.prefix = self._prefix()
         others = (self._fast.token_to_id(ANCHOR), tokenizer.bos_token_id)
         self.anchor = self.prefix or tuple(id for id in others if id is not None)[:1]
+        self.end_tokens = frozenset(id for id in (tokenizer.eos_token_id,) if id is not None)
         # It may cut spaces off the offsets (Llama 3). The ids without `prefix` do not depend on it.
         self._fast.post_processor = None
         added = self._fast.get_added_tokens_decoder()

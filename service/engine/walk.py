@@ -12,7 +12,6 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,14 +19,17 @@ from schemas.activations import HookPoint
 from service.engine.attention import Attended, Before, attention
 from service.engine.block import Block, Note
 from service.engine.graphs import STREAM, Graphs
+from service.engine.indices import Indices, copied
+from service.engine.masks import own_bias, seen
 from service.engine.model import Model
-from service.engine.pack import Filling, Known, Mask, Pack, pack
+from service.engine.pack import Filling, Pack, pack
 from service.engine.patch import PatchedRows
 from service.engine.prefixes import Prefixes
 from service.engine.readback import Condition
 from service.engine.rotary import Rotary, Table
-from service.engine.route import Indices, Step, copied, route
+from service.engine.route import Step, route
 from service.engine.run import Activations, Run, Site
+from service.engine.segments import Placed
 from service.errors import NonFiniteActivation
 from service.theory import NonFinite
 
@@ -38,11 +40,11 @@ def forward(
     proceed: Callable[[], None] = lambda: None,
     prefixes: Prefixes | None = None,
 ) -> list[Activations]:
-    """Run all runs in one pack, and return the activations of each.
+    """Run all runs in one pack for each kind, and return the activations of each.
 
     Args:
         model: The resident model.
-        runs: Runs of one dtype.
+        runs: The runs.
         proceed: Called before each block. It may raise to end the walk.
         prefixes: The tree with the prefix cache to read and write.
 
@@ -53,12 +55,20 @@ def forward(
     tree.verify()
     placed = tree.place(runs)
     try:
-        filling = Filling()
+        fillings: dict[Hashable, Filling] = {}
         for one in placed:
-            filling.add(one)
-        return walk(model, filling, tree, proceed)
+            fillings.setdefault(kind_of(one.run, model), Filling()).add(one)
+        read: dict[Placed, Activations] = {}
+        for filling in fillings.values():
+            read |= zip(filling.placed, walk(model, filling, tree, proceed), strict=True)
+        return [read[one] for one in placed]
     finally:
         tree.release(placed)
+
+
+def kind_of(run: Run, model: Model) -> Hashable:
+    """What the runs of a pack have in common: the dtype and the first layer."""
+    return run.dtype or model.dtype, run.first_layer
 
 
 def walk(
@@ -92,7 +102,10 @@ def walk(
         ):
             known = kept.start + kept.rows.stop - kept.rows.start
             prefixes.keep(kept.segment, layers[: passing.attended], known, conditions)
-    return [Activations(read, conditions) for read in passing.activations]
+    return [
+        Activations(read, conditions, patched)
+        for read, patched in zip(passing.activations, passing.patched, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -110,22 +123,12 @@ class _Rows:
     tables: Mapping[Rotary | None, Table]
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """The bias of known rows, (rows that see some, known rows); None: they see all.
-
-    `blind` says which of them see none in this window, (rows, 1); None: all see some.
-    """
-
-    bias: Tensor | None
-    blind: Tensor | None
-
-
 class _Walk:
     """The state of a walk."""
 
     def __init__(self, model: Model, laid_out: Pack, graphs: Graphs | None) -> None:
         self.activations: list[dict[Site, Tensor]] = [{} for _ in laid_out.placed]
+        self.patched = [0] * len(laid_out.placed)
         self.conditions: list[Condition] = []
         self.kept: list[Tensor | None] = [None] * len(laid_out.kept)
         self.attended = 0
@@ -140,6 +143,7 @@ class _Walk:
         """Walk through the blocks that the runs need."""
         at, device, ends = self._at, self._model.device, self._model.ends
         tokens, positions = at.add(self._pack.tokens), at.add(self._pack.positions)
+        begun = at.add(self._pack.begun)
         steps = route(self._pack, at)
         at.copy(device)
         x = ends.token_embedding[at[tokens]].to(dtype)
@@ -147,7 +151,10 @@ class _Walk:
             x = x * ends.embedding_scale.to(dtype)
         if ends.position_embedding is not None:
             x = x + ends.position_embedding[at[positions]].to(dtype)
-        blocks = self._model.blocks[: len(steps)]
+        if streams := [begin.stream for one in self._pack.placed if (begin := one.run.begin)]:
+            x = x.index_copy(0, at[begun], torch.cat(streams))
+        first = self._pack.first
+        blocks = self._model.blocks[first : first + len(steps)]
         where = torch.from_numpy(self._pack.positions)
         tables: dict[Rotary | None, Table] = {
             block.rotary: Table(*copied(block.rotary.turns(where, dtype), device))
@@ -155,18 +162,18 @@ class _Walk:
             if block.rotary is not None
         }
         windows = {block.window for block in blocks}
-        bias = {window: self._bias(window, dtype, device) for window in windows}
+        bias = {window: own_bias(self._pack, window, dtype, device) for window in windows}
         self._known = {
-            window: [self._seen(known, window, dtype, device) for known in self._pack.known]
+            window: [seen(self._pack, one, window, dtype, device) for one in self._pack.known]
             for window in windows
         }
         rows = _Rows(x, bias, tables)
         if self._graphs is not None:
             self._shape = self._graphs.shape((dtype, *self._pack.sees.shape))
             rows = self._static(rows)
-        for layer, (step, block) in enumerate(zip(steps, blocks, strict=True)):
+        for layer, (step, block) in enumerate(zip(steps, blocks, strict=True), first):
             proceed()
-            last = layer + 1 == len(steps)
+            last = layer + 1 == first + len(steps)
             here = None if step.stay is None else self._at[step.stay]
             rows = self._staying(rows, here, last=False)
             compute = self._block if self._graphs is None else self._replayed
@@ -216,30 +223,6 @@ class _Walk:
         if keeps:
             self._keep(layer, step, *results[len(points) :])
         return rows
-
-    def _bias(self, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Windows count positions and not rows, so that gaps stay gaps."""
-        sees = self._pack.sees
-        if window is not None:
-            where = self._pack.positions.reshape(len(sees), -1)
-            sees = sees & np.less(where[:, :, None] - where[:, None, :], window)
-        return _as_bias(sees, dtype, device)
-
-    def _seen(
-        self, known: Known, window: int | None, dtype: torch.dtype, device: torch.device
-    ) -> _Seen:
-        most = int(known.counts.max())
-        sees: Mask = np.less(np.arange(most), known.counts[:, None])
-        if window is not None:
-            own = self._pack.positions[known.rows]
-            sees = sees & np.less(own[:, None] - known.positions[:most], window)
-        if sees.all():
-            return _Seen(None, None)
-        blind = ~np.any(sees, 1, keepdims=True)
-        return _Seen(
-            _as_bias(sees, dtype, device),
-            copied(torch.from_numpy(blind), device) if blind.any() else None,
-        )
 
     def _read(self, layer: int, step: Step, point: HookPoint, value: Tensor) -> None:
         """Give each run that reads this site its rows of `value`."""
@@ -324,8 +307,10 @@ class _Walk:
             normed = normed[through]
             rows = self._staying(rows, through, last)
         post = block.mlp(rows.x, normed, note, patch)
-        if patch is not None:
+        if patch is not None and step.patching is not None:
             require_formed(patch)
+            for run, count in step.patching.counts:
+                self.patched[run] = max(self.patched[run], count)
         return _Rows(post, rows.bias, rows.tables)
 
     def _staying(self, rows: _Rows, here: Tensor | None, last: bool) -> _Rows:
@@ -343,10 +328,10 @@ class _Walk:
     def _before(self, window: int | None, layer: int, step: Step) -> Iterable[Before]:
         """The known rows of a layer."""
         for number, queries, mask in step.known:
-            seen, known = self._known[window][number], self._pack.known[number]
+            sight, known = self._known[window][number], self._pack.known[number]
             bias, blind = (
                 part if part is None or mask is None else part[self._at[mask]]
-                for part in (seen.bias, seen.blind)
+                for part in (sight.bias, sight.blind)
             )
             yield Before(
                 known.layers[layer, :, :, : known.counts.max()],
@@ -369,7 +354,7 @@ class _Walk:
                     layers = segment.layers
                 else:
                     heads, _, width = keys.shape
-                    shape = depth, 2, heads, len(segment.rows), width
+                    shape = depth, 2, heads, segment.capacity or len(segment.rows), width
                     layers = keys.new_empty(shape)
                 self.kept[number] = layers
             if layers is not None and layer < len(layers):
@@ -380,6 +365,8 @@ class _Walk:
             torch._foreach_copy_(to, kept)
 
     def _require_formed(self, layer: int, patch: PatchedRows) -> None:
+        if patch.formed is None:
+            return
         error = NonFinite(
             f"an update of layer {layer} does not exist: a vector that it divides by has norm 0 or "
             "is not finite"
@@ -409,9 +396,3 @@ class _Finite(Condition):
                 return NonFiniteActivation(f"{point} of layer {layer} holds NaN or infinity")
             start += count
         return self.error
-
-
-def _as_bias(sees: Mask, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 where a mask is true, −∞ elsewhere. The mask is copied, which has fewer bytes."""
-    hidden = copied(torch.from_numpy(~sees), device)
-    return torch.zeros(sees.shape, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)

@@ -24,8 +24,8 @@ from service.theory.joint_update import (
     MAX_CONDITION,
     DependentRows,
     JointUpdate,
-    LowRank,
     joint_update,
+    least_norm,
 )
 from service.theory.output_update import (
     OutputUpdate,
@@ -34,6 +34,8 @@ from service.theory.output_update import (
 )
 from service.theory.projection import Projection
 from service.theory.rank_one import RankOne
+from service.theory.sampling import choose, gumbel_noise, nucleus
+from service.theory.static_update import LowRank, StaticUpdate, static_updates
 from service.theory.trajectory import Trajectory, trajectory
 from service.theory.vectors import dot, norm
 
@@ -49,21 +51,27 @@ __all__ = [
     "OutputUpdate",
     "Projection",
     "RankOne",
+    "StaticUpdate",
     "Trajectory",
     "below_noise",
+    "choose",
     "compare",
     "concatenated",
     "discrepancy",
     "dot",
+    "gumbel_noise",
     "implicit_update",
     "improvement",
     "is_finite",
     "joint_update",
     "kl_divergence",
+    "least_norm",
     "magnitude",
     "norm",
+    "nucleus",
     "output_update",
     "post_norm_update",
+    "static_updates",
     "tolerance",
     "trajectory",
     "update_on_base",

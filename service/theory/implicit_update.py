@@ -80,12 +80,6 @@ class ImplicitUpdate:
         out = None if self.out is None else self.out[index]
         return ImplicitUpdate(self.weight[index], self.bias[index], out)
 
-    def unbind(self) -> list[ImplicitUpdate]:
-        """The update of each position of a batch."""
-        outs = [None] * len(self.bias) if self.out is None else self.out.unbind()
-        parts = zip(self.weight.unbind(), self.bias.unbind(), outs, strict=True)
-        return [ImplicitUpdate(*part) for part in parts]
-
     def with_output(self, output: Tensor) -> ImplicitUpdate:
         """The same update with another output factor of ΔW."""
         return replace(self, weight=RankOne(self.weight.input, output))

@@ -69,14 +69,6 @@ class OutputUpdate:
         gain = None if self.gain is None else self.gain.to(dtype)
         return OutputUpdate(self.weight.to(dtype), gain, self.lifted)
 
-    def unbind(self) -> list[OutputUpdate]:
-        """The update of each position of a batch."""
-        weights = self.weight.unbind()
-        nothing = [None] * len(weights)
-        gains = nothing if self.gain is None else self.gain.unbind()
-        lifted = nothing if self.lifted is None else self.lifted.unbind()
-        return [OutputUpdate(*part) for part in zip(weights, gains, lifted, strict=True)]
-
     def __getitem__(self, index: Index) -> OutputUpdate:
         """The update, or the batch of updates, at `index` of the first leading dimension."""
         return OutputUpdate(

@@ -64,11 +64,6 @@ class RankOne:
         """The same factors rounded to `dtype`."""
         return RankOne(self.input.to(dtype), self.output.to(dtype))
 
-    def unbind(self) -> list[RankOne]:
-        """Each matrix, or batch of matrices, of the first leading dimension."""
-        parts = zip(self.input.unbind(), self.output.unbind(), strict=True)
-        return [RankOne(*part) for part in parts]
-
     @classmethod
     def concatenated(cls, batches: Sequence[RankOne]) -> RankOne:
         """Batches of matrices as one batch."""

@@ -21,12 +21,14 @@ from torch import Tensor
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
 from schemas.common import UNSET, Request, Unset
+from schemas.completions import CompletionRequest
 from schemas.equivalence_checks import EquivalenceChecksRequest
 from schemas.pairs import AnotherContext, Baseline, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import Update, WeightUpdatesRequest
 from service.analysis.activations import plan_activations
 from service.analysis.attributions import plan_attributions
+from service.analysis.completions import plan_completion
 from service.analysis.equivalence_checks import plan_equivalence_checks
 from service.analysis.pairs import Pair, resolve_pair
 from service.analysis.trajectories import plan_trajectories
@@ -117,6 +119,7 @@ EXTENTS = pytest.mark.parametrize("extent", ["one", pytest.param("every", marks=
 PLANS: Mapping[type[Request], Callable[[Model, Any], Plan[Any]]] = {
     ActivationsRequest: plan_activations,
     AttributionsRequest: plan_attributions,
+    CompletionRequest: plan_completion,
     EquivalenceChecksRequest: plan_equivalence_checks,
     TrajectoriesRequest: plan_trajectories,
     WeightUpdatesRequest: plan_weight_updates,

@@ -14,6 +14,7 @@ from fastapi import FastAPI
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
 from schemas.common import Encoding, Request
+from schemas.completions import Capture, CompletionRequest, RecomputedPatch
 from schemas.equivalence_checks import EquivalenceChecksRequest
 from schemas.pairs import AnotherContext, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
@@ -54,13 +55,8 @@ REQUESTS: dict[str, Request] = {
         include=[],
         baseline=WithoutSpans(without=[(i, i + 1) for i in range(1, 40, 2)]),
     ),
-    "joint updates": WeightUpdatesRequest(**ALL, joint=True),
-    "joint updates without tensors": WeightUpdatesRequest(
-        context=CONTEXT, query=LONG[:24], positions="all", joint=True, include=[]
-    ),
     "checks": EquivalenceChecksRequest(**ALL),
     "a check without controls": EquivalenceChecksRequest(**SHORT, controls=False),
-    "joint checks": EquivalenceChecksRequest(**ALL, joint=True),
     "model checks": EquivalenceChecksRequest(**ALL, scope="model"),
     "a model check of one layer": EquivalenceChecksRequest(**SHORT, scope="model"),
     "trajectories": TrajectoriesRequest(**ALL),
@@ -76,6 +72,25 @@ REQUESTS: dict[str, Request] = {
     "norms": ActivationsRequest(prompts=[[5]], hook_points=POINTS, reduce="norm"),
     "norms of many positions": ActivationsRequest(prompts=[LONG], positions="all", reduce="norm"),
     "means": ActivationsRequest(prompts=[CONTEXT, [5]], reduce="mean"),
+    "a completion of one token": CompletionRequest(prompt=[5], max_tokens=1, seed=1),
+    "a completion with everything": CompletionRequest(
+        prompt="the \x01\x02",
+        max_tokens=20,
+        seed=1,
+        logprobs=20,
+        patch=RecomputedPatch(context="a", recompute="new"),
+        agreement=True,
+        capture=Capture(hook_points=["mlp_in", "mlp_act", "resid_post"]),
+    ),
+    "an echoed prompt": CompletionRequest(
+        prompt="\x01" * 40, max_tokens=2, seed=1, logprobs=20, echo=True
+    ),
+    "captured norms": CompletionRequest(
+        prompt=[5],
+        max_tokens=9,
+        seed=1,
+        capture=Capture(reduce="norm", hook_points=["mlp_in", "resid_post"]),
+    ),
 }
 
 
@@ -131,7 +146,6 @@ def test_answer_with_a_long_baseline_context_has_at_most_the_expected_bytes(
         (WeightUpdatesRequest(**PAIR), 3 * (32 + 128)),
         (WeightUpdatesRequest(**ALL, include=["bias"]), 9 * 32),
         (WeightUpdatesRequest(**ALL, baseline="alone", include=["split"]), 9 * 2 * (32 + 128)),
-        (WeightUpdatesRequest(**ALL, joint=True), 3 * 3 * 2 * (32 + 128)),
         (ActivationsRequest(prompts=[CONTEXT, [5]], positions="all"), 3 * 7 * 32),
         (ActivationsRequest(prompts=[CONTEXT], hook_points=["mlp_in", "mlp_pre"]), 3 * 160),
         (ActivationsRequest(prompts=[CONTEXT], positions="all", reduce="norm"), 3 * 6 * 2),
@@ -156,7 +170,6 @@ OF_FAMILIES: dict[str, Request] = {
     ),
     "bias": WeightUpdatesRequest(**ALL, include=["factors", "bias", "next_tokens"]),
     "the second weight alone": WeightUpdatesRequest(**SHORT, include=["bias"], form="weights"),
-    "joint": WeightUpdatesRequest(**ALL, joint=True),
     "checks": EquivalenceChecksRequest(**ALL, form="weights"),
     "projections": EquivalenceChecksRequest(**SHORT, scope="projection", stream="sequential"),
     "activations": ActivationsRequest(
@@ -172,8 +185,6 @@ def test_plans_of_other_families_announce_their_numbers_and_bytes(
 ) -> None:
     """Two first weights, a second one that carries Δh, and a gain count as they are written."""
     model, request = variant_of(name).model, OF_FAMILIES[asked]
-    if asked == "joint" and model.post_norms:
-        return
     if isinstance(request, ActivationsRequest) and not model.gated:
         request = request.model_copy(update={"hook_points": POINTS})
     made = plan_of(model, request)

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from schemas.common import DType
+from schemas.completions import Capture, CompletionRequest, RecomputedPatch
 from service.analysis.activations import activations
+from service.analysis.adapters.token import token_adapter
 from service.analysis.block_checks import Procedure, block_checks
+from service.analysis.completions import plan_completion
 from service.analysis.model_checks import model_checks
 from service.analysis.self_check import self_check
 from service.analysis.weight_updates import weight_updates
@@ -18,6 +21,7 @@ from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 from tests import oracle
 from tests.analysis.subjects import CONTEXT, QUERY, Subject, agree
+from tests.analysis.test_token_adapters import BAR, logits_error
 from tests.engine.made import POINTS, every_site
 from tests.oracle import GPT2
 
@@ -105,3 +109,38 @@ def test_updates_cached_prefixes_and_self_check_work_on_each_device(
     for site, value in warm.items():
         agree(value.double().cpu(), cold[site].double().cpu(), 5e-6, site)
     assert drive(model, self_check(model)).verdict == "holds"
+
+
+@pytest.mark.parametrize("positions", [(2,), (0, 2)])
+def test_token_adapters_are_exact_on_each_device(
+    tiny_folder: Path, device: str, positions: tuple[int, ...]
+) -> None:
+    """The numbers of an adapter, copied to the host, are exact in the oracle."""
+    one = subject(tiny_folder, device, "float32")
+    pair = one.pair("matched", positions)
+    found = drive(one.model, token_adapter(one.model, pair, "weights"))
+    assert logits_error(one.question("matched"), found.updates, positions) <= BAR
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_recomputed_patches_follow_the_context_in_every_dtype(
+    tiny_folder: Path, device: str, dtype: DType
+) -> None:
+    """A sampled completion without the context agrees with the run with context within the
+    dtype."""
+    model = subject(tiny_folder, device, dtype).model
+    patch = RecomputedPatch(context=CONTEXT, recompute="new")
+    body = CompletionRequest(
+        prompt=QUERY,
+        patch=patch,
+        agreement=True,
+        max_tokens=8,
+        seed=1,
+        top_p=0.9,
+        echo=True,
+        capture=Capture(layers=[0]),
+    )
+    answer = drive(model, plan_completion(model, body))
+    assert answer.agreement
+    # Near its minimum the divergence grows with the square of an error of the logits.
+    assert max(one.kl for one in answer.agreement) <= BOUNDS[dtype] ** 2

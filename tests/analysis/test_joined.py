@@ -124,10 +124,9 @@ def test_joined_plan_has_the_work_of_all_and_closes_what_it_replaces(tiny: Model
             EquivalenceChecksRequest(context=[3, 50, 9], query=[8, 30], scope="model"),
             EquivalenceChecksRequest(context=[60, 61, 62], query=[8], scope="model"),
         ],
-        requests(positions="all", joint=True)[::2],
         [*requests(layers=[0]), *requests(layers=[1])],
     ],
-    ids=["activations", "model checks", "joint updates", "different options"],
+    ids=["activations", "model checks", "different options"],
 )
 def test_plans_without_a_common_batch_are_asked_side_by_side(
     tiny: Model, asked: Sequence[Request]

@@ -13,6 +13,7 @@ import torch
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
 from schemas.common import DType, Request, Text
+from schemas.completions import CompletionRequest, Recompute, RecomputedPatch
 from schemas.equivalence_checks import EquivalenceChecksRequest, Scope
 from schemas.pairs import AnotherContext, Baseline, Span, Stream, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
@@ -47,16 +48,13 @@ STREAMS: list[Stream] = ["free", "sequential"]
 
 
 def weight_updates() -> Iterable[Request]:
-    """Requests with every baseline, stream, include and kind of probe, and joint ones."""
+    """Requests with every baseline, stream, include and kind of probe."""
     for baseline, stream, include in product(BASELINES.values(), STREAMS, INCLUDES):
         yield WeightUpdatesRequest(
             **PAIR, baseline=baseline, stream=stream, include=include, layers=[1], positions="all"
         )
     for baseline, include in product(BASELINES.values(), INCLUDES):
         yield WeightUpdatesRequest(**PAIR, baseline=baseline, include=include, probe_queries=PROBES)
-        yield WeightUpdatesRequest(
-            **PAIR, baseline=baseline, include=include[:1], joint=True, positions=[2, 0]
-        )
     for pair in (PAIR, BEGINS_WITH_QUERY):
         yield WeightUpdatesRequest(
             **pair, baseline="alone", include=["split", "next_tokens"], probe_queries=PROBES
@@ -64,13 +62,12 @@ def weight_updates() -> Iterable[Request]:
 
 
 def equivalence_checks() -> Iterable[Request]:
-    """Requests of every scope, baseline and stream, with and without controls, and joint ones."""
+    """Requests of every scope, baseline and stream, with and without controls."""
     for baseline, controls in product(BASELINES.values(), (True, False)):
         shared: dict[str, Any] = {**PAIR, "baseline": baseline, "controls": controls}
         for scope in SCOPES:
             yield EquivalenceChecksRequest(**shared, scope=scope, layers=[0], positions=[2, 0])
         yield EquivalenceChecksRequest(**shared, stream="sequential", positions=[0, 1])
-        yield EquivalenceChecksRequest(**shared, joint=True, positions="all")
     yield EquivalenceChecksRequest(context=[5, 5, 5], query=QUERY)
 
 
@@ -100,11 +97,21 @@ def activations() -> Iterable[Request]:
         yield ActivationsRequest(prompts=prompts, layers=[0], positions="all", reduce="norm")
 
 
+def completions() -> Iterable[Request]:
+    """Completions of one token, plain and under recomputed patches from every baseline."""
+    yield CompletionRequest(prompt=CONTEXT, max_tokens=1)
+    yield CompletionRequest(prompt=CONTEXT, max_tokens=1, echo=True, logprobs=1)
+    for baseline, agreement in product(BASELINES.values(), (True, False)):
+        patch = RecomputedPatch(context=CONTEXT, baseline=baseline)
+        yield CompletionRequest(prompt=QUERY, patch=patch, agreement=agreement, max_tokens=1)
+
+
 REQUESTS = [
     *weight_updates(),
     *equivalence_checks(),
     *readings_in_parts(),
     *activations(),
+    *completions(),
 ]
 
 
@@ -168,6 +175,12 @@ def checks(**options: Any) -> Request:
     return EquivalenceChecksRequest(**{**PAIR, "layers": [0], "controls": False, **options})
 
 
+def completion(recompute: Recompute, agreement: bool) -> Request:
+    """A request for five tokens under a recomputed patch."""
+    patch = RecomputedPatch(context=CONTEXT, recompute=recompute)
+    return CompletionRequest(prompt=QUERY, patch=patch, agreement=agreement, max_tokens=5)
+
+
 @pytest.mark.parametrize(
     ("request_", "rows", "layers"),
     [
@@ -190,10 +203,8 @@ def checks(**options: Any) -> Request:
         (updates(probe_queries=[[30], [31, 32]]), 12 + 2 * 1 + 2 * 2, 1),
         (updates(probe_queries=[[11], [11, 12, 13]]), 12, 1),
         (updates(probe_queries=[[11, 40]]), 12 + 2, 1),
-        (updates(joint=True, positions="all"), 9 + 3, 1),
         (checks(scope="projection"), 9 + 3, 1),
         (checks(stream="sequential", positions="all"), 9 + 9, 1),
-        (checks(joint=True, positions="all"), 9 + 3, 1),
         (checks(scope="model"), 9 + 3 + 3, 3),
         (checks(scope="model", positions="all"), 9 + 3 + 9, 3),
         (checks(scope="model", positions="all", controls=True), 9 + 3 + 9 + 9, 3),
@@ -204,6 +215,10 @@ def checks(**options: Any) -> Request:
         (TrajectoriesRequest(**PAIR, spans=SPANS[0], layers=[0]), 6 + 3 * 3, 1),
         (AttributionsRequest(**PAIR, spans=SPANS[0], layers=[0]), 9 + 3 + 9 + 3 + 7, 1),
         (ActivationsRequest(prompts=[CONTEXT, CONTEXT, [5, 6, 20], [20]]), 6 + 1 + 1, 3),
+        (CompletionRequest(prompt=CONTEXT, max_tokens=5), 6 + 4, 3),
+        (completion("new", agreement=True), 9 + 3 + 2 * 4, 3),
+        (completion("new", agreement=False), 9 + 3 + 2 * 4, 3),
+        (completion("all", agreement=True), 9 + 3 + 4 + (4 + 5 + 6 + 7), 3),
     ],
 )
 def test_plan_announces_the_rows_counted_by_hand(

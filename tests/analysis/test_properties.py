@@ -195,9 +195,9 @@ def test_joint_patch_acts_like_each_positions_own_patch(
         block = model.blocks[layer].to(torch.float64)
         n, h, act, pre, post = (Site(layer, point) for point in points)
         w_in = block.w_in
-        joint = joint_update(base[n], full[n], base[h], full[h], full[act], w_in.weight)
+        joint = joint_update(base[n], full[n], base[h], full[h], full[act], w_in)
         single = implicit_update(base[n], full[n], base[h], full[h], w_in)
-        bound = FLOAT64 * max(joint.w_in.condition, joint.w_out.condition)
+        bound = FLOAT64 * max(joint.conditions)
         jointly = patched_block(block, base[h], base[n], joint, "materialized")
         apart = patched_block(block, base[h], base[n], single, "factored")
         for found, alone, expected in zip(jointly, apart, (full[pre], full[post]), strict=True):

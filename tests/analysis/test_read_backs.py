@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ import service.theory
 from schemas.weight_updates import Include
 from service.analysis import pieces
 from service.analysis.activations import activations
+from service.analysis.adapters.token import token_adapter
 from service.analysis.attributions import attributions
 from service.analysis.block_checks import Procedure, block_checks
 from service.analysis.model_checks import model_checks
@@ -47,9 +49,9 @@ QUERY = list(range(20, 40))
 SPANS = [(i, i + 1) for i in range(6)]
 METHODS = {"item", "tolist", "cpu", "numpy", "nonzero"}
 CONVERSIONS = {"bool", "float", "int"}
-EXEMPT = {"joints.py", "joint_update.py"}
-"""Files of the joint patch, whose solver decides on the host."""
-ON_HOST = {"inputs.py": 4, "weight_updates.py": 3, "model_checks.py": 1}
+EXEMPT = {"joint_update.py"}
+"""The solver of the joint patch decides on the host."""
+ON_HOST = {"inputs.py": 4, "weight_updates.py": 1, "model_checks.py": 1}
 """Conversions of values that are no tensors."""
 FILES = [
     path
@@ -251,6 +253,8 @@ def test_conditions_of_the_activations_are_tested_first(tiny: Model) -> None:
         block_checks(tiny, asked, [1], Procedure()),
         model_checks(tiny, asked, [1], Procedure()),
         activations(tiny, [(5, 6)], [(0, 1)], [1], ["mlp_in"], "norm"),
+        token_adapter(tiny, asked, "weights"),
+        token_adapter(tiny, replace(asked, positions=(1,)), "bias"),
     ]
     for question in questions:
         received = 0

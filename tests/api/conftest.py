@@ -99,6 +99,7 @@ def slow(slow_folder: Path) -> Iterator[Heard]:
         "prefix_cache_bytes": 0,
         "queue_size": 1,
         "threads": 1,
+        "max_response_bytes": 256 << 20,
     }
     with served(**settings) as running, client_of(running) as client:
         yield Heard(running, client, log_of(running))

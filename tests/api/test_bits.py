@@ -24,10 +24,6 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
     "updates in sequence": ("updates", {**PAIR, "stream": "sequential", "encoding": "base64"}),
     "checks of blocks": ("checks", PAIR),
     "a check of the model": ("checks", {**PAIR, "scope": "model", "baseline": "alone"}),
-    "joint updates": (
-        "updates",
-        {**PAIR, "query": " Berlin is", "positions": "all", "joint": True, "encoding": "base64"},
-    ),
     "parts": (
         "updates",
         {**PAIR, "baseline": "alone", "include": ["split", "next_tokens"], "encoding": "base64"},

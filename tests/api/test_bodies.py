@@ -20,6 +20,7 @@ PATHS = {
     "trajectories": "/v1/trajectories",
     "attributions": "/v1/attributions",
     "tokenize": "/v1/tokenize",
+    "completions": "/v1/completions",
 }
 DEEP = 100_000
 
@@ -99,7 +100,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("checks", {"tolerance": CANARY}, "/tolerance"),
     ("checks", {"tolerance": True}, "/tolerance"),
     ("checks", {"include": []}, "/include"),
-    ("updates", {"joint": 1}, "/joint"),
     ("updates", {"probe_queries": CANARY}, "/probe_queries"),
     ("updates", {"probe_queries": ["a", None]}, "/probe_queries/1"),
     ("updates", {"probe_queries": [[CANARY]]}, "/probe_queries/0/0"),
@@ -119,6 +119,31 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("tokenize", {"context": CANARY}, ""),
     ("tokenize", {"prompts": [7]}, "/prompts/0"),
     ("tokenize", {}, ""),
+    ("completions", {"prompt": None}, "/prompt"),
+    ("completions", {"prompt": [CANARY]}, "/prompt/0"),
+    ("completions", {"prompt": [[1]]}, "/prompt/0"),
+    ("completions", {"max_tokens": 0}, "/max_tokens"),
+    ("completions", {"max_tokens": 1.5}, "/max_tokens"),
+    ("completions", {"temperature": -1}, "/temperature"),
+    ("completions", {"top_p": 0}, "/top_p"),
+    ("completions", {"seed": -1}, "/seed"),
+    ("completions", {"seed": 2**63}, "/seed"),
+    ("completions", {"logprobs": 21}, "/logprobs"),
+    ("completions", {"logprobs": True}, "/logprobs"),
+    ("completions", {"stop": ["a"] * 5}, "/stop"),
+    ("completions", {"stop": ""}, "/stop"),
+    ("completions", {"stop": [CANARY, 1]}, "/stop/1"),
+    ("completions", {"stream": CANARY}, "/stream"),
+    ("completions", {"stream_options": {CANARY: True}}, f"/stream_options/{CANARY}"),
+    ("completions", {"patch": CANARY}, "/patch"),
+    ("completions", {"patch": {}}, "/patch"),
+    ("completions", {"patch": {"context": "a", "recompute": CANARY}}, "/patch/recompute"),
+    ("completions", {"patch": {"context": "a", "baseline": CANARY}}, "/patch/baseline"),
+    ("completions", {"patch": {"adapter": 7}}, "/patch/adapter"),
+    ("completions", {"patch": {"adapter": "a", "scale": 1e9}}, "/patch/scale"),
+    ("completions", {"capture": {"hook_points": [CANARY]}}, "/capture/hook_points/0"),
+    ("completions", {"capture": {"layers": [0.5]}}, "/capture/layers/0"),
+    ("completions", {"messages": [CANARY]}, "/messages"),
 ]
 FILLED: dict[str, dict[str, Any]] = {
     "updates": PAIR,
@@ -127,6 +152,7 @@ FILLED: dict[str, dict[str, Any]] = {
     "attributions": PAIR,
     "activations": {"prompts": [CANARY]},
     "tokenize": {},
+    "completions": {"prompt": CANARY},
 }
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from schemas.activations import ActivationsAnswer, ActivationsRequest, HookPoint
 from schemas.attributions import AttributionsAnswer, AttributionsRequest
 from schemas.common import read_answer
+from schemas.completions import Completion, CompletionRequest
 from schemas.equivalence_checks import EquivalenceChecksAnswer, EquivalenceChecksRequest
 from schemas.model import ModelAnswer
 from schemas.tokenize import TokenizeAnswer, TokenizeRequest
@@ -28,6 +29,7 @@ RESOURCES: dict[str, tuple[type[BaseModel], type[Any]]] = {
     "/v1/trajectories": (TrajectoriesRequest, TrajectoriesAnswer),
     "/v1/attributions": (AttributionsRequest, AttributionsAnswer),
     "/v1/tokenize": (TokenizeRequest, TokenizeAnswer),
+    "/v1/completions": (CompletionRequest, Completion),
 }
 EVERYWHERE = {
     "too_many_lines",
@@ -63,6 +65,22 @@ MAY_OCCUR = {
     "/v1/trajectories": PAIR,
     "/v1/attributions": PAIR,
     "/v1/tokenize": EVERYWHERE | {"too_many_items"},
+    "/v1/completions": (PAIR - {"position_out_of_range"})
+    | {
+        "unknown_hook_point",
+        "unknown_model",
+        "unknown_adapter",
+        "other_weights",
+        "no_rows_patched",
+    },
+    "/v1/models": {
+        "missing_key",
+        "wrong_key",
+        "not_acceptable",
+        "internal",
+        "loading",
+        "self_check_failed",
+    },
     "/v1/model": {
         "missing_key",
         "wrong_key",
@@ -111,7 +129,8 @@ def test_schemas_are_the_services_own(document: dict[str, Any]) -> None:
     for methods in document["paths"].values():
         for operation in methods.values():
             for status, said in operation["responses"].items():
-                assert status == "200" or list(said["content"]) == ["application/problem+json"]
+                problem = int(status) >= 400
+                assert not problem or list(said["content"]) == ["application/problem+json"]
 
 
 def test_description_credits_each_paper(document: dict[str, Any]) -> None:
@@ -122,9 +141,15 @@ def test_description_credits_each_paper(document: dict[str, Any]) -> None:
 
 def test_operations_are_described(document: dict[str, Any]) -> None:
     """Every operation says in words what it does, and the resources are all there."""
-    assert {*RESOURCES, "/v1/model", "/livez", "/readyz", "/health", "/metrics"} <= set(
-        document["paths"]
-    )
+    assert {
+        *RESOURCES,
+        "/v1/model",
+        "/v1/models",
+        "/livez",
+        "/readyz",
+        "/health",
+        "/metrics",
+    } <= set(document["paths"])
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation.get("summary"), (method, path)
@@ -160,10 +185,13 @@ def test_bodies_are_documented(document: dict[str, Any], path: str) -> None:
     assert schema["additionalProperties"] is False
     assert schema["examples"]
     answers = operation["responses"]["200"]["content"]
-    tensors = path in ("/v1/activations", "/v1/weight-updates")
+    tensors = path in ("/v1/activations", "/v1/weight-updates", "/v1/completions")
+    streams = {"text/event-stream"} if path == "/v1/completions" else set()
     lines = "application/x-ndjson"
     assert lines in body["content"]
-    assert set(answers) == {"application/json", lines} | ({SAFETENSORS} if tensors else set())
+    assert set(answers) == {"application/json", lines} | streams | (
+        {SAFETENSORS} if tensors else set()
+    )
     for name, field in schema["properties"].items():
         assert field.get("description"), name
 

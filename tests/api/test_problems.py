@@ -105,11 +105,7 @@ UNDEFINED: list[tuple[str, dict[str, Any]]] = [
     ],
     ("updates", {"include": ["split"]}),
     ("updates", {"include": ["split"], "baseline": "alone", "stream": "sequential"}),
-    ("updates", {"joint": True}),
-    ("updates", {"joint": True, "query": "xyz", "positions": "all", "stream": "sequential"}),
     ("checks", {"scope": "model", "stream": "free"}),
-    ("checks", {"joint": True}),
-    ("checks", {"joint": True, "query": "xyz", "positions": "all", "scope": "model"}),
 ]
 """Combinations that are not defined."""
 

@@ -19,25 +19,10 @@ PATHS = {
 }
 PAIR: dict[str, Any] = {"context": [40, 7, 200, 91, 3], "query": [18, 150]}
 SEQUENTIAL = {"stream": "sequential"}
-JOINT = {"joint": True, "positions": "all"}
 MODEL = {"scope": "model"}
 REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
-    ("updates", {"joint": True}, "not_supported", "/joint"),
-    ("updates", {"joint": True, "positions": [1]}, "not_supported", "/joint"),
-    ("updates", JOINT | {"query": [9]}, "not_supported", "/joint"),
-    ("updates", JOINT | SEQUENTIAL, "not_supported", "/joint"),
-    ("updates", JOINT | {"include": ["factors", "bias"]}, "not_supported", "/include"),
-    (
-        "updates",
-        JOINT | {"include": ["split"], "baseline": "alone"},
-        "not_supported",
-        "/include",
-    ),
-    ("updates", JOINT | {"form": "weights"}, "not_supported", "/form"),
     ("updates", {"form": "gain"}, "validation", "/form"),
     ("checks", {"form": "weights", "scope": "projection"}, "not_supported", "/form"),
-    ("checks", JOINT | {"form": "weights"}, "not_supported", "/form"),
-    ("updates", JOINT | {"probe_queries": ["a"]}, "not_supported", "/probe_queries"),
     (
         "updates",
         {"stream": "sequential", "probe_queries": ["a"]},
@@ -62,11 +47,6 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ("updates", {"probe_queries": [[5], [5, 999]]}, "token_out_of_range", "/probe_queries/1/1"),
     ("updates", {"probe_queries": [7]}, "validation", "/probe_queries/0"),
     ("updates", {"probe_queries": "a"}, "validation", "/probe_queries"),
-    ("updates", {"joint": 1}, "validation", "/joint"),
-    ("updates", {"include": ["joint"]}, "validation", "/include/0"),
-    ("checks", {"joint": True}, "not_supported", "/joint"),
-    ("checks", JOINT | SEQUENTIAL, "not_supported", "/joint"),
-    ("checks", JOINT | MODEL, "not_supported", "/joint"),
     ("checks", MODEL | {"stream": "free"}, "not_supported", "/stream"),
     ("checks", {"scope": "models"}, "validation", "/scope"),
     ("checks", {"spans": [[0, 1]]}, "validation", "/spans"),
@@ -149,19 +129,6 @@ def test_only_trajectories_refuse_gaps(
     assert [one["span"] for one in found["layers"][0]["spans"]] == changes["spans"]
 
 
-@pytest.mark.parametrize("resource", ["updates", "checks"])
-def test_dependent_rows_are_refused_with_condition(
-    tiny_client: httpx.Client, resource: str
-) -> None:
-    """A joint patch of 33 vectors of width 32 is refused, with the condition and its limit."""
-    sent = PAIR | JOINT | {"query": [1 + (37 * i) % 250 for i in range(33)], "layers": [1]}
-    said = problem(tiny_client.post(PATHS[resource], json=sent), "not_supported", sent)
-    assert said.limit == 1e6
-    assert said.actual is not UNSET
-    assert said.actual > said.limit
-    assert "independent" in said.detail
-
-
 @pytest.mark.parametrize(
     ("resource", "changes", "rows"),
     [
@@ -172,8 +139,6 @@ def test_dependent_rows_are_refused_with_condition(
         ("updates", {"positions": "all", "stream": "sequential", "query": [6] * 6}, 47),
         ("updates", {"query": [6], "probe_queries": [[7] * 12, [8] * 12]}, 55),
         ("updates", {"query": [6], "probe_queries": [[7] * 12, [7] * 12]}, 31),
-        ("checks", JOINT | {"query": [6] * 6, "controls": False}, 17),
-        ("checks", JOINT | {"query": [6] * 12}, 46),
         ("checks", MODEL | {"positions": "all", "query": [6] * 4}, 45),
     ],
 )

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from schemas.attributions import AttributionsAnswer
-from schemas.common import Tensor, adapter
+from schemas.common import adapter
 from schemas.equivalence_checks import EquivalenceChecksAnswer
 from schemas.trajectories import TrajectoriesAnswer
-from schemas.weight_updates import JointUpdate, JointUpdatesAnswer, Update, WeightUpdatesAnswer
+from schemas.weight_updates import Update, WeightUpdatesAnswer
 from tests import oracle
-from tests.api.wire import SAFETENSORS, array, arrays, unpack
+from tests.api.wire import array
 from tests.oracle import GPT2
 
 PATHS: dict[str, tuple[str, Any]] = {
-    "updates": ("/v1/weight-updates", WeightUpdatesAnswer | JointUpdatesAnswer),
+    "updates": ("/v1/weight-updates", WeightUpdatesAnswer),
     "checks": ("/v1/equivalence-checks", EquivalenceChecksAnswer),
     "ways": ("/v1/trajectories", TrajectoriesAnswer),
     "shares": ("/v1/attributions", AttributionsAnswer),
@@ -51,7 +51,6 @@ def near(value: Any) -> Any:
 
 
 SEQUENTIAL = {"stream": "sequential"}
-JOINT = {"joint": True, "positions": "all"}
 MODEL = {"scope": "model"}
 Held = Callable[[Any, GPT2], None]
 
@@ -84,22 +83,6 @@ def reused_updates(said: Any, model: GPT2) -> None:
             assert one["reuse"][i]["relative_error"] == near(theirs.relative_error)
 
 
-def joint_updates(said: Any, model: GPT2) -> None:
-    """One entry per layer, whose factors multiply to the solution of least norm."""
-    assert [one["layer"] for one in said["updates"]] == [2, 0]
-    for one in said["updates"]:
-        adapter(JointUpdate).validate_python(one)
-        theirs = oracle.joint(question(model), one["layer"], [0, 1])
-        for weight, solution in zip(one["weights"], (theirs.w_in, theirs.w_out), strict=True):
-            adapter(Tensor).validate_python(weight["input"])
-            dense = array(weight["input"]).T @ array(weight["output"])
-            np.testing.assert_allclose(
-                dense, solution.dense, atol=CLOSE * abs(solution.dense).max()
-            )
-            assert weight["singular_values"] == near(list(solution.singular_values))
-            assert weight["norm"] == near(solution.norm)
-
-
 def model_checks(said: Any, model: GPT2) -> None:
     """The check holds in float64 on the sequential stream, and reports the logits."""
     assert (said["holds"], said["verdict"]) == (True, "holds")
@@ -112,15 +95,6 @@ def model_checks(said: Any, model: GPT2) -> None:
         assert [token["id"] for token in one["top_tokens"]["patched"]] == [
             token for token, _ in oracle.likeliest(theirs.expected)
         ]
-
-
-def joint_checks(said: Any, model: GPT2) -> None:
-    """One patch holds at both positions, in float32."""
-    assert (said["joint"], said["precision"], said["stream"]) == (True, "float32", "free")
-    assert [one["verdict"] for one in said["checks"]] == ["holds"] * 6
-    for one in said["checks"]:
-        theirs = oracle.joint_check(question(model), one["layer"], [0, 1])[one["position"]]
-        assert one["unpatched_relative_error"] == near(theirs.unpatched_relative_error)
 
 
 def ways(said: Any, model: GPT2) -> None:
@@ -150,10 +124,8 @@ ANSWERED: list[tuple[str, dict[str, Any], Held]] = [
     ("updates", ALL | SEQUENTIAL, sequential_updates),
     ("updates", ALL | {"include": ["factors", "split"], "baseline": "alone"}, split_updates),
     ("updates", ALL | {"probe_queries": [[9], [30, 31]]}, reused_updates),
-    ("updates", JOINT | {"layers": [-1, 0], "encoding": "base64"}, joint_updates),
     ("checks", ALL | MODEL | {"precision": "float64"}, model_checks),
     ("checks", ALL | MODEL | {"precision": "float64"} | SEQUENTIAL, model_checks),
-    ("checks", JOINT, joint_checks),
     ("ways", ALL | {"baseline": "anchored"}, ways),
     ("shares", ALL | {"baseline": "anchored", "spans": [[2, 3], [4, 6]]}, shares),
 ]
@@ -180,19 +152,3 @@ def test_default_spans_are_sentences(tiny_client: httpx.Client) -> None:
     texts = [token["text"] for token in said["tokens"]["context"]]
     found = ["".join(texts[a:b]) for a, b in (one["span"] for one in said["layers"][0]["spans"])]
     assert found == ["In D.C.", " the cab is.", " A bad"]
-
-
-def test_joint_factors_in_safetensors_equal_json(tiny_client: httpx.Client) -> None:
-    """The safetensors file holds the same numbers under their paths."""
-    body = PAIR | JOINT | {"layers": [1]}
-    path, _ = PATHS["updates"]
-    packed = tiny_client.post(path, json=body, headers={"Accept": SAFETENSORS})
-    assert packed.headers["content-type"] == SAFETENSORS
-    said, tensors = unpack(packed.content)
-    assert tensors["updates.0.weights.0.input"].shape == (2, 32)
-    assert tensors["updates.0.weights.1.input"].shape == (2, 128)
-    plain = arrays(tiny_client.post(path, json=body).json())
-    assert plain.keys() == tensors.keys()
-    for name, values in plain.items():
-        np.testing.assert_array_equal(values, tensors[name])
-    assert said["updates"][0]["weights"][1]["output"]["shape"] == [2, 32]

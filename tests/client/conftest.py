@@ -58,11 +58,13 @@ class Scripted:
         url: Address of the service.
         replies: (status, headers, body) for each request; the last one is repeated.
         heard: Headers of each request so far.
+        asked: Method and path of each request so far, and its body.
     """
 
     url: str
     replies: list[tuple[int, dict[str, str], bytes]]
     heard: list[dict[str, str]] = field(default_factory=list)
+    asked: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 @contextmanager
@@ -72,19 +74,19 @@ def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
         def do_GET(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            said.asked.append((f"{self.command} {self.path}", body))
             said.heard.append({name.lower(): value for name, value in self.headers.items()})
             ahead = len(said.replies) > 1
-            status, headers, body = said.replies.pop(0) if ahead else said.replies[0]
+            status, headers, content = said.replies.pop(0) if ahead else said.replies[0]
             self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(content)
+
+        do_POST = do_DELETE = do_GET
 
         def log_message(self, *_: object) -> None:
             pass

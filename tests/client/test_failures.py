@@ -47,7 +47,7 @@ def test_service_validates_the_arguments(client: DeltawClient) -> None:
     with pytest.raises(problems.Validation):
         client.weight_updates(CONTEXT, "\ud800")
     with pytest.raises(TypeError, match="layer"):
-        client.weight_updates(CONTEXT, QUERY, layer=1)  # type: ignore[call-overload]
+        client.weight_updates(CONTEXT, QUERY, layer=1)  # type: ignore[call-arg]
 
 
 def test_missing_wrong_and_right_key(tiny_folder: Path) -> None:

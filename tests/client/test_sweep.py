@@ -19,7 +19,6 @@ import pytest
 from deltaw_client import (
     ConnectionFailed,
     DeltawClient,
-    JointUpdates,
     OtherSweep,
     Sweep,
     Timeout,
@@ -70,7 +69,7 @@ def test_sweep_equals_single_calls_in_order(client: DeltawClient, tmp_path: Path
 
 
 def test_each_resource_can_be_swept(client: DeltawClient, tmp_path: Path) -> None:
-    """Checks, trajectories and joint updates can be swept; a pair's own fields come first."""
+    """Checks and trajectories can be swept; a pair's own fields come first."""
     pairs = [{"context": [5, 6], "query": [7, 8], "layers": [i]} for i in range(3)]
     checks = client.sweep(
         pairs, out=tmp_path / "c", resource="equivalence_checks", layers="all", controls=False
@@ -79,8 +78,6 @@ def test_each_resource_can_be_swept(client: DeltawClient, tmp_path: Path) -> Non
     assert all(line.answer.holds for line in checks)
     ways = client.sweep(pairs, out=tmp_path / "t", resource="trajectories")
     assert [len(line.answer.layers[0].steps) for line in ways] == [2, 2, 2]
-    joint = client.sweep(pairs, out=tmp_path / "j", joint=True, positions="all")
-    assert all(isinstance(line.answer, JointUpdates) for line in joint)
 
 
 def test_resumed_sweep_keeps_answers_and_repeats_torn_line(

@@ -371,3 +371,31 @@ def test_error_of_a_question_reaches_its_caller(tiny: Model) -> None:
             )
 
     in_loop(main())
+
+
+def test_abandoned_question_does_not_slow_the_estimate(tiny: Model) -> None:
+    """The time of a question whose caller left is not counted as that of the next answer."""
+
+    async def main() -> None:
+        with running(sound(tiny)) as engine:
+
+            async def estimate() -> float:
+                """Seconds for one more question."""
+                held, release = await occupied(engine)
+                found = engine.outstanding_seconds
+                release.set()
+                await held
+                return found
+
+            for _ in range(5):
+                await engine.ask(Plan(reading(1)), SECONDS)
+            before = await estimate()
+            left, release = await occupied(engine)
+            left.cancel()
+            await asyncio.sleep(0.5)
+            release.set()
+            await until(lambda: engine.idle)
+            await engine.ask(Plan(reading(1)), SECONDS)
+            assert 0.0 < await estimate() < 10 * before
+
+    in_loop(main())

@@ -20,7 +20,9 @@ from tests.engine.made import every_site, everything, worst
 from tests.engine.test_walk import BOUNDS, GAPS, IDS
 
 
-def padded(model: Model, runs: Sequence[Run], tree: Prefixes | None = None) -> list[Activations]:
+def padded(
+    model: Model, runs: Sequence[Run], tree: Prefixes | None = None, graphs: Graphs | None = None
+) -> list[Activations]:
     """The activations of each run in one pack of a static shape."""
     tree = Prefixes(dtype=model.dtype) if tree is None else tree
     filling = Filling()
@@ -28,7 +30,7 @@ def padded(model: Model, runs: Sequence[Run], tree: Prefixes | None = None) -> l
     for one in placed:
         filling.add(one)
     try:
-        return walk(model, filling, tree, graphs=Graphs())
+        return walk(model, filling, tree, graphs=graphs or Graphs())
     finally:
         tree.release(placed)
 

@@ -31,7 +31,7 @@ from service.engine.prefixes import Prefixes
 from service.engine.question import distinct_rows
 from service.engine.scheduler import Scheduler, Ticket
 from service.engine.walk import forward
-from service.theory import ImplicitUpdate, RankOne
+from service.theory import LowRank, StaticUpdate, static_updates
 from tests import oracle
 from tests.analysis.subjects import Subject
 from tests.engine.made import every_site, logits_of, relative, resident, unchanged, worst
@@ -145,7 +145,9 @@ def test_runs_that_follow_in_each_form_share_a_pack(
     read, plain = forward(model, [context, baseline], prefixes=prefixes)
     for form, apply in product(FORMS, APPLIES):
         updates = {
-            layer: layer_update(layer, read, plain, block.to(torch.float64), form)[2]
+            layer: static_updates(layer_update(layer, read, plain, block.to(torch.float64), form))[
+                2
+            ]
             for layer, block in enumerate(model.blocks)
         }
         runs.append(replace(baseline, patch=Fixed(updates, apply)))
@@ -232,9 +234,12 @@ def fixed(updates: Mapping[int, oracle.Update], apply: Apply) -> Fixed:
     """The oracle's updates as a patch that is known in advance."""
     return Fixed(
         {
-            layer: ImplicitUpdate(
-                RankOne(torch.from_numpy(one.input_factor), torch.from_numpy(one.output_factor)),
-                torch.from_numpy(one.delta_h),
+            layer: StaticUpdate(
+                LowRank(
+                    torch.from_numpy(one.input_factor)[None],
+                    torch.from_numpy(one.output_factor)[None],
+                ),
+                bias=torch.from_numpy(one.delta_h),
             )
             for layer, one in updates.items()
         },

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from service.engine import Follow, Model, Run, Site
 from service.engine.pack import Filling, pack
-from service.engine.prefixes import Placed, Prefixes, Segment, known_rows, shared
+from service.engine.prefixes import Prefixes
 from service.engine.question import distinct_rows
+from service.engine.segments import Placed, Segment, known_rows, shared
 from service.engine.walk import forward, walk
 from tests.engine.made import worst
 

@@ -39,17 +39,29 @@ FILES = (
     "layers.py",
     "pack.py",
     "prefixes.py",
+    "indices.py",
+    "masks.py",
+    "segments.py",
+    "patching.py",
 )
 METHODS = ("item", "tolist", "cpu", "numpy", "nonzero")
 CONVERSIONS = ("bool", "float", "int")
-ON_HOST = {"walk.py": 2, "route.py": 7, "pack.py": 4, "prefixes.py": 3}
+ON_HOST = {
+    "walk.py": 1,
+    "masks.py": 1,
+    "route.py": 7,
+    "pack.py": 4,
+    "patching.py": 3,
+    "prefixes.py": 2,
+    "segments.py": 1,
+}
 """Conversions of NumPy's numbers, which are on the host already."""
 MAKERS = {f"torch.{name}" for name in ("from_numpy", "tensor", "as_tensor", "arange")}
 SENDERS = {
-    ("route.py", "copy"),
+    ("indices.py", "copy"),
     ("walk.py", "run"),
-    ("walk.py", "_as_bias"),
-    ("walk.py", "_seen"),
+    ("masks.py", "_as_bias"),
+    ("masks.py", "seen"),
 }
 """Functions that make tensors on the host: all indices at once, the positions of the rotary
 embedding, and the masks."""

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from schemas.activations import HookPoint
 from service.engine import Activations, Follow, Model, Plan, Question, Run, Site
-from service.engine.prefixes import Prefixes, Segment
+from service.engine.prefixes import Prefixes
 from service.engine.scheduler import Scheduler, Ticket
+from service.engine.segments import Segment
 from service.engine.walk import forward
 
 FLOAT64 = 1e-12

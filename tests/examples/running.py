@@ -20,6 +20,8 @@ COMMAND = """#!/bin/sh
 exec "{python}" -m service.cli "$@"
 """
 """A stand-in for the installed command `deltaw`."""
+WARNINGS = "ignore::FutureWarning:transformers.modeling_utils"
+"""PEFT 0.21 reads a property that transformers 5 deprecates."""
 
 
 def printed(example: Example, url: str, folder: Path) -> list[str]:
@@ -43,6 +45,7 @@ def printed(example: Example, url: str, folder: Path) -> list[str]:
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONWARNINGS": WARNINGS,
         "COLUMNS": "100",
     }
     python = example.script.language == "python"

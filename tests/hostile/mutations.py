@@ -32,6 +32,18 @@ GOOD: tuple[bytes, ...] = (
     ),
     post(json.dumps({"prompts": [CANARY, [1, 2]], "reduce": "norm"}).encode(), "Accept: */*"),
     post(json.dumps({"context": "a", "query": "b"}).encode(), path="/v1/tokenize"),
+    *(
+        post(
+            json.dumps({"prompt": CANARY, "max_tokens": 4} | more).encode(), path="/v1/completions"
+        )
+        for more in (
+            {"stream": True, "stop": [CANARY], "logprobs": 2},
+            {"patch": {"context": CANARY, "recompute": "new"}, "agreement": True},
+            {"patch": {"context": CANARY}, "stream": True, "capture": {"layers": [0]}},
+            {"model": CANARY, "stream_options": None, "echo": True, "seed": 5},
+        )
+    ),
+    get("/v1/models", "Accept: application/json"),
     CHUNKED,
     post(LINES, media="application/x-ndjson"),
     post(LINES * 9, "Accept: application/x-ndjson", media="application/x-ndjson"),

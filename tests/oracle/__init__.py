@@ -26,7 +26,7 @@ from .distributions import (
     next_token_divergence,
     probabilities,
 )
-from .joints import Joint, Reuse, Solution, joint, joint_check, reuse
+from .joints import Joint, Reuse, Solution, joint, reuse, sequential_joints
 from .questions import Another, Baseline, Prompt, Question, Span, Without, ask
 from .sequential import Sequential, sequential
 from .trajectories import Step, Trajectory, token_spans, trajectory
@@ -84,7 +84,6 @@ __all__ = [
     "cosine",
     "free_stream_patches",
     "joint",
-    "joint_check",
     "kl_divergence",
     "likeliest",
     "log_probabilities",
@@ -98,6 +97,7 @@ __all__ = [
     "relative_error",
     "reuse",
     "sequential",
+    "sequential_joints",
     "split",
     "token_spans",
     "tolerance",

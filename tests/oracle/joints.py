@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .checkpoint import Array
-from .checks import Check, relative_error
-from .decoder import Patch
+from .checks import relative_error
+from .decoder import Patch, Trace
 from .questions import Question
-from .updates import Update, cosine, norm, update
+from .updates import Update, cosine, update
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,22 +30,6 @@ class Solution:
         """The matrix rows⁺ @ targets (in, out)."""
         inverse: Array = np.linalg.pinv(self.rows, rcond=1e-12).astype(np.float64)  # (in, m)
         return inverse @ self.targets
-
-    @property
-    def norm(self) -> float:
-        """Frobenius norm of the dense ΔW."""
-        return norm(self.dense)
-
-    @property
-    def singular_values(self) -> Array:
-        """The m largest singular values of the dense ΔW, by SVD."""
-        values: Array = np.linalg.svd(self.dense, compute_uv=False).astype(np.float64)
-        return values[: len(self.rows)]
-
-    @property
-    def rank(self) -> int:
-        """Rank of the dense ΔW."""
-        return int(np.linalg.matrix_rank(self.dense))
 
     @property
     def condition(self) -> float:
@@ -67,26 +51,26 @@ class Joint:
         return Patch(w_in=self.w_in.dense, w_out=self.w_out.dense)
 
 
-def joint(question: Question, layer: int, positions: Sequence[int]) -> Joint:
-    """The joint patch of one layer for these query positions, in the free stream."""
+def joint(question: Question, layer: int, positions: Sequence[int], state: Trace) -> Joint:
+    """The joint patch of one layer, from the run with context to ``state`` at these positions."""
     chosen = list(positions)
-    full, base = question.full, question.base
-    delta_n = full[layer, "mlp_in"][chosen] - base[layer, "mlp_in"][chosen]  # (m, d_model)
-    delta_h = full[layer, "resid_mid"][chosen] - base[layer, "resid_mid"][chosen]
+    full = question.full
+    delta_n = full[layer, "mlp_in"][chosen] - state[layer, "mlp_in"][chosen]  # (m, d_model)
+    delta_h = full[layer, "resid_mid"][chosen] - state[layer, "resid_mid"][chosen]
     return Joint(
-        w_in=Solution(base[layer, "mlp_in"][chosen], delta_n @ question.model.blocks[layer].w_in),
+        w_in=Solution(state[layer, "mlp_in"][chosen], delta_n @ question.model.blocks[layer].w_in),
         w_out=Solution(full[layer, "mlp_act"][chosen], delta_h),
     )
 
 
-def joint_check(question: Question, layer: int, positions: Sequence[int]) -> list[Check]:
-    """The block check under the one joint patch, with one check for each position."""
-    point = (layer, "resid_post")
-    patched = question.patched({layer: joint(question, layer, positions).patch})
-    return [
-        Check(question.full[point][j], patched[point][j], question.base[point][j])
-        for j in positions
-    ]
+def sequential_joints(question: Question, positions: Sequence[int]) -> list[Joint]:
+    """Patch layer after layer for all the positions at once, with a run for each layer."""
+    found: list[Joint] = []
+    for layer in range(question.model.n_layers):
+        patches = {below: one.patch for below, one in enumerate(found)}
+        state = question.patched(patches, layer + 1)
+        found.append(joint(question, layer, positions, state))
+    return found
 
 
 @dataclass(frozen=True)

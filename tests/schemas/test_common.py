@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from schemas.activations import ActivationsRequest
 from schemas.attributions import AttributionsRequest
 from schemas.common import Answer, Token, adapter
+from schemas.completions import CompletionRequest
 from schemas.equivalence_checks import EquivalenceChecksRequest
 from schemas.pairs import PairAnswer
 from schemas.tokenize import TokenizeRequest
@@ -25,6 +26,7 @@ REQUESTS: list[tuple[type[BaseModel], dict[str, Any]]] = [
     (TrajectoriesRequest, PAIR),
     (AttributionsRequest, PAIR),
     (TokenizeRequest, {"prompts": ["a"]}),
+    (CompletionRequest, {"prompt": "a"}),
 ]
 
 

@@ -35,7 +35,8 @@ def act_of(layer: Layer, n: Tensor) -> Tensor:
 def joint_of(layer: Layer) -> JointUpdate:
     """The service's joint update."""
     act = act_of(layer, layer.n_context)
-    return joint_update(layer.n, layer.n_context, layer.h, layer.h_context, act, layer.w_in)
+    w_in = Dense(layer.w_in)
+    return joint_update(layer.n, layer.n_context, layer.h, layer.h_context, act, w_in)
 
 
 def errors(layer: Layer, w_in: Tensor, w_out: Tensor) -> tuple[float, float]:
@@ -62,7 +63,7 @@ def test_joint_patch_is_exact_at_every_position(seed: int, count: int) -> None:
     """N·(W + ΔW_in) = N_C·W, and with ΔW_out the block's output equals that with context."""
     layer = random_layer(seed, count, width=16, hidden=24)
     joint = joint_of(layer)
-    lost = joint.w_in.condition * joint.w_out.condition
+    lost = joint.conditions[0] * joint.conditions[1]
     assert max(errors(layer, joint.w_in.dense(), joint.w_out.dense())) <= EXACT * max(1, lost / 100)
     factored = layer.n @ layer.w_in + joint.w_in.apply(layer.n)
     assert relative(factored, layer.n_context @ layer.w_in) <= EXACT
@@ -116,12 +117,12 @@ def test_joint_updates_have_least_norm(seed: int, count: int) -> None:
     layer = random_layer(seed, count)
     joint, act = joint_of(layer), act_of(layer, layer.n_context)
     shift = (layer.n_context - layer.n) @ layer.w_in
-    for rows, targets, update in (
-        (layer.n, shift, joint.w_in),
-        (act, layer.h_context - layer.h, joint.w_out),
+    for rows, targets, update, condition in (
+        (layer.n, shift, joint.w_in, joint.conditions[0]),
+        (act, layer.h_context - layer.h, joint.w_out, joint.conditions[1]),
     ):
         least = np.linalg.pinv(rows.numpy()) @ targets.numpy()
-        bound = EXACT * update.condition
+        bound = EXACT * condition
         np.testing.assert_allclose(update.dense(), least, rtol=0, atol=bound * abs(least).max())
         free = drawn(seed, *least.shape)
         z = free - torch.linalg.pinv(rows) @ (rows @ free)
@@ -134,14 +135,13 @@ def test_joint_updates_have_least_norm(seed: int, count: int) -> None:
 @few
 @given(seeds, st.integers(1, 5))
 def test_norms_from_factors_equal_those_of_the_dense_matrix(seed: int, rank: int) -> None:
-    """Singular values and Frobenius norm of inputᵀ·output equal those of NumPy's dense SVD."""
-    update = LowRank(drawn(seed, rank, 9), drawn(seed + 1, rank, 13), 1.0)
+    """The Frobenius norm of inputᵀ·output equals that of the dense matrix."""
+    update = LowRank(drawn(seed, rank, 9), drawn(seed + 1, rank, 13))
     dense = update.dense().numpy()
-    values = np.linalg.svd(dense, compute_uv=False)
-    np.testing.assert_allclose(update.singular_values, values[:rank], atol=EXACT * values[0])
     assert float(update.norm) == pytest.approx(np.linalg.norm(dense), rel=EXACT)
     x = drawn(seed + 2, 4, 9)
-    np.testing.assert_allclose(update.apply(x), x.numpy() @ dense, atol=1e-12 * values[0] * 10)
+    applied = x @ update.dense()
+    assert relative(update.apply(x), applied) <= EXACT * 100
     if rank > 1:
         apart = (update.input.norm(dim=1) * update.output.norm(dim=1)).square().sum().sqrt()
         assert abs(float(apart) / float(update.norm) - 1) > 1e-6
@@ -171,12 +171,12 @@ def conditioned(condition: float, rows: int = 3, columns: int = 8) -> Tensor:
     return rows_of
 
 
-@pytest.mark.parametrize("condition", [1.0, 30.0, 9.99e5, 1.001e6, 1e9])
+@pytest.mark.parametrize("condition", [1.0, 30.0, 9.99e3, 1.001e4, 1e9])
 def test_condition_is_reported_and_bounded(condition: float) -> None:
-    """σ_max/σ_min is in the answer up to 10⁶, and in the refusal above it."""
+    """σ_max/σ_min is in the answer up to 10⁴, and in the refusal above it."""
     rows, targets = conditioned(condition), drawn(3, 3, 5)
-    if condition <= 1e6:
-        assert least_norm(rows, targets).condition == pytest.approx(condition, rel=1e-6)
+    if condition <= 1e4:
+        assert least_norm(rows, targets)[1] == pytest.approx(condition, rel=1e-6)
         return
     with pytest.raises(DependentRows) as refused:
         least_norm(rows, targets)
@@ -215,18 +215,4 @@ def test_non_finite_vectors_raise_non_finite(which: int, value: float) -> None:
     n, n_context, h, h_context, act = (vector.clone() for vector in vectors)
     (n, n_context, h, h_context, act)[which][1, 2] = value
     with pytest.raises(NonFinite):
-        joint_update(n, n_context, h, h_context, act, layer.w_in)
-
-
-def test_variants_of_a_joint_update_keep_one_weight() -> None:
-    """`without_weight` keeps only ΔW_out and `without_bias` only ΔW_in; each misses the block's
-    output."""
-    joint = joint_of(LAYER)
-    w_in, w_out = joint.w_in.dense(), joint.w_out.dense()
-    bare, lone = joint.without_weight(), joint.without_bias()
-    assert float(bare.w_in.norm) == float(lone.w_out.norm) == 0.0
-    assert torch.equal(bare.w_out.dense(), w_out)
-    assert torch.equal(lone.w_in.dense(), w_in)
-    for part in (bare, lone):
-        assert errors(LAYER, part.w_in.dense(), part.w_out.dense())[1] > 1e-2
-    assert joint.to(torch.float32).w_in.input.dtype == torch.float32
+        joint_update(n, n_context, h, h_context, act, Dense(layer.w_in))

@@ -95,7 +95,7 @@ class Explorer:
     def numbers(self, view: str) -> list[dict[str, str]]:
         """Return the rows of a figure's table of numbers, by column name."""
         self.press(view, "Numbers")
-        table = self.view(view).locator("table")
+        table = self.page.locator(f"#{view}-numbers table")
         names = table.locator("thead th").all_text_contents()
         rows = [row.locator("td").all_text_contents() for row in table.locator("tbody tr").all()]
         self.press(view, "Numbers")

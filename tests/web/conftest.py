@@ -30,11 +30,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="package")
-def explored() -> Iterator[Served]:
-    """The bundled GPT-2 on one thread, behind real HTTP."""
+def explored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The bundled GPT-2 on one thread, behind real HTTP, with a store of adapters of its own."""
+    adapters = tmp_path_factory.mktemp("adapters")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
-        with served(model="bundled", threads=1) as running:
+        with served(model="bundled", threads=1, adapters=adapters) as running:
             yield running
 
 

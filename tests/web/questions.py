@@ -8,13 +8,28 @@ import httpx
 
 from schemas.pairs import SEED_CONTEXT, SEED_QUERY
 
-VIEWS = ("equivalence", "next-tokens", "tokens", "updates", "trajectory", "attribution")
+VIEWS = (
+    "equivalence",
+    "next-tokens",
+    "generate",
+    "tokens",
+    "updates",
+    "trajectory",
+    "attribution",
+)
 CHARTS = tuple(view for view in VIEWS if view != "tokens")
 SENTENCES = {
     "context": "The capital of Malaysia is Kuala Lumpur. The capital of USA is Washington D.C.",
     "query": " The capital of Germany is",
 }
 SEED = {"context": SEED_CONTEXT, "query": SEED_QUERY}
+LABELS = {
+    "context": "cat: animal\nred: colour\nbread: food\n",
+    "query": "tiger:",
+    "queries": "horse:\ngreen:\nbutter:\ncow:",
+    "held_out": "mouse:\ngrey:\nsoup:\nrabbit:\ngold:\ncake:\neagle:\nsilver:",
+}
+"""Queries of a static adapter, and the eight that its figures need."""
 
 
 def answer(api: httpx.Client, path: str, **body: Any) -> Any:

@@ -40,13 +40,17 @@ def violations(tab: Explorer) -> list[tuple[str, list[str]]]:
 def test_axe_finds_no_serious_violation(
     browser: Browser, explored: Served, size: str, theme: str
 ) -> None:
-    """With results, with every drawer open, with stale ones, with a problem, with the dialog."""
+    """With results, an adapter and every drawer open, with stale ones, a problem, the dialog."""
     from tests.web.browser import explorer
 
     with explorer(browser, explored.url, size, theme) as tab:
         tab.open(**LONG)
         assert violations(tab) == []
-        for view in VIEWS:
+        tab.page.get_by_label("exact for one").check()
+        tab.page.get_by_role("button", name="Make the adapter").click()
+        tab.page.locator("#adapter[data-state=done]").wait_for()
+        tab.page.locator(".stored summary").click()
+        for view in (*VIEWS, "adapter"):
             for action in ("Numbers", "curl"):
                 tab.press(view, action)
         tab.fill("Query", " Paris")

@@ -124,7 +124,7 @@ def test_newer_question_aborts_the_older(tab: Explorer) -> None:
     tab.page.get_by_role("button", name="Run", exact=True).click()
     tab.page.locator("#attribution[aria-busy=true]").wait_for()
     assert tab.page.get_by_role("button", name="Cancel").is_visible()
-    tab.page.locator("#said", has_text="5 of 6 answers …").wait_for()
+    tab.page.locator("#said", has_text="6 of 7 answers …").wait_for()
     assert tab.states()["attribution"] == "busy"
     assert "computing" in tab.view("attribution").locator("header").inner_text()
     tab.fill("Query", " Rome")

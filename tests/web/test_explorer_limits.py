@@ -162,7 +162,7 @@ def test_cancel_ends_the_parts(tight: Explorer) -> None:
     tight.page.get_by_role("button", name="Run", exact=True).click()
     header = tight.view("attribution").locator("header")
     header.get_by_text("computing … 1 of ").wait_for()
-    tight.page.locator("#said", has_text="5 of 6 answers …").wait_for()
+    tight.page.locator("#said", has_text="6 of 7 answers …").wait_for()
     tight.page.get_by_role("button", name="Cancel").click()
     tight.settled()
     assert len(held) == 1

@@ -54,6 +54,7 @@ class Family:
         block: Returns a block from its module, the configuration, the layer and the rotaries.
         ends: Returns the tensors of a loaded model outside its blocks.
         post_norm: Path of the norm after the MLP, if there is one.
+        gain_offset: The gain of that norm minus the stored one.
         fan_in_fan_out: Whether weights are stored (d_in, d_out), and not (d_out, d_in).
         refuse: Returns the reason why a configuration cannot be served in a dtype, or None.
     """
@@ -65,6 +66,7 @@ class Family:
     block: Callable[[Any, Any, int, Rotaries], Block]
     ends: Callable[[Any], Ends]
     post_norm: str | None = None
+    gain_offset: float = 0.0
     fan_in_fan_out: bool = False
     refuse: Callable[[Any, torch.dtype], str | None] = served
 

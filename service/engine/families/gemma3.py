@@ -84,5 +84,6 @@ GEMMA3 = replace(
     block=block,
     ends=ends,
     post_norm="post_feedforward_layernorm",
+    gain_offset=OFFSET,
     refuse=refuse,
 )

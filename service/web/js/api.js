@@ -61,25 +61,20 @@ export function pause(seconds, signal) {
 }
 
 /**
- * Send a request. While the service is loading its model, retry after the time that it names.
+ * Send a request with the key. While the service is loading its model, retry after the time that it names.
  * @param {string} path such as `v1/model`
- * @param {object | null} [body] of a POST; null is a GET
- * @param {AbortSignal} [signal]
+ * @param {RequestInit & {headers?: object}} [request]
  * @param {(problem: Problem) => void} [waiting] called each time the model is still loading
- * @returns {Promise<any>}
+ * @returns {Promise<Response>}
  * @throws {Problem}
  */
-export async function ask(path, body = null, signal, waiting = () => {}) {
+export async function call(path, request = {}, waiting = () => {}) {
+  const { signal } = request;
   for (;;) {
-    const headers = key() ? { Authorization: `Bearer ${key()}` } : {};
-    const post = {
-      method: "POST",
-      body: JSON.stringify(body),
-      headers: { ...headers, "Content-Type": "application/json" },
-    };
+    const headers = { ...request.headers, ...(key() && { Authorization: `Bearer ${key()}` }) };
     let response;
     try {
-      response = await fetch(address(path), { ...(body ? post : { headers }), signal, cache: "no-store" });
+      response = await fetch(address(path), { ...request, headers, cache: "no-store" });
     } catch (error) {
       if (signal?.aborted) throw error;
       throw new Problem({
@@ -89,7 +84,7 @@ export async function ask(path, body = null, signal, waiting = () => {}) {
         retryable: true,
       });
     }
-    if (response.ok) return response.json();
+    if (response.ok) return response;
     const problem = await problemOf(response);
     if (problem.said.code !== "loading") throw problem;
     waiting(problem);
@@ -98,13 +93,29 @@ export async function ask(path, body = null, signal, waiting = () => {}) {
 }
 
 /**
+ * Send JSON and read JSON.
+ * @param {string} path such as `v1/model`
+ * @param {object | null} [body] of a POST; null is a GET
+ * @param {AbortSignal} [signal]
+ * @param {(problem: Problem) => void} [waiting] called each time the model is still loading
+ * @returns {Promise<any>}
+ * @throws {Problem}
+ */
+export async function ask(path, body = null, signal, waiting) {
+  const headers = { "Content-Type": "application/json" };
+  const post = { method: "POST", body: JSON.stringify(body), headers };
+  return (await call(path, { ...(body && post), signal }, waiting)).json();
+}
+
+/**
  * The curl command of a request. It names the environment variable of the key, never the key.
  * @param {string} path
- * @param {object} body
+ * @param {object | null} body of a POST; null is a GET
  * @returns {string}
  */
 export function curl(path, body) {
-  const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
   const authorization = key() ? ' \\\n  -H "Authorization: Bearer $DELTAW_API_KEY"' : "";
-  return `curl -s ${address(path)}${authorization} \\\n  -H 'Content-Type: application/json' -d '${quoted}'`;
+  const quoted = JSON.stringify(body, null, 2).replaceAll("'", String.raw`'\''`);
+  const post = body ? ` \\\n  -H 'Content-Type: application/json' -d '${quoted}'` : "";
+  return `curl -s ${address(path)}${authorization}${post}`;
 }

@@ -27,3 +27,23 @@ export const EXAMPLES = [
     query: " six seven",
   },
 ];
+
+/** A question whose context labels words of three kinds, and queries for a static adapter: other words of these kinds. */
+export const LABELS = {
+  context: "cat: animal\nred: colour\nbread: food\ndog: animal\nblue: colour\napple: food\n",
+  query: "tiger:",
+  kind: "static",
+  queries: lines(
+    "horse green butter cow yellow cheese sheep black pear goat white plum wolf brown grape bear purple lemon fox pink " +
+      "onion lion orange rice",
+  ),
+  held_out: lines("mouse grey soup rabbit gold cake eagle silver honey frog violet milk"),
+};
+
+/** @param {string} words */
+function lines(words) {
+  return words
+    .split(" ")
+    .map((word) => `${word}:`)
+    .join("\n");
+}

@@ -27,7 +27,9 @@ import { tells } from "./tooltip.js";
  * @property {string} id
  * @property {string} title
  * @property {string} path of its resource
- * @property {(state: State, answerOf: (id: string) => Promise<any>) => object | Promise<object>} request its body
+ * @property {(state: State, answerOf: (id: string) => Promise<any>) => object | Promise<object>} request its body, or a list of
+ *   bodies that are sent at once
+ * @property {HTMLFormElement} [fields] inputs of this view alone, which stay while it is computed and if it fails
  * @property {(answer: any, state: State) => Array<Node | string>} caption says what the numbers are relative to
  * @property {(answer: any, state: State, width: number, act: Act) => Drawn} draw
  * @property {(answer: any, state: State) => Table} table every number, exactly
@@ -43,7 +45,7 @@ import { tells } from "./tooltip.js";
  * @typedef {object} Act
  * @property {(position: number) => void} place show another position of the query
  * @property {(layer: number) => void} look show another layer
- * @property {(steps: State["steps"]) => void} walk change the steps of the trajectory
+ * @property {(fields: Partial<State>) => void} set change other fields of the state and ask again
  */
 
 /** One figure on the page. */
@@ -89,6 +91,7 @@ export class Figure {
       "section",
       { class: "figure", id: view.id, "data-state": "empty" },
       h("header", {}, this.title, this.badge),
+      view.fields,
       this.caption,
       this.controls,
       this.plot,
@@ -198,7 +201,7 @@ export class Figure {
     this.badge.textContent = "";
     this.actions.hidden = false;
     if (this.view.heading) this.title.replaceChildren(this.view.heading(answer));
-    const split = JSON.stringify(bodies) !== JSON.stringify([body]);
+    const split = JSON.stringify(bodies) !== JSON.stringify([body].flat());
     const note = split ? ` ${this.view.splitNote(bodies)}` : "";
     this.caption.replaceChildren(...this.view.caption(answer, state), note);
     this.redraw();

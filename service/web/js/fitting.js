@@ -23,7 +23,7 @@ async function readTokens({ context, query, baseline }, send) {
 /**
  * Send a request. If it does not fit, send smaller ones in its place, one after another.
  * @param {View} view
- * @param {object} body
+ * @param {object | object[]} body several are sent at once, and the answer is the list of their answers
  * @param {(path: string, body: object) => Promise<any>} send
  * @param {(done: number, all: number) => void} told called after each part of a split request
  * @param {AbortSignal} signal
@@ -31,6 +31,9 @@ async function readTokens({ context, query, baseline }, send) {
  * @throws {import("./api.js").Problem} the view cannot ask for less
  */
 export async function askFitting(view, body, send, told, signal) {
+  if (Array.isArray(body)) {
+    return { answer: await Promise.all(body.map((one) => send(view.path, one))), bodies: body };
+  }
   const answers = [];
   const bodies = [];
   let waiting = [body];

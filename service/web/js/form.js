@@ -2,6 +2,7 @@
 
 import { byId, h } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
+import { radios } from "./fields.js";
 import { CHOICES } from "./state.js";
 
 /** @typedef {import("./state.js").State} State */
@@ -57,24 +58,7 @@ export function write(state) {
  * @param {{changed: () => void, run: () => void, example: (question: {context: string, query: string}) => void}} hear
  */
 export function listen({ changed, run, example }) {
-  for (const [name, labels] of Object.entries(LABELS)) {
-    byId(name).append(
-      ...Object.entries(labels).map(([value, label]) =>
-        h(
-          "label",
-          { for: `${name}-${value}` },
-          h("input", {
-            type: "radio",
-            name,
-            value,
-            id: `${name}-${value}`,
-            "aria-describedby": `${name}-note`,
-          }),
-          label,
-        ),
-      ),
-    );
-  }
+  for (const [name, labels] of Object.entries(LABELS)) byId(name).append(...radios(name, labels));
   byId("examples").append(
     ...EXAMPLES.map(({ name, context, query }) =>
       h("button", { type: "button", on: { click: () => example({ context, query }) } }, name),

@@ -1,7 +1,9 @@
 /** Connects the form, the figures and the address of the page. */
 
+import { adapterCard } from "./adapter_card.js";
 import { ask } from "./api.js";
 import { byId, copied, h } from "./dom.js";
+import { explainFields, readFields, writeFields } from "./fields.js";
 import { Figure } from "./figure.js";
 import * as form from "./form.js";
 import { askForKey, keyDialog } from "./keys.js";
@@ -11,6 +13,7 @@ import { fromFragment, sameQuestion, toFragment } from "./state.js";
 import { themeButton } from "./theme.js";
 import { attribution } from "./views/attribution.js";
 import { equivalence } from "./views/equivalence.js";
+import { generate } from "./views/generate.js";
 import { nextTokens } from "./views/next_tokens.js";
 import { tokens } from "./views/tokens.js";
 import { trajectory } from "./views/trajectory.js";
@@ -28,12 +31,36 @@ const act = {
     remember();
     for (const figure of figures) figure.redraw(asked);
   },
-  walk: (steps) => start({ ...asked, steps }),
+  set: (fields) => start({ ...asked, ...fields }),
 };
-const figures = [equivalence, nextTokens, tokens, updates, trajectory, attribution].map(
+const figures = [equivalence, nextTokens, generate, tokens, updates, trajectory, attribution].map(
   (view) => new Figure(view, act),
 );
 const run = new Run(figures, progressed);
+const adapter = adapterCard({
+  question() {
+    if (!sameQuestion(typed(), asked)) startForm();
+    asked = { ...asked, ...adapter.read() };
+    remember();
+    return asked;
+  },
+  example: runExample,
+  changed: compare,
+});
+const redraw = () => [...figures, adapter.figure].forEach((figure) => figure.redraw());
+
+/** The state with what the forms' fields hold. */
+const typed = () => ({ ...asked, ...form.read(), ...adapter.read() });
+
+/**
+ * Write a state into every form.
+ * @param {State} state
+ */
+function write(state) {
+  form.write(state);
+  writeFields(generate.fields, state);
+  adapter.write(state);
+}
 
 /** Write the state into the address without a history entry. */
 function remember() {
@@ -42,7 +69,8 @@ function remember() {
 
 /** Mark the results as stale if they do not belong to the form's fields. */
 function compare() {
-  const stale = !sameQuestion({ ...asked, ...form.read() }, asked);
+  const stale = !sameQuestion(typed(), asked);
+  adapter.compare(typed());
   byId("stale").hidden = !stale;
   byId("results").classList.toggle("stale-results", stale);
 }
@@ -62,9 +90,18 @@ function start(state, { afresh = false, step = false } = {}) {
 
 /** Send the requests of the form's fields. */
 function startForm() {
-  const typed = { ...asked, ...form.read() };
-  const same = typed.query === asked.query;
-  start({ ...typed, position: same ? asked.position : null }, { afresh: true, step: true });
+  const state = typed();
+  const same = state.query === asked.query;
+  start({ ...state, position: same ? asked.position : null }, { afresh: true, step: true });
+}
+
+/**
+ * Write a question into the forms, and run it.
+ * @param {Partial<State>} question
+ */
+function runExample(question) {
+  write({ ...typed(), ...question });
+  start({ ...typed(), position: null, layer: null }, { afresh: true, step: true });
 }
 
 /** @param {number} answers */
@@ -113,16 +150,18 @@ async function introduce() {
   }
 }
 
-byId("figures").append(...figures.map(({ element }) => element));
+byId("figures").append(...[...figures, adapter.figure].map(({ element }) => element));
 form.listen({
   changed: compare,
   run: startForm,
-  example: (question) => {
-    form.write({ ...asked, ...form.read(), ...question });
-    start({ ...asked, ...form.read(), position: null, layer: null }, { afresh: true, step: true });
-  },
+  example: runExample,
 });
-form.write(asked);
+generate.fields.addEventListener("change", () => {
+  explainFields(generate.fields);
+  if (generate.fields.reportValidity()) act.set(readFields(generate.fields));
+});
+generate.fields.addEventListener("submit", (event) => event.preventDefault());
+write(asked);
 byId("run-again").addEventListener("click", startForm);
 byId("cancel").addEventListener("click", () => {
   run.cancel();
@@ -142,14 +181,16 @@ byId("skip").addEventListener("click", (event) => {
 });
 keyDialog(() => {
   introduce();
+  adapter.refresh();
   start(asked, { afresh: true });
 });
-themeButton(byId("theme"), byId("theme-name"), () => figures.forEach((figure) => figure.redraw()));
+themeButton(byId("theme"), byId("theme-name"), redraw);
 window.addEventListener("popstate", () => {
   asked = fromFragment(location.hash);
-  form.write(asked);
+  write(asked);
   start(asked);
 });
-document.fonts?.ready.then(() => figures.forEach((figure) => figure.redraw()));
+document.fonts?.ready.then(redraw);
 introduce();
+adapter.refresh();
 start(asked);

@@ -5,14 +5,20 @@
 /** The baselines that trajectories and attributions support. */
 const READ = ["default", "matched", "anchored"];
 
-/** @param {State} state */
-function baseline(state) {
+/**
+ * The state's baseline as a field of a request. Null is the default of the model.
+ * @param {State} state
+ */
+export function baseline(state) {
   if (state.baseline === "default") return null;
   return state.baseline === "other" ? { context: state.other } : state.baseline;
 }
 
-/** @param {State} state */
-function at(state) {
+/**
+ * The position shown, as a field of a request.
+ * @param {State} state
+ */
+export function at(state) {
   return state.position === null ? "last" : [state.position];
 }
 

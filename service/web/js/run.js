@@ -81,12 +81,13 @@ export class Run {
     const one = async (figure) => {
       const { view } = figure;
       const asked = view.request(state, answerOf);
-      if (!(asked instanceof Promise) && !afresh && figure.shows === JSON.stringify(asked)) {
-        figure.show(asked, figure.answer, state);
+      if (asked instanceof Promise) figure.busy();
+      const body = await asked;
+      if (!afresh && current() && figure.shows === JSON.stringify(body)) {
+        figure.show(body, figure.answer, state);
         return figure.answer;
       }
-      figure.busy();
-      const body = await asked;
+      if (current()) figure.busy();
       const told = (done, all) => current() && figure.progress(done, all);
       const { answer, bodies } = await askFitting(view, body, send, told, controller.signal);
       if (current()) figure.show(body, answer, state, bodies);

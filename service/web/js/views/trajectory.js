@@ -44,7 +44,7 @@ export const trajectory = {
   controls(_answer, state, act) {
     const choices = Object.entries(CHOICES.steps).map(([value, label]) => {
       const [id, checked] = [`steps-${value}`, state.steps === value];
-      const on = { change: () => act.walk(value) };
+      const on = { change: () => act.set({ steps: value }) };
       return h(
         "label",
         { for: id },

@@ -1,0 +1,1 @@
+"""Adapters on disk: PEFT folders, the store that keeps them, and their check with PEFT itself."""
