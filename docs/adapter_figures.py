@@ -61,8 +61,11 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     '`keep: "none"`': {"keep": "none"},
     "`from_layer: 0`": {"from_layer": 0},
     '`fit_on: "last"`': {"fit_on": "last"},
-    '`recipe: "mean_output"`, `fit_on: "last"`': {"recipe": "mean_output", "fit_on": "last"},
     '`recipe: "mean_output"`': {"recipe": "mean_output"},
+    '`recipe: "mean_output"`, `fit_on: "query+answer"`': {
+        "recipe": "mean_output",
+        "fit_on": "query+answer",
+    },
 }
 """Options of a static adapter, as a table names them."""
 RECOMPUTE: Sequence[Recompute] = ("all", "new")

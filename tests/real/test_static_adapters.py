@@ -15,7 +15,6 @@ from service.engine import Model, drive, load
 from tests.real.static_queries import antonyms, capitals, french
 
 pytestmark = pytest.mark.slow
-SECONDS = 15.0
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,6 @@ def test_held_out_queries_are_recovered(
     body = StaticAdapterRequest(kind="static", **body_of())
     found = drive(model, plan_static_adapter(model, body))
     held_out, rivals = found.fields["held_out"], found.fields["rivals"]
-    print(found.fields)
     assert held_out.recovered >= bar
     assert held_out.recovered > max(rivals.constant, rivals.mean_output)
     assert held_out.beyond_constant > rivals.mean_output_beyond_constant
@@ -51,10 +49,3 @@ def test_held_out_queries_are_recovered(
     assert found.fields["in_sample"].recovered > held_out.recovered
     assert found.fields["collateral"].mean <= 0.25
     assert drive(model, found.check(found.updates)) <= 1e-5
-
-
-def test_25_queries_are_fitted_in_15_seconds(model: Model) -> None:
-    """The better of two fits of 25 queries takes 15 seconds at most."""
-    body = StaticAdapterRequest(kind="static", **capitals())
-    fits = [drive(model, plan_static_adapter(model, body)).fields["fit"] for _ in range(2)]
-    assert min(fit.seconds for fit in fits) <= SECONDS
