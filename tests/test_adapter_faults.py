@@ -158,7 +158,7 @@ def test_full_disk_is_one_problem_and_leaves_the_store_whole(
 
 
 def test_fit_ends_when_the_last_client_leaves(wide_folder: Path, tmp_path: Path) -> None:
-    """Of two clients that wait for one adapter one leaves and the other gets it. When both leave,
+    """Two clients wait for one adapter. When one leaves, the other gets it. When both leave,
     the fit ends and nothing is stored."""
     folder = tmp_path / "adapters"
     with (

@@ -19,7 +19,7 @@ class Part:
     """A part of a result.
 
     Args:
-        tensors: What is read back.
+        tensors: Tensors to read back.
         finish: Forms the part from these tensors on the host.
         conditions: The conditions under which it is valid.
     """

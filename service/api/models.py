@@ -11,19 +11,12 @@ from fastapi import APIRouter, Depends, Response
 from schemas.completions import ModelCard, ModelsAnswer
 from service.analysis.adapters.made import LoadedAdapter
 from service.api.exchange import Exchange, plain_exchange
+from service.api.model import PROBLEMS
 from service.api.openapi import answers
 from service.api.state import State
 from service.errors import UnknownAdapter, UnknownModel
 
 router = APIRouter()
-PROBLEMS = (
-    "missing_key",
-    "wrong_key",
-    "not_acceptable",
-    "internal",
-    "loading",
-    "self_check_failed",
-)
 OWNER = "deltaw"
 
 

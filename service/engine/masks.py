@@ -18,7 +18,7 @@ class Seen(NamedTuple):
     Args:
         bias: 0 where a row sees a known row and −∞ elsewhere, (rows that see some, known rows);
             None: they see all.
-        blind: Which of them see none in this window, (rows, 1); None: all see some.
+        blind: True for rows that see none in this window, (rows, 1); None: all see some.
     """
 
     bias: Tensor | None

@@ -114,7 +114,7 @@ class Given:
 
     Args:
         w_in, w_out: The changes of the MLP's weights.
-        bias: What is added at the block's output.
+        bias: Vectors added at the block's output.
         gain: The gains of the norm after the MLP.
     """
 

@@ -122,7 +122,7 @@ def test_encoding_is_chosen_by_each_line(tiny_heard: Heard) -> None:
 def test_refused_request_gets_a_problem_with_its_status(
     narrow: Heard, headers: dict[str, str], code: str
 ) -> None:
-    """What is wrong with the whole request is a problem of its own, and no line is read."""
+    """A mistake in the whole request gets a problem of its own, and no line is read."""
     problem(post(narrow.client, "updates", lines_of(PAIR), **headers), code)
 
 

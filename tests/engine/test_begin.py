@@ -28,7 +28,7 @@ def begun(run: Run, read: Activations, layer: int) -> Run:
 
 
 def above(read: Activations, layer: int) -> dict[Site, torch.Tensor]:
-    """What was read from a layer on."""
+    """The activations from a layer on."""
     return {site: values for site, values in read.items() if site.layer >= layer}
 
 

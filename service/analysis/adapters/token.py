@@ -64,7 +64,7 @@ from service.theory import (
 DTYPE = torch.float32
 """The dtype of adapters, and of the runs that they are formed from."""
 READ: tuple[HookPoint, ...] = POINTS["bias"]
-"""What is read of the patched stream."""
+"""The hook points that are read of the patched stream."""
 
 
 def plan_token_adapter(model: Model, body: TokenAdapterRequest) -> Plan[MadeAdapter]:
@@ -172,7 +172,7 @@ def _of_several(
 
 
 def _at_positions(pair: Pair, layer: int, base: Activations) -> Activations:
-    """What was read of the patched stream at the pair's positions."""
+    """The activations of the patched stream at the pair's positions."""
     first = len(pair.baseline.ids) - len(pair.query)
     sites = [Site(layer, point) for point in READ]
     device = base[sites[0]].device

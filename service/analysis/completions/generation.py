@@ -60,7 +60,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """What is generated.
+    """The options of a generation.
 
     Args:
         prompt: The beginning of the generating run.
@@ -101,7 +101,7 @@ def generate(
 
     Args:
         model: The resident model.
-        wanted: What is generated.
+        wanted: The options of the generation.
         answer: Forms the answer.
         emit: Receives an event for each token; None: there are no events.
 
