@@ -115,6 +115,9 @@ MEANINGS: dict[int, dict[str, str]] = {
         "dependent_rows": "The MLP's inputs or activations at several positions are nearly "
         "linearly dependent, so no single patch is exact at all of them. `actual` is the condition "
         "number, or the relative error of the adapter's logits. Ask for fewer positions.",
+        "ill_conditioned": "Rounding errors would spoil the adapter: its fit has no solution with "
+        "this `ridge`, or the relative error of an exact adapter's logits, `actual`, exceeds "
+        "`limit`. `detail` names the option to change.",
     },
     429: {
         "queue_full": "The queue is full, or the expected wait exceeds the deadline. Retry after "
@@ -124,8 +127,7 @@ MEANINGS: dict[int, dict[str, str]] = {
     500: {
         "internal": "The service has a fault. Its log has the traceback under the request id.",
         "non_finite": "The model computed NaN or infinity, or a vector of norm 0 that ΔW divides "
-        "by; or so small a vector that an exact adapter's relative error, `actual`, exceeds "
-        "`limit`.",
+        "by.",
         "no_rows_patched": "The patch acted on no row. The service does not return the text, "
         "because it would be unpatched.",
     },

@@ -19,7 +19,8 @@
     │   ├── OtherWeights        an adapter that was made for other weights
     │   ├── TooFewQueries       fewer queries than a fit needs
     │   ├── TooManyItems        more prompts than the limit
-    │   └── NeverFits           work, or an answer, above the limit
+    │   ├── NeverFits           work, or an answer, above the limit
+    │   └── IllConditioned      an adapter that rounding errors would spoil
     ├── NotNow                  the same question may succeed later
     │   ├── Loading             the model is still loading
     │   ├── Draining            the service is shutting down
@@ -119,6 +120,9 @@ class TooManyItems(Refused): ...
 
 
 class NeverFits(Refused): ...
+
+
+class IllConditioned(Refused): ...
 
 
 class NotNow(ServiceError):

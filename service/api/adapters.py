@@ -161,13 +161,13 @@ def _require_exact(made: MadeAdapter, verified: float) -> None:
 
     Raises:
         ProblemError: `dependent_rows` for several positions, of which fewer may be exact, or else
-            `non_finite`.
+            `ill_conditioned`.
     """
     if not made.exact or verified <= ROUNDING:
         return
     several = len(made.fields.get("positions", ())) > 1
     raise ProblemError(
-        "dependent_rows" if several else "non_finite",
+        "dependent_rows" if several else "ill_conditioned",
         f"The adapter's relative error of the logits is {verified:.1e}; the bound for an exact one "
         f"is {ROUNDING:.0e}. It was not stored. "
         + ("Ask for fewer positions." if several else "Choose another baseline or form."),

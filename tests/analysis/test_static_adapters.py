@@ -20,13 +20,13 @@ from service.engine.prefixes import Prefixes
 from service.engine.walk import forward
 from service.errors import (
     EmptyQuery,
+    IllConditioned,
     LayerOutOfRange,
     NotSupported,
     PromptTooLong,
     Refused,
     TooFewQueries,
 )
-from service.theory import NonFinite
 from tests import oracle
 from tests.analysis.subjects import Subject, distance
 from tests.checkpoints import save_tiny
@@ -323,7 +323,7 @@ def test_fit_without_a_solution_is_an_error_that_names_its_layer(
     """A failed factorisation does not become an adapter."""
     real = torch.linalg.cholesky_ex
     monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda system: real(-system))
-    with pytest.raises(NonFinite, match=f"The fit of layer {first % 3} has no solution"):
+    with pytest.raises(IllConditioned, match=f"The fit of layer {first % 3} has no solution"):
         made(subject, body_of(subject, from_layer=first))
 
 

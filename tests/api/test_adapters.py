@@ -297,7 +297,7 @@ def test_folder_that_cannot_be_written_returns_507(tiny_folder: Path, tmp_path: 
 
 @pytest.mark.parametrize(
     ("more", "code"),
-    [({}, "non_finite"), ({"query": "xy", "positions": "all"}, "dependent_rows")],
+    [({}, "ill_conditioned"), ({"query": "xy", "positions": "all"}, "dependent_rows")],
 )
 def test_adapter_that_is_not_exact_is_not_stored(
     tiny_folder: Path,

@@ -54,6 +54,7 @@ STATUSES = {
         "too_few_queries",
         "never_fits",
         "dependent_rows",
+        "ill_conditioned",
     ),
     429: ("queue_full",),
     431: ("headers_too_large",),

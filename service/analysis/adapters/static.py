@@ -43,7 +43,8 @@ from service.analysis.adapters.queries import Task, resolve_task
 from service.analysis.next_tokens import last_site
 from service.analysis.pairs import Prompt
 from service.engine import Condition, Fixed, Model, Plan, Question, Work, fetch, numbers
-from service.theory import NonFinite, discrepancy
+from service.errors import IllConditioned
+from service.theory import discrepancy
 from service.theory.static_patch import Fitted, mean_output, output_ridge, randomised
 from service.theory.static_update import LowRank, StaticUpdate
 
@@ -150,9 +151,10 @@ class _Rules:
                 self._body.ridge,
                 self._body.rank,
             )
-        error = NonFinite(
+        error = IllConditioned(
             f"The fit of layer {layer} has no solution: its weighted rows are too dependent for "
-            "this ridge. Raise `ridge`, or lower `keep_weight`."
+            "this ridge. Raise `ridge`, or lower `keep_weight`.",
+            at=("ridge",),
         )
         self.formed.append(Condition(self.fitted[layer].norm, error))
         return self.fitted[layer].update
