@@ -23,11 +23,12 @@ from typing import IO, Any, cast
 from zipfile import ZipFile, ZipInfo
 
 import structlog
+import torch
 from pydantic import ValidationError
-from safetensors.torch import load, save
 
 from schemas.adapters import FILES, Adapter
 from schemas.common import read_answer, write_answer
+from service import tensor_file
 from service.adapters import disk
 from service.adapters.peft import from_peft, to_peft
 from service.engine import Model
@@ -202,7 +203,10 @@ class Store:
         tensors, config = to_peft(model, updates)
         files = {
             CONFIG: json.dumps(config, indent=2).encode(),
-            WEIGHTS: save(tensors, {"format": "pt"}),
+            WEIGHTS: tensor_file.write(
+                {name: tensor.numpy() for name, tensor in tensors.items()},
+                {"format": "pt"},
+            ),
         }
         digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         with disk.storing(), self._writing:
@@ -270,11 +274,15 @@ def _recorded(file: Path, _changed_ns: int) -> Record | None:
 
 def _read(model: Model, folder: Path, digests: Mapping[str, str]) -> dict[int, StaticUpdate]:
     """Read the updates of a folder, whose files must have these SHA-256 digests."""
-    contents = {name: (folder / name).read_bytes() for name in digests}
+    contents = {name: bytearray((folder / name).read_bytes()) for name in digests}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != digests[name]:
             raise RuntimeError(f"{name} of the adapter {folder.name} is not what was written")
-    return from_peft(model, load(contents[WEIGHTS]), json.loads(contents[CONFIG]))
+    tensors = {
+        name: torch.from_numpy(values)
+        for name, values in tensor_file.read(contents[WEIGHTS]).items()
+    }
+    return from_peft(model, tensors, json.loads(contents[CONFIG]))
 
 
 def _packed(folder: Path) -> IO[bytes]:

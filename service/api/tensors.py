@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from typing_extensions import TypeVar
 
 from schemas.common import UNSET, Answer, Encoding
+from service import tensor_file
 from service.api.problems import ProblemError
 
 JSON = "application/json"
@@ -98,32 +99,7 @@ def serialize(answer: Answer, media: str, encoding: Encoding) -> bytes:
         return {"dtype": values.dtype.name, "shape": values.shape, "tensor": path}
 
     response = orjson.dumps(_plain(answer, "", refer)).decode()
-    return safetensors_file(tensors, {"response": response})
-
-
-def safetensors_file(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """The bytes of a safetensors file.
-
-    The library's own `save` allocates in Rust. If that memory is missing, `save` never returns and
-    keeps the interpreter's lock, so the whole service would stop. This function raises
-    `MemoryError` instead.
-
-    Args:
-        tensors: float32 and float64 arrays, contiguous in C order.
-        metadata: Texts of the header.
-    """
-    header: dict[str, Any] = {"__metadata__": metadata}
-    # The format wants the largest numbers first, so that every tensor is aligned.
-    ordered = sorted(tensors.items(), key=lambda one: (-one[1].itemsize, one[0]))
-    end = 0
-    for name, values in ordered:
-        start, end = end, end + values.nbytes
-        dtype = f"F{8 * values.itemsize}"
-        header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": [start, end]}
-    text = orjson.dumps(header)
-    text += b" " * (-len(text) % 8)
-    data = [values.data for _, values in ordered]
-    return b"".join([len(text).to_bytes(8, "little"), text, *data])
+    return tensor_file.write(tensors, {"response": response})
 
 
 def _plain(value: Any, path: str, write: Write) -> Any:

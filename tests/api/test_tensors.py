@@ -8,13 +8,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from safetensors.numpy import load, save
 
 from schemas.activations import ActivationsAnswer
 from schemas.common import adapter
 from schemas.weight_updates import WeightUpdatesAnswer
-from service.api.tensors import safetensors_file
 from tests.api.test_bodies import PATHS
 from tests.api.wire import SAFETENSORS, array, arrays, problem, restored, unpack
 
@@ -201,21 +198,3 @@ def _strip(answer: Any, path: str) -> None:
     parent, _, name = path.rpartition(".")
     tensor, holder = _at(answer, path), _at(answer, parent)
     holder[int(name) if isinstance(holder, list) else name] = (tensor["dtype"], tensor["shape"])
-
-
-def test_safetensors_file_is_that_of_the_library() -> None:
-    """A file has the same bytes as one that safetensors writes: names, dtypes, shapes without
-    entries or axes, and text that is not ASCII."""
-    tensors: dict[str, NDArray[Any]] = {
-        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "a.0": np.array([], np.float32),
-        "a": np.linspace(0.0, 1.0, 5),
-        "c": np.array(2.5, np.float32),
-    }
-    metadata = {"response": '{"text":"Δ \\" \\u0000"}'}
-    written = safetensors_file(tensors, metadata)
-    read = load(written)
-    assert {name: (a.dtype, a.shape, a.tobytes()) for name, a in read.items()} == {
-        name: (a.dtype, a.shape, a.tobytes()) for name, a in tensors.items()
-    }
-    assert written == save(tensors, metadata)
