@@ -30,8 +30,19 @@ of every generated token.
 
 With `stream`, the answer is server-sent events, one per token, then `[DONE]`. An error after the
 first event is an event with the problem as `error`, and no `[DONE]` follows."""
-EVENTS = """One event per token, `data: ` and a completion with that token, then `data: [DONE]`. An
-event `data: {"error": …}` with a problem ends the stream instead."""
+EVENT = {
+    "type": "object",
+    "description": "One event of the stream. OpenAPI before 3.2 describes each event, and not the "
+    "whole stream.",
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A completion with one token, as JSON; or `[DONE]` at the end; or "
+            '`{"error": …}` with a problem, which ends the stream instead.',
+        }
+    },
+    "required": ["data"],
+}
 PROBLEMS = (*GENERATED, "unknown_adapter", "other_weights")
 
 
@@ -105,7 +116,7 @@ def usage_event(whole: Completion[Any]) -> Completion[Any]:
 
 router = APIRouter()
 _responses = answers(Completion, tensors=True, lines=True, problems=(*ASKED, *PROBLEMS))
-_responses[200]["content"][EVENT_STREAM] = {"schema": {"type": "string", "description": EVENTS}}
+_responses[200]["content"][EVENT_STREAM] = {"schema": EVENT}
 router.add_api_route(
     COMPLETIONS.path,
     handle,
