@@ -45,3 +45,12 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=6s --start-period=120s --retries=3 CMD ["deltaw", "healthcheck"]
 ENTRYPOINT ["deltaw"]
 CMD ["serve"]
+
+# Labels come last, so that a new revision does not rebuild the layers above.
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="deltaw" \
+      org.opencontainers.image.description="What a context does to a language model, as an update of its weights, over HTTP" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.licenses="Apache-2.0"

@@ -8,9 +8,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # The CPU build of torch is a 192 MB download, the default build several GB. To get the CPU build:
 # make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test test-slow real fuzz faults check audit format bench load soak image-check train docs openapi conformance examples figures clean
+.PHONY: run test test-slow real fuzz faults check audit sbom format client bench load soak fleet image-check train docs openapi conformance examples figures clean
 
 run: $(VENV)/.server  ## serve the bundled model, or DELTAW_MODEL, on 127.0.0.1:8000
 	$(BIN)/deltaw serve $(ARGS)
@@ -21,7 +22,7 @@ test: $(VENV)/.dev  ## run the tests, except the slow ones
 fuzz: $(VENV)/.dev  ## send over 20,000 generated and 10,000 corrupted requests, in 5 minutes
 	$(BIN)/python -m pytest -s tests/hostile/long_runs.py $(ARGS)
 
-test-slow: $(VENV)/.docs  ## run the slow tests, and give the reasons of those that are skipped
+test-slow: $(VENV)/.docs $(VENV)/.fleet $(VENV)/.sbom  ## run the slow tests, and give the reasons of those that are skipped
 	$(BIN)/python -m pytest -m slow -rs $(ARGS)
 
 MODELS ?= smollm2
@@ -30,18 +31,31 @@ real: $(VENV)/.dev  ## fetch and convert the pretrained MODELS, smollm2 and gemm
 	$(BIN)/python -m tests.real.weights $(MODELS)
 	REAL_MODELS="$(MODELS)" $(BIN)/python -m pytest -rs tests/real $(ARGS)
 
-check: $(VENV)/.dev audit  ## check format, lint, types, import directions and known advisories
+check: $(VENV)/.dev audit  ## check format, lint, types, import directions, Kubernetes manifests and known advisories
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m deploy.manifests
 
 audit: $(VENV)/.audit  ## fail on a known advisory of a dependency, unless deploy/advisories.toml lists it
 	$(BIN)/python -m deploy.audit $(VENV)/audit/bin/pip-audit
 
+sbom: $(VENV)/.sbom  ## write build/sbom.json, the packages of requirements.lock in CycloneDX's format
+	mkdir -p build
+	# cyclonedx does not read a dynamic version, and warns that a lock does not say which package needs which.
+	sed "s/^dynamic = .*/version = \"$(VERSION)\"/" pyproject.toml > build/sbom.toml
+	$(VENV)/sbom/bin/python -W ignore::UserWarning -m cyclonedx_py requirements requirements.lock \
+		--pyproject build/sbom.toml --mc-type application --output-reproducible --validate --output-file build/sbom.json
+
 format: $(VENV)/.dev  ## format the code and fix lint
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+DIST ?= build/dist
+
+client: $(VENV)/.venv  ## build the client's own distribution, deltaw-client, as a wheel in DIST
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) ./deploy/client
 
 bench: $(VENV)/.dev  ## compare speed with the seed script and with peers, on this machine
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -56,6 +70,9 @@ load: $(VENV)/.dev  ## run mixed requests, bursts, slow and leaving clients, and
 
 soak: $(VENV)/.dev  ## run all load clients for 25 minutes; memory, threads and files must not grow
 	$(BIN)/python -m benchmarks.load --soak 25 $(ARGS)
+
+fleet: $(VENV)/.fleet  ## kill, redeploy and scale fleets of HAProxy and of Ray Serve, and count what is lost
+	$(BIN)/python -m benchmarks.cluster $(ARGS)
 
 image-check:  ## build, start, query and stop the image, with docker or podman
 	deploy/check-image.sh
@@ -100,8 +117,23 @@ $(VENV)/.audit: $(VENV)/.dev
 	$(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	touch $@
 
+# An environment without the packages of the service, so that the two cannot conflict.
+$(VENV)/.sbom: $(VENV)/.venv
+	$(PYTHON) -m venv $(VENV)/sbom
+	$(VENV)/sbom/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0
+	touch $@
+
 $(VENV)/.docs: $(VENV)/.dev requirements-docs.lock
 	$(PIP_INSTALL) -r requirements-docs.lock
+	touch $@
+
+# Ray has its own environment, so that the server's lock does without it. The environment takes all
+# other packages from the first one, torch too.
+$(VENV)/.fleet: $(VENV)/.dev requirements-fleet.lock
+	$(PYTHON) -m venv $(VENV)/fleet
+	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> "$$($(VENV)/fleet/bin/python -c 'import site; print(site.getsitepackages()[0])')/server.pth"
+	$(VENV)/fleet/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-fleet.lock
 	touch $@
 
 clean:

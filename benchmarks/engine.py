@@ -30,7 +30,8 @@ from service.analysis.completions import plan_completion
 from service.analysis.pairs import resolve_pair
 from service.analysis.trajectories import plan_trajectories, trajectories
 from service.analysis.weight_updates import plan_weight_updates, weight_updates
-from service.api.tensors import JSON, SAFETENSORS, serialize
+from service.api.heads import JSON, SAFETENSORS
+from service.api.tensors import serialize
 from service.engine import Activations, Model, Plan, Run, Site, drive, load, together
 from service.engine.layers import Affine, affine
 from service.engine.prefixes import Prefixes

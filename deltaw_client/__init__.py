@@ -34,8 +34,9 @@ from deltaw_client.errors import (
 from deltaw_client.lines import Line
 from deltaw_client.problems import ProblemError
 from deltaw_client.sweep import Sweep, read_sweep
+from schemas.common import UNSET
 
-__all__ = ["AsyncDeltawClient", "DeltawClient", "Line", "Sweep", "read_sweep"]
+__all__ = ["UNSET", "AsyncDeltawClient", "DeltawClient", "Line", "Sweep", "read_sweep"]
 __all__ += ["Adapter", "AdapterList", "Completion", "Models"]
 __all__ += ["Activations", "Attributions", "EquivalenceChecks", "LoadedModel"]
 __all__ += ["Tokenized", "Trajectories", "WeightUpdates"]

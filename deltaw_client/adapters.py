@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -53,7 +54,7 @@ def create(
     and `answer.held_out` says how well it serves queries that it was not fitted to. An argument
     that is None takes the service's default.
     """
-    return post(answers.Adapter, PATH, locals())
+    return replace(post(answers.Adapter, PATH, locals()), writes=True)
 
 
 @takes(Request)
@@ -71,7 +72,7 @@ def get(id: str) -> Call[answers.Adapter]:
 
 def delete(id: str) -> Call[Received]:
     """Delete an adapter. The answer has only the request's id."""
-    return Call(Received, _path(id), method="DELETE")
+    return Call(Received, _path(id), method="DELETE", writes=True)
 
 
 def _file(id: str, name: str) -> Call[Received]:

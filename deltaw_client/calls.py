@@ -27,6 +27,7 @@ from deltaw_client.answers import Receipt, Received, Reply, receipt
 from deltaw_client.errors import DeltawError, Timeout, UnexpectedAnswer
 from deltaw_client.problems import PROBLEM_ERRORS, ProblemError
 from deltaw_client.tensor_file import unpack
+from schemas.affinity import CONTEXT_HEADER, context_key
 from schemas.common import adapter
 from schemas.problems import Problem
 
@@ -58,6 +59,8 @@ class Call(Generic[A]):
         request_id: Id of the request in the service's log; None generates one.
         deadline_seconds: Seconds for the whole call; None takes the client's deadline.
         method: HTTP method; None is POST with fields and GET without.
+        writes: Whether the call changes the service's state. The client then does not retry it if
+            the service may have carried it out.
     """
 
     answer: type[A]
@@ -67,19 +70,31 @@ class Call(Generic[A]):
     request_id: str | None = None
     deadline_seconds: float | None = None
     method: str | None = None
+    writes: bool = False
 
     def __post_init__(self) -> None:
         if self.request_id is not None and not REQUEST_ID.fullmatch(self.request_id):
             raise ValueError("a request id has 1 to 128 characters of A-Z, a-z, 0-9, `.`, `_`, `-`")
 
     def request(self, http: httpx.Client | httpx.AsyncClient) -> httpx.Request:
-        """Build the request, with a new request id if the call has none."""
+        """Build the request, with a new request id if the call has none.
+
+        If the body has a context, the header `X-Deltaw-Context` has its key. By this key a proxy
+        can choose the replica that has the context in its cache.
+        """
         headers = {"Accept": self.accept, "X-Request-ID": self.request_id or uuid.uuid4().hex}
         if self.fields is None:
             return http.build_request(self.method or "GET", self.path, headers=headers)
         body = json.dumps(self.fields, default=plain).encode()
-        typed = headers | {"Content-Type": JSON}
-        return http.build_request(self.method or "POST", self.path, content=body, headers=typed)
+        headers["Content-Type"] = JSON
+        # Parsed from the body, because the fields may have arrays and tuples instead of lists.
+        if (key := context_key(json.loads(body))) is not None:
+            headers[CONTEXT_HEADER] = key
+        return http.build_request(self.method or "POST", self.path, content=body, headers=headers)
+
+    def allows_retry(self, error: DeltawError) -> bool:
+        """Whether the call may be sent again after this error."""
+        return error.retryable and not (self.writes and error.outcome_unknown)
 
     def read(self, reply: Reply) -> A:
         """Read a reply.
@@ -164,7 +179,8 @@ class RetryPolicy:
         """Make a call. A deadline of the call replaces the policy's.
 
         Retryable errors are retried after `Retry-After`, or the policy's wait, plus jitter. If that
-        wait would end after the deadline, the error is raised at once.
+        wait would end after the deadline, the error is raised at once. A call that writes is not
+        retried if the service may have carried it out.
 
         Raises:
             DeltawError: The last attempt failed.
@@ -181,7 +197,7 @@ class RetryPolicy:
                     return call.read(outcome)
                 raise outcome or Timeout()
             except DeltawError as error:
-                if not error.retryable or attempt == self.retries:
+                if not call.allows_retry(error) or attempt == self.retries:
                     raise
                 wait = self.wait(error, attempt)
                 if time.monotonic() + wait >= end:

@@ -165,7 +165,7 @@ class DeltawClient(BaseClient[httpx.Client, httpx.BaseTransport]):
 
         The bodies are the lines of NDJSON requests, within the limits that `model` reports; each
         request reads its bodies when it begins. Bodies without an answer are asked again if the
-        failure is retryable, or if the connection broke. Closing the iterator ends the requests.
+        failure is retryable. Closing the iterator ends the requests.
 
         Args:
             resource: Name of the method that asks about one body.

@@ -104,7 +104,8 @@ class EventStream(Attempts[A], Generic[A]):
         self.wait = None
         if not self._done:
             error = error or self._missing()
-            if self._begun or not error.retryable or not self._tries_again(error):
+            again = not self._begun and self._call.allows_retry(error)
+            if not again or not self._tries_again(error):
                 raise error
         return iter(())
 

@@ -147,7 +147,7 @@ class Batch(Attempts[Line]):
     """The bodies of one request, asked again until each has an answer or an error.
 
     The policy's retries apply between two answers, like its deadline. Each body is a question that
-    changes nothing, so a connection that breaks is retried too.
+    changes nothing, so every retryable error is retried.
     """
 
     def __init__(self, bodies: Sequence[tuple[Item, bytes]], policy: RetryPolicy) -> None:
@@ -208,8 +208,7 @@ class Batch(Attempts[Line]):
         if not self._waiting:
             return
         error = error or self._missing()
-        retryable = error.retryable or isinstance(error, ConnectionFailed)
-        if retryable and self._tries_again(error):
+        if error.retryable and self._tries_again(error):
             return
         if not isinstance(error, Timeout) and not (
             isinstance(error, ProblemError) and error.retryable

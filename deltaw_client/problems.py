@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from deltaw_client.errors import DeltawError
+from deltaw_client.errors import UNKNOWN, DeltawError
 from schemas.common import UNSET
 from schemas.problems import PROBLEMS, FieldError, Problem
 
@@ -31,6 +31,7 @@ class ProblemError(DeltawError):
         self.limit = None if problem.limit is UNSET else problem.limit
         self.actual = None if problem.actual is UNSET else problem.actual
         self.retryable = problem.retryable
+        self.outcome_unknown = problem.status in UNKNOWN
         self.retry_after = retry_after
 
     def __str__(self) -> str:
@@ -94,6 +95,7 @@ HeadersTooLarge: type[ProblemError]
 InternalError: type[ProblemError]
 NonFinite: type[ProblemError]
 NoRowsPatched: type[ProblemError]
+ReplicaLost: type[ProblemError]
 Loading: type[ProblemError]
 Draining: type[ProblemError]
 OutOfMemory: type[ProblemError]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image and starts it as compose does: non-root, read-only root, no capabilities. Checks that the health
-# check turns healthy, that the service answers a request, and that SIGTERM ends it with 0.
+# Builds the image, checks its labels, and starts it as compose does: non-root, read-only root, no capabilities. Checks
+# that the health check turns healthy, that the service answers a request, and that SIGTERM ends it with status 0.
 #
 #   ENGINE=podman deploy/check-image.sh     engine: docker if it runs, else podman
 #   BUILD_FLAGS="--build-arg TORCH_INDEX="  more flags for the build
@@ -9,7 +9,9 @@ cd "$(dirname "$0")/.."
 
 image=${IMAGE:-deltaw}
 engine=${ENGINE:-$(docker info >/dev/null 2>&1 && echo docker || echo podman)}
-flags=(${BUILD_FLAGS:-})
+version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' service/__init__.py)
+revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+flags=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" ${BUILD_FLAGS:-})
 hardened=(--read-only --cap-drop ALL --security-opt no-new-privileges)
 if [ "$engine" = podman ]; then
     flags+=(--format docker)
@@ -41,6 +43,16 @@ healthy() {
 
 "$engine" build "${flags[@]}" --tag "$image" .
 say "image" "$("$engine" image inspect --format '{{.Size}}' "$image" | awk '{printf "%.0f MB", $1 / 1e6}')"
+
+labelled() {
+    found=$("$engine" image inspect --format "{{index .Config.Labels \"org.opencontainers.image.$1\"}}" "$image")
+    [ "$found" = "$2" ] || fail "the label $1 is \`$found\`, not \`$2\`"
+}
+labelled title deltaw
+labelled version "$version"
+labelled revision "$revision"
+labelled licenses Apache-2.0
+say "labels" "$version, revision ${revision:0:12}, Apache-2.0"
 
 start
 healthy && fail "healthy before the model is loaded"

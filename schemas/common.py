@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
+from threading import Lock
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, StrictInt, Tag, TypeAdapter
@@ -70,7 +71,16 @@ class Unset(Enum):
 UNSET = Unset.UNSET
 T = TypeVar("T")
 
-adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
+_building = Lock()
+
+
+def _built(kind: Any) -> TypeAdapter[Any]:
+    # Python 3.11 raises a SystemError if two threads parse annotations at once.
+    with _building:
+        return TypeAdapter(kind)
+
+
+adapter: Callable[[Any], TypeAdapter[Any]] = cache(_built)
 """The pydantic adapter that reads and writes a kind of answer."""
 
 

@@ -54,7 +54,7 @@ class Kind(NamedTuple):
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed later."""
-        return self.status in (408, 429, 503, 504)
+        return self.status in (408, 429, 502, 503, 504)
 
 
 MEANINGS: dict[int, dict[str, str]] = {
@@ -130,6 +130,11 @@ MEANINGS: dict[int, dict[str, str]] = {
         "by.",
         "no_rows_patched": "The patch acted on no row. The service does not return the text, "
         "because it would be unpatched.",
+    },
+    502: {
+        "replica_lost": "The replica that had the request ended before it answered. The proxy of a "
+        "fleet says so. Send the request again; one that makes or deletes an adapter may have been "
+        "carried out.",
     },
     503: {
         "loading": "The model is still loading. Retry after `Retry-After` seconds.",

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from schemas.problems import PROBLEMS
 from service.api.headers import EVERYWHERE
-from service.api.problems import MEDIA_TYPE, ProblemError, written
+from service.api.refusals import MEDIA_TYPE, ProblemError, written
 from service.settings import Settings
 from service.telemetry import Metrics, request_id
 

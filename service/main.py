@@ -10,8 +10,10 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from starlette.middleware.cors import CORSMiddleware
 
+from schemas.affinity import CONTEXT_HEADER
 from schemas.problems import PROBLEMS
 from service import __version__
 from service.adapters.store import Store
@@ -35,6 +37,7 @@ from service.api.state import State
 from service.engine import READ_BACKS, Engine, Model, drive, load
 from service.settings import Settings, read_settings
 from service.telemetry import Metrics
+from service.tracing import Tracing
 
 DESCRIPTION = """Express what a context does to a language model as an update of its weights.
 
@@ -59,17 +62,28 @@ Sources:
   ([arXiv 2510.08734](https://arxiv.org/abs/2510.08734)).
 """
 
+UNTRACED: TelemetryConfig = {
+    "tracing": False,
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+}
+"""FastAPI's own telemetry is off: it would export paths, query strings and exception messages."""
 WORKERS = 8
 """Threads for work off the event loop: to parse, to plan, to serialize."""
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, tracing: Tracing | None = None) -> FastAPI:
     """Build the application. Its lifespan starts the engine, whose thread loads the model.
 
     Args:
         settings: Settings of the service; None reads them from the environment.
+        tracing: Receives the spans of requests; None exports them if the environment names a
+            collector.
     """
     chosen = settings or read_settings()
+    traces = tracing or Tracing()
     metrics = Metrics()
     for code in PROBLEMS:
         # Prometheus sees the first increase only of a series that already exists.
@@ -87,7 +101,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             device=chosen.device,
             dtype=chosen.dtype,
         ),
-        lambda loaded: _is_sound(loaded, state),
+        lambda loaded: _is_sound(loaded, state, traces),
         queue_size=chosen.queue_size,
         row_budget=chosen.row_budget,
         batching=chosen.batching,
@@ -104,9 +118,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         asyncio.get_running_loop().set_default_executor(_started_workers())
         engine.start()
+        await asyncio.to_thread(traces.start)
         await asyncio.to_thread(store.remove_leftovers)
         yield
         await asyncio.to_thread(engine.close)
+        await asyncio.to_thread(traces.close)
 
     app = FastAPI(
         title="deltaw",
@@ -116,6 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=UNTRACED,
     )
     app.state.deltaw = state
     locked = [Depends(require_key)]
@@ -132,11 +149,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             CORSMiddleware,
             allow_origins=list(chosen.cors_origins),
             allow_methods=["GET", "HEAD", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-ID"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "X-Request-ID",
+                CONTEXT_HEADER,
+                "traceparent",
+                "tracestate",
+            ],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
     app.add_middleware(Routing, hosts=chosen.hosts, root_path=chosen.root_path)
-    app.add_middleware(RequestLog, metrics=metrics)
+    app.add_middleware(RequestLog, metrics=metrics, tracing=traces)
     return app
 
 
@@ -152,10 +176,11 @@ def _started_workers() -> ThreadPoolExecutor:
     return workers
 
 
-def _is_sound(loaded: Model, state: State) -> bool:
+def _is_sound(loaded: Model, state: State, tracing: Tracing) -> bool:
     """Run the self-check, record its outcome, and return whether it holds."""
     found = drive(loaded, self_check(loaded))
     state.self_check = found
+    tracing.model = loaded.id
     if found.worst_relative_error is not None:
         state.metrics.equivalence_error.observe(found.worst_relative_error)
     state.metrics.equivalence_failures.inc(found.verdict == "fails")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import math
 import os
 import signal
@@ -23,6 +22,7 @@ from service.api.request_log import GUARD
 from service.api.state import State
 from service.errors import ServiceError, sentence
 from service.guard import Guard
+from service.lifecycle import fault, keep_start_objects
 from service.main import create_app
 from service.settings import Settings
 
@@ -61,11 +61,9 @@ class Server(uvicorn.Server):
         engine = self._state.engine
         if engine.fatal is not None:
             return True
-        if engine.stuck_for > self._state.settings.stuck_seconds:
-            # The stuck thread can be neither ended nor waited for, so its requests are lost.
+        if (stuck := fault(self._state)) is not None:
             engine.draining = True
             await asyncio.sleep(NOT_READY_SECONDS)
-            stuck = f"the computation has been stuck for {engine.stuck_for:.0f} s"
             print(f"deltaw: {stuck}; the process ends", file=sys.stderr, flush=True)
             os._exit(1)
         if self._drained_by is not None:
@@ -76,10 +74,7 @@ class Server(uvicorn.Server):
                 self.should_exit = True
         if not self._announced and engine.checked:
             self._announced = True
-            # Objects made at start live as long as the process. Garbage collection of them would
-            # stop every thread for 0.2 s each time.
-            gc.freeze()
-            gc.enable()
+            keep_start_objects()
             print(announcement(self._state, self._url), file=sys.stderr, flush=True)
         return await super().on_tick(counter)
 

@@ -1,7 +1,8 @@
 """Files in the safetensors format: 8 bytes of length, a JSON header, the numbers.
 
-The library allocates in Rust. If that memory is missing, its calls never return and keep the
-interpreter's lock, so the whole service would stop. These functions raise `MemoryError` instead.
+The safetensors library allocates memory in Rust. If such an allocation fails, the call never
+returns and keeps the interpreter's lock, so the whole service would stop. The functions of this
+module raise `MemoryError` instead.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+DTYPES: Mapping[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+"""NumPy dtypes by name in the file."""
+
 
 def write(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Return the bytes of a file, which are those that the library writes.
+    """Return the bytes of a file, the same as the library would write.
 
     Args:
         tensors: float32 and float64 arrays, contiguous in C order.
@@ -37,7 +41,7 @@ def write(tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> b
 
 
 def read(content: bytearray) -> dict[str, NDArray[Any]]:
-    """Return the tensors of a file that `write` made, as views of its content."""
+    """Return the tensors of a file made by `write`, as views of its content."""
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     header.pop("__metadata__", None)
@@ -47,5 +51,4 @@ def read(content: bytearray) -> dict[str, NDArray[Any]]:
 
 def _array(entry: Mapping[str, Any], data: memoryview) -> NDArray[Any]:
     begin, end = entry["data_offsets"]
-    kind = np.dtype(f"<f{int(entry['dtype'][1:]) // 8}")
-    return np.frombuffer(data[begin:end], kind).reshape(entry["shape"])
+    return np.frombuffer(data[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])

@@ -23,6 +23,7 @@ import torch
 from service.engine import Model, load
 from service.main import create_app
 from service.settings import Settings
+from service.tracing import Tracing
 from tests.analysis.subjects import Subject
 from tests.checkpoints import save_tiny
 from tests.families import SERVED, save
@@ -113,9 +114,11 @@ def bundled_oracle() -> GPT2:
 
 
 @asynccontextmanager
-async def app_client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+async def app_client(
+    settings: Settings, tracing: Tracing | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the real app in this process, once the app is ready."""
-    app = create_app(settings)
+    app = create_app(settings, tracing)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),

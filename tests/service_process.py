@@ -12,11 +12,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
 START_SECONDS = 120.0
+SERVER = "DELTAW_TEST_SERVER"
+"""Environment variable that lets `served` start another server: `ray` for Ray Serve."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,18 @@ class Served:
     Args:
         url: Base URL.
         process: Process of the server.
-        log: File that receives all its output.
+        log: File that receives all its output, or a pattern of several in the file's place.
     """
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[Any]
     log: Path
+
+    @property
+    def output(self) -> str:
+        """Everything printed so far."""
+        files = sorted(self.log.parent.glob(self.log.name))
+        return "".join(file.read_text() for file in files)
 
 
 def free_port() -> int:
@@ -61,6 +69,14 @@ def served(
         variables: Further environment variables.
         settings: Settings by their names.
     """
+    if os.environ.get(SERVER) == "ray":
+        assert ready
+        assert (port, prints_to) == (None, None)
+        from tests.fleet.served import served_by_ray
+
+        with served_by_ray(variables or {}, settings) as running:
+            yield running
+        return
     port = port or free_port()
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("DELTAW_")},
@@ -99,7 +115,7 @@ def await_ready(running: Served) -> None:
     """
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
-        assert running.process.poll() is None, running.log.read_text()
+        assert running.process.poll() is None, running.output
         try:
             if httpx.get(f"{running.url}/readyz").is_success:
                 return

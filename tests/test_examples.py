@@ -12,6 +12,13 @@ from tests.examples.shown import NotShown, alike, assert_shown, rewritten
 from tests.service_process import Served
 
 EXAMPLES = [example for document in documents() for example in examples(document)]
+ON_A_CLUSTER = (
+    "kubectl create namespace deltaw",
+    "key=$(openssl rand -hex 24); scraper=$(openssl rand -hex 24)",
+    "kubectl --namespace deltaw create secret generic keys \\",
+    """  --from-literal=keys="$key"$'\\n'"$scraper" --from-literal=prometheus="$scraper\"""",
+    "kubectl apply --kustomize deploy/kubernetes/overlays/bundled",
+)
 ELSEWHERE = {
     "make run": "test_makefile runs it",
     "make test": "runs this test",
@@ -19,6 +26,13 @@ ELSEWHERE = {
     "DELTAW_MODEL=HuggingFaceTB/SmolLM2-135M make run": "needs the hub, like gpt2",
     "DELTAW_MODEL=path/to/folder make run": "test_makefile runs it with a folder",
     "docker compose up --build": "needs a container engine",
+    "pip install ./deploy/client": "test_distribution builds and installs the client",
+    "make .venv/.fleet && . .venv/fleet/bin/activate": "needs the package index",
+    "set -a; . deploy/ray/ray.env; set +a": "the tests of tests/fleet read the file",
+    "serve run deploy/ray/serve.yaml": "the tests of tests/fleet deploy the file",
+    "docker compose --profile fleet up --build": "needs a container engine",
+    "docker build --tag deltaw:local .": "needs a container engine",
+    **dict.fromkeys(ON_A_CLUSTER, "needs a cluster; test_kubernetes checks the manifests"),
 }
 """Commands of the documents that this module does not run, with the reason."""
 LONG = ("command-line.md", "cookbook.md")

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from schemas.problems import PROBLEMS
 from service.settings import Settings
+from service.tracing import ATTRIBUTES
 from tests.api.conftest import Heard
 from tests.api.test_bodies import PATHS
 from tests.api.wire import client_of, log_of
@@ -25,6 +26,9 @@ RULES = yaml.safe_load((ROOT / "deploy/alerts.yml").read_text())
 EXAMPLES = re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, re.M | re.S)
 QUERIES = [text for language, text in EXAMPLES if language == "promql"]
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"]]
+CONDITIONAL = {"key", "trace_id"}
+"""Fields that are present only with API keys or with traces. `tests/api/test_keys.py` and
+`tests/test_tracing.py` test them."""
 SCRAPED = {"up"}
 """Metrics that Prometheus itself adds for a target."""
 BODY = {"context": "abc", "query": " cd"}
@@ -98,7 +102,16 @@ def test_table_of_log_fields_lists_every_field(heard: Heard) -> None:
     """The log lines of an answer, a problem and an NDJSON request have the fields of the table
     and no others."""
     lines = [heard.log.await_request(mark) for mark in ("run.1", "run.2", "run.3")]
-    assert sorted(named("field")) == sorted({name for line in lines for name in line})
+    found = {name for line in lines for name in line}
+    assert not found & CONDITIONAL
+    assert sorted(named("field")) == sorted(found | CONDITIONAL)
+
+
+def test_table_of_attributes_lists_every_attribute() -> None:
+    """The table has one row for each attribute of a request's span and no other rows."""
+    assert sorted(named("attribute")) == sorted(
+        {*ATTRIBUTES.values(), "deltaw.model", "error.type"}
+    )
 
 
 def test_table_of_server_timing_lists_every_part(heard: Heard) -> None:

@@ -1,4 +1,4 @@
-"""Files in the safetensors format are those of the library."""
+"""Safetensors files of deltaw are the same as those of the safetensors library."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from service import tensor_file
 
 
 def test_file_is_that_of_the_library() -> None:
-    """A file has the same bytes as one that safetensors writes, and is read back.
+    """A file has the same bytes as that of the library, and is read back.
 
-    Its tensors have no entries or no axes too, and its text is not ASCII.
+    One tensor has no entries, one has no axes, and the text is not ASCII.
     """
     tensors: dict[str, NDArray[Any]] = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -33,11 +33,13 @@ from service.analysis.adapters.token import plan_token_adapter
 from service.api.bodies import parse_body, read_body
 from service.api.exchange import SMALL_TEXT, Exchange, off_loop, plain_exchange
 from service.api.files import FileAnswer, caching, matches
+from service.api.heads import JSON, SAFETENSORS
 from service.api.openapi import ASKED, answers, operation
-from service.api.problems import ProblemError
+from service.api.refusals import ProblemError
+from service.api.stages import record_timings
 from service.api.state import Found
-from service.api.tensors import JSON, SAFETENSORS, negotiate
-from service.engine import Model, Plan
+from service.api.tensors import negotiate
+from service.engine import Model, Plan, Timings
 
 router = APIRouter()
 Body: TypeAlias = TokenAdapterRequest | StaticAdapterRequest
@@ -117,7 +119,9 @@ async def _computed(ask: Exchange, body: Body) -> MadeAdapter:
         planned = await asyncio.to_thread(PLANS[body.kind], ask.model, body)
     ask.check_work(planned)
     ask.note_rows(planned)
-    made, timings = await state.engine.ask(planned, state.settings.adapter_seconds)
+    timings, seconds = Timings(), state.settings.adapter_seconds
+    with record_timings(ask.request.scope, timings):
+        made, _ = await state.engine.ask(planned, seconds, timings=timings)
     ask.note_timings(timings)
     return made
 

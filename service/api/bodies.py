@@ -15,23 +15,15 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from service.api.problems import Mistake, ProblemError, pointer
+from service.api.heads import JSON, SMALL, announced_bytes, media_type, timeout
+from service.api.problems import pointer
+from service.api.refusals import Mistake, ProblemError
 from service.api.state import state_of
-from service.api.tensors import JSON
 
 Body = TypeVar("Body", bound=BaseModel)
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
-SMALL = 1 << 13
-"""Bytes of a body up to which the event loop parses it itself."""
-MAX_DIGITS = 18
-"""Maximum digits of a `Content-Length` that is trusted; otherwise the bytes are counted."""
 MAX_MISTAKES = 16
 """Maximum mistakes in one problem."""
-
-
-def media_type(request: Request) -> str:
-    """The media type of a request's body, in lower case and without parameters."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def require_uncompressed(request: Request) -> None:
@@ -59,17 +51,6 @@ async def read_body(request: Request) -> bytes:
             return await _bytes(request, settings.max_body_bytes)
     except TimeoutError:
         raise timeout() from None
-
-
-def timeout() -> ProblemError:
-    """The problem of a body that did not arrive in time."""
-    return ProblemError("request_timeout", headers={"Connection": "close"})
-
-
-def announced_bytes(request: Request) -> int:
-    """The request's `Content-Length`; 0 if it has none that can be trusted."""
-    announced = request.headers.get("content-length", "")
-    return int(announced) if announced.isdecimal() and len(announced) <= MAX_DIGITS else 0
 
 
 async def parse_body(model: type[Body], body: bytes) -> Body:

@@ -11,14 +11,15 @@ from schemas.completions import AdapterPatch, Completion, CompletionRequest
 from service.analysis.adapters.made import LoadedAdapter
 from service.analysis.completions import Emit, plan_completion
 from service.analysis.inputs import refuse
-from service.api.bodies import media_type, parse_body, read_body
+from service.api.bodies import parse_body, read_body
 from service.api.exchange import SMALL_TEXT, Exchange, Resource, off_loop
+from service.api.heads import JSON, NDJSON, media_type
 from service.api.lines import answer_lines
 from service.api.models import loaded_adapter
 from service.api.openapi import ASKED, GENERATED, answers, operation
 from service.api.resources import answer_parsed
 from service.api.sse import EVENT_STREAM, EventStream, Feed
-from service.api.tensors import JSON, NDJSON, negotiate
+from service.api.tensors import negotiate
 from service.engine import Plan
 
 TEXT = """Continue a prompt, in the shape of OpenAI's API.
@@ -32,13 +33,13 @@ With `stream`, the answer is server-sent events, one per token, then `[DONE]`. A
 first event is an event with the problem as `error`, and no `[DONE]` follows."""
 EVENT = {
     "type": "object",
-    "description": "One event of the stream. OpenAPI before 3.2 describes each event, and not the "
-    "whole stream.",
+    "description": "One event of the stream. Before version 3.2, OpenAPI cannot describe a whole "
+    "stream.",
     "properties": {
         "data": {
             "type": "string",
-            "description": "A completion with one token, as JSON; or `[DONE]` at the end; or "
-            '`{"error": …}` with a problem, which ends the stream instead.',
+            "description": "A completion with one token, as JSON. The last event is `[DONE]`, or "
+            'after an error `{"error": …}` with the problem.',
         }
     },
     "required": ["data"],

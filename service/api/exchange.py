@@ -16,8 +16,10 @@ from fastapi import Request, Response
 from pydantic import BaseModel
 
 from schemas.common import Answer, Encoding
+from service.api.heads import JSON
+from service.api.stages import STAGES, count, note_stage, record_timings
 from service.api.state import State, state_of
-from service.api.tensors import JSON, negotiate, serialize, tensor_bytes
+from service.api.tensors import negotiate, serialize, tensor_bytes
 from service.engine import AnswerSize, Model, Plan, Timings
 from service.errors import NeverFits, TooManyItems
 from service.telemetry import Metrics
@@ -29,8 +31,6 @@ TOKEN_BYTES = 256
 SMALL_TEXT, SMALL_ANSWER = 1 << 10, 1 << 18
 """Bytes up to which the event loop does the work itself, because waking a thread takes longer."""
 FLOAT32_BYTES = 4
-STAGES = ("queue", "tokenize", "forward", "compute", "serialize")
-"""Stages of a request whose times the client gets, in their order."""
 
 
 class ClientLeft(Exception):
@@ -72,9 +72,13 @@ class Exchange:
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Record the time of a stage."""
-        start = time.perf_counter()
-        yield
-        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            seconds = time.monotonic() - start
+            self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+            note_stage(self.request.scope, stage, start, seconds)
 
     def prepare(self, resource: Resource, body: BaseModel) -> Plan[Any] | Answer:
         """Check a body and plan its answer. Raises the errors of the resource."""
@@ -155,8 +159,10 @@ class Exchange:
         """
         state = self.state
         self.note_rows(plan)
-        asked = state.engine.ask(plan, state.settings.deadline_seconds)
-        answer, timings = await self.wait(asked)
+        timings = Timings()
+        asked = state.engine.ask(plan, state.settings.deadline_seconds, timings=timings)
+        with record_timings(self.request.scope, timings):
+            answer, _ = await self.wait(asked)
         self.note_timings(timings)
         self.cached = f'prefix;desc="{timings.cached_rows} of {plan.work.rows} rows cached"'
         return answer
@@ -181,8 +187,7 @@ class Exchange:
     def note_rows(self, plan: Plan[Any]) -> None:
         """Export the rows of a plan to the metrics, and add them to the request's in the log."""
         self.state.metrics.input_tokens.observe(plan.work.rows)
-        scope = self.request.scope
-        scope["deltaw.rows"] = scope.get("deltaw.rows", 0) + plan.work.rows
+        count(self.request.scope, "rows", plan.work.rows)
 
     def note_timings(self, timings: Timings) -> None:
         """Record the times that the engine reports."""
@@ -208,7 +213,6 @@ class Exchange:
     async def respond(self, answer: Answer) -> Response:
         """Write the answer as a response."""
         body = await off_loop(self.size <= SMALL_ANSWER, self.write, answer)
-        self.request.scope["deltaw.timings"] = self.timings
         timing = ", ".join(f"{name};dur={ms:.3f}" for name, ms in self.milliseconds.items())
         timing += f", {self.cached}" if self.cached else ""
         headers = {"Server-Timing": timing, "Cache-Control": "no-store"}

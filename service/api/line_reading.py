@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from fastapi import Request
 from starlette.types import Receive
 
-from service.api.bodies import announced_bytes, timeout
 from service.api.channel import Channel
 from service.api.exchange import ClientLeft
-from service.api.problems import ProblemError
+from service.api.heads import announced_bytes, timeout
+from service.api.refusals import ProblemError
 from service.api.state import state_of
 
 

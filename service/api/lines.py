@@ -7,7 +7,7 @@ one writes the answers. Consecutive lines with the same options are asked as one
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,15 @@ from schemas.problems import PROBLEMS
 from service.api.bodies import parse, require_uncompressed
 from service.api.channel import Channel, first_error
 from service.api.exchange import SMALL_ANSWER, Exchange, Resource, off_loop
+from service.api.heads import JSON, NDJSON
 from service.api.line_reading import Sent, check_announced, read_lines
-from service.api.problems import ProblemError, instance_of, named, written
+from service.api.problems import named
+from service.api.refusals import ProblemError, instance_of, written
 from service.api.request_log import GUARD
+from service.api.stages import count, record_timings
 from service.api.state import state_of
-from service.api.tensors import JSON, NDJSON, negotiate
-from service.engine import Model, Plan, joined
+from service.api.tensors import negotiate
+from service.engine import Model, Plan, Timings, joined
 from service.errors import DeadlineExceeded, Draining, Loading, QueueFull, SelfCheckFailed
 
 MAX_UNREAD = 8 * 1024 * 1024
@@ -39,8 +42,6 @@ PROBLEM_BYTES = 2048
 """Upper estimate of a problem's bytes."""
 ENDS = (Draining, Loading, QueueFull, SelfCheckFailed)
 """Errors of the engine that are not about a line. They end the request."""
-OWN_STAGES = ("tokenize", "serialize")
-"""Stages of a line that it shares with no other."""
 log = structlog.get_logger("deltaw")
 
 
@@ -201,16 +202,13 @@ class LinesResponse(Response):
         engine = self._state.engine
         plans = [line.plan for line in batch if line.plan is not None]
         together = await off_loop(len(plans) == 1, _together, engine.model, plans)
-        answers, timings = await engine.ask(
-            together, self._state.settings.deadline_seconds, accepted=self._begun
-        )
+        timings, seconds = Timings(), self._state.settings.deadline_seconds
+        with record_timings(self._request.scope, timings):
+            answers, _ = await engine.ask(together, seconds, accepted=self._begun, timings=timings)
         found = [answers] if len(plans) == 1 else answers
         for line, answer in zip(batch, found, strict=True):
             line.ask.note_timings(timings)
             line.found = answer
-        self._note_times(
-            {"queue": timings.queue, "forward": timings.forward, "compute": timings.compute}
-        )
 
     async def _write(self, send: Send) -> None:
         """Send each answer as soon as it is known."""
@@ -245,10 +243,9 @@ class LinesResponse(Response):
         if isinstance(found, ProblemError):
             status, body = PROBLEMS[found.code].status, self._problem(found, name)
             metrics.rejected.labels(found.code).inc()
-            self._request.scope["deltaw.failed_lines"] += 1
+            count(self._request.scope, "failed_lines", 1)
         metrics.lines.labels(self._resource.path, str(status)).inc()
-        self._request.scope["deltaw.lines"] += 1
-        self._note_times({stage: ask.timings.get(stage, 0.0) for stage in OWN_STAGES})
+        count(self._request.scope, "lines", 1)
         known = {"index": line.sent.index, "status": status, "request_id": name}
         head = orjson.dumps({**known, "timings_ms": ask.milliseconds})
         return b'%s,"body":%s}\n' % (head[:-1], body)
@@ -274,11 +271,6 @@ class LinesResponse(Response):
 
     def _problem(self, problem: ProblemError, name: str) -> bytes:
         return written(problem, instance_of(self._request.scope), name)
-
-    def _note_times(self, seconds: Mapping[str, float]) -> None:
-        """Add seconds to those in the request's log line."""
-        total = self._request.scope.setdefault("deltaw.timings", {})
-        total.update({stage: total.get(stage, 0.0) + more for stage, more in seconds.items()})
 
     def _share(self, line: Line) -> float:
         """Share of a batch that a line takes: by its rows, or by the size of its answer."""

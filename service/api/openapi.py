@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from schemas.common import Values, adapter
 from schemas.lines import Line
 from schemas.problems import PROBLEMS, Problem
-from service.api.problems import MEDIA_TYPE
-from service.api.tensors import JSON, NDJSON, SAFETENSORS
+from service.api.heads import JSON, NDJSON, SAFETENSORS
+from service.api.refusals import MEDIA_TYPE
 
 STORED = ("unknown_adapter", "other_weights", "storage_full")
 """Problems of resources that use or store adapters."""

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from schemas.common import Answer
 from schemas.problems import PROBLEMS
 from service.api.openapi import answers
-from service.api.problems import ProblemError
+from service.api.refusals import ProblemError
 
 router = APIRouter()
 ASSETS = "docs/assets"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import structlog
@@ -13,8 +14,10 @@ from service.api.exchange import ClientLeft
 from service.api.headers import protect
 from service.api.problems import respond
 from service.telemetry import Metrics, request_id
+from service.tracing import Tracing
 
 CLIENT_LEFT = 499
+COUNTS = ("rows", "rows_cached", "lines", "failed_lines")
 GUARD = "deltaw.guard"
 """Key of the connection's guard in a scope's `state`, where the server has guards."""
 log = structlog.get_logger("deltaw")
@@ -27,16 +30,17 @@ class RequestLog:
     log.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass an HTTP request on, observed."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start = time.perf_counter()
+        start = time.monotonic()
         asked = Headers(scope=scope)
         scope["deltaw.request_id"] = request_id(asked.get("x-request-id"))
         guard = scope.get("state", {}).get(GUARD)
@@ -62,6 +66,10 @@ class RequestLog:
             await self._app(scope, receive, logged_send)
         except (ClientLeft, ClientDisconnect):
             status = CLIENT_LEFT
+        except asyncio.CancelledError:
+            # Ray Serve cancels the call of a replica when the client leaves.
+            status = CLIENT_LEFT
+            raise
         except Exception as error:
             log.exception("internal error", request_id=scope["deltaw.request_id"])
             if status:
@@ -70,26 +78,31 @@ class RequestLog:
         finally:
             if guard:
                 guard.ended()
-            self._note(scope, status, time.perf_counter() - start)
+            self._note(scope, status, start)
 
-    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, start: float) -> None:
+        seconds = time.monotonic() - start
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if route != "unmatched" else "any"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.duration.labels(method, route).observe(seconds)
         if problem := scope.get("deltaw.problem"):
             self._metrics.rejected.labels(problem).inc()
-        timings = scope.get("deltaw.timings", {})
-        known = {
+        # Copied, because a thread may still add stages after the client has left.
+        stages: dict[str, tuple[float, float]] = scope.get("deltaw.stages", {}).copy()
+        noted = {
             "request_id": scope["deltaw.request_id"],
             "method": method,
             "route": route,
             "status": status,
             "duration_ms": round(1000 * seconds, 3),
             "problem": problem,
-            "rows": scope.get("deltaw.rows"),
-            "lines": scope.get("deltaw.lines"),
-            "failed_lines": scope.get("deltaw.failed_lines"),
-            "timings_ms": {name: round(1000 * value, 3) for name, value in timings.items()} or None,
+            "key": scope.get("deltaw.key"),
+            **{name: scope.get(f"deltaw.{name}") for name in COUNTS},
+            "timings_ms": {name: round(1000 * value, 3) for name, (_, value) in stages.items()},
         }
-        log.info("request", **{name: value for name, value in known.items() if value is not None})
+        known = {name: value for name, value in noted.items() if value not in (None, {})}
+        parent = Headers(scope=scope).get("traceparent")
+        if trace := self._tracing.record(parent, known, start, seconds, stages):
+            known["trace_id"] = trace
+        log.info("request", **known)

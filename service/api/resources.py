@@ -7,11 +7,12 @@ from inspect import cleandoc
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from service.api.bodies import media_type, parse_body, read_body
+from service.api.bodies import parse_body, read_body
 from service.api.exchange import Exchange, Resource, off_loop
+from service.api.heads import JSON, NDJSON, SAFETENSORS, media_type
 from service.api.lines import answer_lines
 from service.api.openapi import ASKED, answers, operation
-from service.api.tensors import JSON, NDJSON, SAFETENSORS, negotiate
+from service.api.tensors import negotiate
 from service.engine import Plan
 
 

@@ -11,7 +11,8 @@ from starlette.responses import RedirectResponse
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.problems import ProblemError, respond
+from service.api.problems import respond
+from service.api.refusals import ProblemError
 
 FIELD = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~%!$&'()*+,;=-]*)(:[0-9]*)?")
 """RFC 9110, 7.2: a host and a port."""

@@ -18,8 +18,11 @@ from starlette.types import Receive, Scope, Send
 
 from schemas.common import Answer
 from service.api.exchange import SMALL_ANSWER, ClientLeft, Exchange, gone, off_loop
-from service.api.problems import instance_of, named, written
-from service.api.tensors import JSON, serialize
+from service.api.heads import JSON
+from service.api.problems import named
+from service.api.refusals import instance_of, written
+from service.api.stages import record_timings
+from service.api.tensors import serialize
 from service.engine import Plan, Timings
 
 EVENT_STREAM = "text/event-stream"
@@ -93,12 +96,14 @@ class EventStream(Response):
         state = self._exchange.state
         self._exchange.note_rows(self._plan)
         seconds = state.settings.deadline_seconds
-        asked = asyncio.ensure_future(state.engine.ask(self._plan, seconds))
+        timings = Timings()
+        asked = asyncio.ensure_future(state.engine.ask(self._plan, seconds, timings=timings))
         asked.add_done_callback(lambda _: self._feed.close())
         left = asyncio.ensure_future(gone(self._exchange.request))
         left.add_done_callback(lambda _: asked.cancel())
         try:
-            await self._send(scope, send, asked)
+            with record_timings(scope, timings):
+                await self._send(scope, send, asked)
         finally:
             for task in (asked, left):
                 task.cancel()
@@ -121,7 +126,6 @@ class EventStream(Response):
         if (error := asked.exception()) is None:
             answer, timings = asked.result()
             self._exchange.note_timings(timings)
-            scope["deltaw.timings"] = self._exchange.timings
             last = self._last(answer)
             tail = (b"" if last is None else self._written([last])) + DONE
         elif started and isinstance(error, Exception):

@@ -21,11 +21,8 @@ from typing_extensions import TypeVar
 
 from schemas.common import UNSET, Answer, Encoding
 from service import tensor_file
-from service.api.problems import ProblemError
-
-JSON = "application/json"
-NDJSON = "application/x-ndjson"
-SAFETENSORS = "application/vnd.safetensors"
+from service.api.heads import JSON, SAFETENSORS
+from service.api.refusals import ProblemError
 
 NUMBER_BYTES = 16
 """Maximum characters of a float32 number in JSON, with its comma."""

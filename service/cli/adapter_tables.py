@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Group, RenderableType
 
-from deltaw_client import Adapter
+from deltaw_client import UNSET, Adapter
 from schemas.adapters import Collateral, Figures, Rivals
-from schemas.common import UNSET, Unset
+from schemas.common import Unset
 from service.cli.tables import Cell, of_model_summary, table, verdict
 
 EXACT = "exact but for rounding, for this context, query and positions alone"
@@ -135,7 +135,7 @@ def _of_figures(answer: Adapter) -> Iterator[RenderableType]:
 
 def _figure(figures: Figures | None, field: str) -> Cell:
     value: Cell | Unset = getattr(figures, field, None)
-    return None if isinstance(value, Unset) else value
+    return None if value is UNSET else value
 
 
 def _of_rivals(held_out: Figures, rivals: Rivals) -> RenderableType:

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Group, RenderableType
 
-from deltaw_client import AsyncDeltawClient, Completion
-from schemas.common import UNSET
+from deltaw_client import UNSET, AsyncDeltawClient, Completion
 from schemas.completions import AdapterPatch, CompletionRequest, RecomputedPatch
 from service.cli.adapters import ContextFile, with_context
 from service.cli.options import options, with_options

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltaw_client import (
+    UNSET,
     Activations,
     EquivalenceChecks,
     LoadedModel,
@@ -19,7 +20,7 @@ from deltaw_client import (
     Trajectories,
     WeightUpdates,
 )
-from schemas.common import UNSET, ModelSummary
+from schemas.common import ModelSummary
 from schemas.equivalence_checks import Check, LogitsCheck
 from schemas.pairs import PairAnswer
 from schemas.weight_updates import NextTokens, Update

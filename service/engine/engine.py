@@ -189,7 +189,12 @@ class Engine:
         return self._seconds / self._answered * self._cost if self._answered else 0.0
 
     async def ask(
-        self, plan: Plan[Answer], seconds: float, *, accepted: bool = False
+        self,
+        plan: Plan[Answer],
+        seconds: float,
+        *,
+        accepted: bool = False,
+        timings: Timings | None = None,
     ) -> tuple[Answer, Timings]:
         """Answer a question, and report its timings.
 
@@ -201,6 +206,7 @@ class Engine:
             accepted: Whether it continues a request that was accepted before. It is then not
                 refused while the service drains or the queue is full, so that an accepted request
                 is answered to its end.
+            timings: Filled while the question is answered, even if it fails; None creates one.
 
         Raises:
             Draining: No new work is taken.
@@ -215,7 +221,8 @@ class Engine:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_settle, future, answer, error)
 
-        ticket = Ticket(plan, time.monotonic() + seconds, settle)
+        deadline = time.monotonic() + seconds
+        ticket = Ticket(plan, deadline, settle, timings=timings or Timings())
         with self._changed:
             self._admit(ticket, seconds, accepted)
         try:
@@ -310,6 +317,7 @@ class Engine:
     def _drop(self, ticket: Ticket) -> None:
         """Take a question out of the queue that will not run."""
         self._waiting.remove(ticket)
+        ticket.leave_queue()
         self._cost -= ticket.plan.work.cost
 
     def _has_slot(self, ticket: Ticket, active: Iterable[Ticket]) -> bool:

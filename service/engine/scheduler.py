@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from inspect import GEN_CREATED, getgeneratorstate
-from itertools import chain, repeat, takewhile, zip_longest
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -45,12 +45,14 @@ class Timings:
         forward: Seconds in forwards. A shared forward counts in full.
         compute: Seconds in the question's own computation.
         cached_rows: Number of its rows that were cached when it asked for them.
+        began: Monotonic time in seconds at which `queue`, `forward` and `compute` first began.
     """
 
     queue: float = 0.0
     forward: float = 0.0
     compute: float = 0.0
     cached_rows: int = 0
+    began: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -82,6 +84,11 @@ class Ticket:
         """Whether the client still waits and the deadline has not passed."""
         return not self.cancelled and time.monotonic() < self.deadline
 
+    def leave_queue(self) -> None:
+        """Record when the question began to wait, and for how long."""
+        self.timings.began["queue"] = self.asked
+        self.timings.queue = time.monotonic() - self.asked
+
 
 class _Unwanted(Exception):
     """No client waits for this pack any more."""
@@ -112,7 +119,7 @@ class Scheduler:
 
     def admit(self, ticket: Ticket) -> None:
         """Take a question out of the queue."""
-        ticket.timings.queue = time.monotonic() - ticket.asked
+        ticket.leave_queue()
         self.active.append(ticket)
         try:
             self._receive_runs(ticket, ticket.plan.runs)
@@ -161,6 +168,7 @@ class Scheduler:
         except Exception as error:
             end = None, _named(error)
         seconds = time.monotonic() - start
+        ticket.timings.began.setdefault("compute", start)
         ticket.timings.compute += seconds
         ticket.seconds += seconds
         if end is not None:
@@ -173,7 +181,12 @@ class Scheduler:
         ticket.timings.cached_rows += self.prefixes.hits - found
 
     def _sharing(self) -> list[tuple[Ticket, Placed]]:
-        """The runs of the next pack with their tickets: runs of one kind within the row budget."""
+        """The runs of the next pack with their tickets: runs of one kind within the row budget.
+
+        The questions add one run each in turn. If a question's next run does not fit, it adds no
+        more, but the others go on. Otherwise a long run that does not fit would keep a question
+        whose own long run is in the pack from adding its last runs.
+        """
         waiting = [ticket for ticket in self.active if ticket.outstanding]
         if not waiting:
             return []
@@ -182,18 +195,18 @@ class Scheduler:
         def alike(placed: Placed) -> bool:
             return kind_of(placed.run, self.model) == kind
 
-        columns = [
-            zip(repeat(ticket), takewhile(alike, ticket.outstanding), strict=False)
+        turns = deque(
+            (ticket, takewhile(alike, ticket.outstanding))
             for ticket in (waiting if self.batching else waiting[:1])
-        ]
+        )
         filling = Filling(self.row_budget)
         sharing: list[tuple[Ticket, Placed]] = []
-        for one in chain.from_iterable(zip_longest(*columns)):
-            if one is None:
-                continue
-            if not filling.add(one[1]):
-                break
-            sharing.append(one)
+        while turns:
+            ticket, runs = turns.popleft()
+            placed = next(runs, None)
+            if placed is not None and filling.add(placed):
+                sharing.append((ticket, placed))
+                turns.append((ticket, runs))
         return sharing
 
     def _run(self, sharing: Sequence[tuple[Ticket, Placed]], again: bool = True) -> None:
@@ -228,6 +241,7 @@ class Scheduler:
         seconds = time.monotonic() - start
         self.observe(seconds, len(sharing))
         for owner in owners:
+            owner.timings.began.setdefault("forward", start)
             owner.timings.forward += seconds
             owner.seconds += seconds / len(owners)
             owner.conditions += activations[0].conditions

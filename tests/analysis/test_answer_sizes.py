@@ -20,7 +20,8 @@ from schemas.pairs import AnotherContext, WithoutSpans
 from schemas.trajectories import TrajectoriesRequest
 from schemas.weight_updates import WeightUpdatesRequest
 from service.api.exchange import Exchange
-from service.api.tensors import JSON, SAFETENSORS, serialize
+from service.api.heads import JSON, SAFETENSORS
+from service.api.tensors import serialize
 from service.engine import Model, Plan, drive, load
 from service.errors import NeverFits
 from service.main import create_app

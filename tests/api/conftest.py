@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.api.wire import Log, client_of, log_of
 from tests.checkpoints import byte_tokenizer, save_tiny
-from tests.service_process import Served, served
+from tests.service_process import SERVER, Served, served
 
 KEY = "open-sesame"
 NARROW: dict[str, Any] = {
@@ -29,6 +30,22 @@ NARROW: dict[str, Any] = {
 """Settings of the narrow server."""
 POISON = "z"
 """A token whose embedding is NaN in the narrow server's checkpoint."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """If another server replaces `deltaw serve`, run only the tests that start a server."""
+    if SERVER in os.environ:
+        kept = [item for item in items if asks_over_http(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
+def asks_over_http(item: pytest.Item) -> bool:
+    """Whether a test or one of its fixtures starts a server."""
+    assert isinstance(item, pytest.Function)
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    functions = [item.function, *(one.func for defined in fixtures for one in defined)]
+    return any("served" in function.__code__.co_names for function in functions)
 
 
 @dataclass(frozen=True)

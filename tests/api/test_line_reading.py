@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.api.channel import Channel
 from service.api.line_reading import Sent, Splitter
-from service.api.problems import ProblemError
+from service.api.refusals import ProblemError
 
 BODIES = st.lists(st.sampled_from([b"a", b"bc", b"\n", b"\r\n", b" ", b"\xff", b"x" * 9]))
 

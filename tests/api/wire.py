@@ -26,6 +26,8 @@ CANARY = "zqcanaryqz"
 """A text of the request that must never appear in a problem or a log."""
 SAFETENSORS = "application/vnd.safetensors"
 POINTER_LENGTH = 64
+REPLICA = re.compile(r',?(deployment|replica)="[^"]*"')
+"""Labels that a fleet adds to each sample."""
 
 STATUSES = {
     400: ("malformed_json", "malformed_request"),
@@ -59,12 +61,13 @@ STATUSES = {
     429: ("queue_full",),
     431: ("headers_too_large",),
     500: ("internal", "non_finite", "no_rows_patched"),
+    502: ("replica_lost",),
     503: ("loading", "draining", "out_of_memory", "self_check_failed"),
     504: ("deadline_exceeded",),
     507: ("storage_full",),
 }
 """The problem codes of the contract (api.md) by status, written down a second time."""
-RETRYABLE = (408, 429, 503, 504)
+RETRYABLE = (408, 429, 502, 503, 504)
 """Statuses after which the same request may succeed."""
 STATUS = {code: status for status, codes in STATUSES.items() for code in codes}
 
@@ -192,7 +195,7 @@ class Log:
     @property
     def text(self) -> str:
         """Everything printed so far."""
-        return self._running.log.read_text()
+        return self._running.output
 
     def await_request(self, request_id: str, seconds: float = 20.0) -> dict[str, Any]:
         """The log line of one request, in the JSON format."""
@@ -245,8 +248,7 @@ def client_of(running: Served, key: str | None = None) -> Iterator[httpx.Client]
 
 
 def metric(client: httpx.Client, sample: str) -> float:
-    """The value of one sample at `/metrics`; 0 if the sample is absent."""
-    for line in client.get("/metrics").text.splitlines():
-        if line.startswith(f"{sample} "):
-            return float(line.rpartition(" ")[2])
-    return 0.0
+    """The value of one sample at `/metrics`, over all replicas; 0 if the sample is absent."""
+    text = REPLICA.sub("", client.get("/metrics").text).replace("{,", "{").replace("{}", "")
+    found = (line.rpartition(" ") for line in text.splitlines())
+    return sum(float(value) for name, _, value in found if name == sample)

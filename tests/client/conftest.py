@@ -23,6 +23,12 @@ from service.settings import Settings
 from tests.service_process import Served
 
 CONTEXT, QUERY = "the abc cd", " the"
+Reply = tuple[int, dict[str, str], bytes]
+"""Status, headers and body of a scripted reply."""
+DROPPED: Reply = (0, {}, b"")
+"""The service closes the connection instead of replying."""
+CUT: Reply = (200, {"Content-Length": "100", "Connection": "close"}, b"{")
+"""The connection closes in the middle of the body."""
 
 
 @pytest.fixture
@@ -62,13 +68,13 @@ class Scripted:
     """
 
     url: str
-    replies: list[tuple[int, dict[str, str], bytes]]
+    replies: list[Reply]
     heard: list[dict[str, str]] = field(default_factory=list)
     asked: list[tuple[str, bytes]] = field(default_factory=list)
 
 
 @contextmanager
-def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
+def scripted(*replies: Reply) -> Iterator[Scripted]:
     """Start a service with these replies."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,6 +86,9 @@ def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
             said.heard.append({name.lower(): value for name, value in self.headers.items()})
             ahead = len(said.replies) > 1
             status, headers, content = said.replies.pop(0) if ahead else said.replies[0]
+            if status == 0:
+                self.close_connection = True
+                return
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
@@ -103,7 +112,7 @@ def scripted(*replies: tuple[int, dict[str, str], bytes]) -> Iterator[Scripted]:
         server.server_close()
 
 
-def problem(code: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
+def problem(code: str, **headers: str) -> Reply:
     """Make a reply with a problem, as the service writes it."""
     kind = PROBLEMS[code]
     said = {

@@ -22,7 +22,7 @@ from deltaw_client import (
     problems,
 )
 from deltaw_client.events import EventReader
-from tests.client.conftest import Scripted, problem, scripted
+from tests.client.conftest import DROPPED, Reply, Scripted, problem, scripted
 
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "X-Request-ID": "of-the-service"}
 DONE = b"data: [DONE]\n\n"
@@ -62,9 +62,15 @@ def event(text: str, token: int, **more: Any) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def stream_of(*events: bytes) -> tuple[int, dict[str, str], bytes]:
+def stream_of(*events: bytes) -> Reply:
     """Make a reply with events."""
     return 200, STREAM, b"".join(events)
+
+
+def cut_after(*events: bytes) -> Reply:
+    """Make a reply whose connection breaks after these events."""
+    status, headers, body = stream_of(*events)
+    return status, headers | {"Content-Length": "9999", "Connection": "close"}, body
 
 
 def problem_event(code: str) -> bytes:
@@ -99,12 +105,12 @@ def test_each_event_is_given_when_its_blank_line_arrives() -> None:
 def gather(service: Scripted, asynchronous: bool, **options: Any) -> list[Completion]:
     """Stream a completion with either client."""
     if not asynchronous:
-        with DeltawClient(service.url, jitter=lambda _: 0.0, **options) as client:
+        with DeltawClient(service.url, jitter=lambda wait: -wait, **options) as client:
             return list(client.stream_completions("a prompt"))
 
     async def all_of() -> list[Completion]:
         async with (
-            AsyncDeltawClient(service.url, jitter=lambda _: 0.0, **options) as client,
+            AsyncDeltawClient(service.url, jitter=lambda wait: -wait, **options) as client,
             aclosing(client.stream_completions("a prompt")) as events,
         ):
             return [event async for event in events]
@@ -142,12 +148,20 @@ def test_stream_without_done_is_an_error(asynchronous: bool) -> None:
 
 
 @both
-@pytest.mark.parametrize("events", [(), (event(" one", 5),)], ids=["no event", "one event"])
-def test_broken_connection_is_not_retried(asynchronous: bool, events: Sequence[bytes]) -> None:
-    """A connection that breaks may have been heard, so the request is not sent again."""
-    status, headers, body = stream_of(*events)
-    cut = (status, headers | {"Content-Length": "9999", "Connection": "close"}, body)
-    with scripted(cut) as service:
+@pytest.mark.parametrize(
+    "fault", [cut_after(), DROPPED, (500, {"Content-Type": "text/plain"}, b"gone")]
+)
+def test_fault_before_the_first_event_is_retried(asynchronous: bool, fault: Reply) -> None:
+    """A request is sent again if its stream breaks before the first event or never begins."""
+    with scripted(fault, stream_of(event(" one", 5), DONE)) as service:
+        assert [piece.tokens for piece in gather(service, asynchronous)] == [[5]]
+        assert len(service.heard) == 2
+
+
+@both
+def test_connection_that_breaks_after_an_event_is_not_retried(asynchronous: bool) -> None:
+    """The caller already has the first event, so the request is not sent again."""
+    with scripted(cut_after(event(" one", 5)), stream_of(DONE)) as service:
         with pytest.raises(ConnectionFailed):
             gather(service, asynchronous)
         assert len(service.heard) == 1
@@ -197,7 +211,7 @@ def test_refused_request_raises_its_problem(asynchronous: bool) -> None:
         stream_of(b'data: {"error": {}}\n\n', DONE),
     ],
 )
-def test_foreign_event_raises_unexpected_answer(reply: tuple[int, dict[str, str], bytes]) -> None:
+def test_foreign_event_raises_unexpected_answer(reply: Reply) -> None:
     """An event that is not deltaw's raises `UnexpectedAnswer`, without its content."""
     with scripted(reply) as service, pytest.raises(UnexpectedAnswer) as raised:
         gather(service, asynchronous=False)

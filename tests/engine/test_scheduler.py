@@ -72,6 +72,17 @@ def test_row_budget_splits_a_long_question(tiny: Model, budget: int, forwards: l
         assert relative(found[READ], alone(tiny, one)) <= 5e-6
 
 
+def test_question_ends_before_the_next_long_run_begins(tiny: Model) -> None:
+    """If the long runs of several questions do not fit into one forward, each forward ends one
+    question. Otherwise all questions would end in the last forward."""
+    desk = Desk(tiny, row_budget=8)
+    for name, first in (("a", 1), ("b", 11), ("c", 21)):
+        desk.admit(name, asking([run(*range(first, first + 6)), run(first + 9)]))
+    desk.turns()
+    assert desk.forwards == [2, 2, 2]
+    assert list(desk.ended) == ["a", "b", "c"]
+
+
 def test_short_question_overtakes_a_long_one(tiny: Model) -> None:
     """A short question that came later ends before a long one, because questions take turns."""
     desk = Desk(tiny, row_budget=8)

@@ -1,0 +1,1 @@
+"""A fleet of replicas, simulated with measured service times (docs/scaling.md)."""

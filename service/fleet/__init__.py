@@ -1,0 +1,1 @@
+"""The service under Ray Serve: replicas, and a front that sends requests to them."""
