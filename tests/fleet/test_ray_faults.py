@@ -227,6 +227,31 @@ def test_router_class_changes_under_the_same_name(deployed: Callable[..., Fleet]
     assert hits(deployed(settings=PRESSED).url, False, CONTEXTS, seed=4) >= 0.90
 
 
+def test_header_chooses_one_of_several_models(cluster: Fleet, tiny_folder: Path) -> None:
+    """Two models run side by side. A request without the header gets the first; a request for an
+    unknown model is refused; the metrics name the deployment of each."""
+    config: dict[str, Any] = dict(replicated(ONE, name="two-models"))
+    (application,) = config["applications"]
+    front, model = application["deployments"]
+    application["args"]["models"] = [
+        {"name": "bundled", "model": "bundled"},
+        {"name": "tiny", "model": str(tiny_folder)},
+    ]
+    names = [f"{MODEL}-{one}" for one in ("bundled", "tiny")]
+    application["deployments"] = [front, *({**model, "name": name} for name in names)]
+    cluster.deploy(config)
+    with httpx.Client(base_url=cluster.url, timeout=60.0) as client:
+        layers = {
+            name: client.get("/v1/model", headers={"X-Deltaw-Model": name}).json()["n_layers"]
+            for name in ("bundled", "tiny")
+        }
+        assert layers["bundled"] != layers["tiny"]
+        assert client.get("/v1/model").json()["n_layers"] == layers["bundled"]
+        problem(client.get("/v1/model", headers={"X-Deltaw-Model": "other"}), "unknown_model")
+        text = client.get("/metrics").text
+    assert set(re.findall(r'deployment="(\w+)"', text)) == {"bundled", "tiny"}
+
+
 @pytest.mark.parametrize("fault", ["missing", "poisoned"])
 def test_model_that_cannot_be_served_is_never_ready(
     deployed: Callable[..., Fleet], tmp_path: Path, fault: str
