@@ -204,7 +204,7 @@ def test_affinity_knows_more_contexts_than_other_routings() -> None:
 
 
 def test_replica_refuses_what_exceeds_its_queue_and_drops_what_expires() -> None:
-    """Of 100 requests at once, a replica accepts those that it has slots and queue places for."""
+    """A replica accepts as many of 100 simultaneous requests as it has slots and queue places."""
     fleet = Fleet(Shape(1), TIMES, Limits(contexts=100, queue=20, deadline=10.25))
     for context in islice(new_contexts(), 100):
         fleet.send(context)

