@@ -244,7 +244,7 @@ def raw_sender(url: str, header: bool) -> Iterator[Send]:
             try:
                 answer = client.post(UPDATES, json=body, headers=headers)
             except httpx.HTTPError as error:
-                return "", type(error).__name__
+                return "", f"{type(error).__name__}: {error}"
             return judge(answer, wanted)
 
         yield send
@@ -261,7 +261,7 @@ def deltaw_sender(url: str, retries: int) -> Iterator[Send]:
             except ProblemError as error:
                 return error.problem.code, ""
             except DeltawError as error:
-                return "", type(error).__name__
+                return "", f"{type(error).__name__}: {error}"
             return "", "" if agree(norms(json.loads(answer.content)), wanted) else "wrong body"
 
         yield send

@@ -113,11 +113,11 @@ class Front:
             attempts = ATTEMPTS if reads or not adapters else 1
             pieces = self._answer(request, target, scope, attempts, seconds + SPARE_SECONDS)
         async for piece in pieces:
-            if isinstance(piece, bytes):
-                yield {"type": "http.response.body", "body": piece, "more_body": True}
-            else:
-                status, headers = piece
+            content = piece
+            if not isinstance(piece, bytes):
+                (status, headers), content = piece
                 yield {"type": "http.response.start", "status": status, "headers": headers}
+            yield {"type": "http.response.body", "body": content, "more_body": True}
         yield {"type": "http.response.body", "body": b"", "more_body": False}
 
     async def _answer(

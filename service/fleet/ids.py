@@ -21,6 +21,8 @@ CONTROLS = (
 """Headers by which a client could change how Ray Serve treats its request. The front drops them."""
 Head = tuple[int, list[tuple[bytes, bytes]]]
 """Status and headers of an answer."""
+Opening = tuple[Head, bytes]
+"""Head of an answer, and the first piece of its body."""
 CODES = {404: "not_found", 408: "deadline_exceeded", 503: "queue_full"}
 """Problem codes for Ray Serve's own answers, by status."""
 
@@ -83,7 +85,7 @@ def answer_problem(scope: Scope, error: ProblemError) -> Response:
     return response
 
 
-def own_answer(scope: Scope, content: bytes) -> tuple[Head, bytes]:
+def own_answer(scope: Scope, content: bytes) -> Opening:
     """Return an answer of the front itself: its head, and its JSON."""
     request = Request(scope)
     response = Response(content, media_type="application/json")

@@ -55,9 +55,7 @@ async def ready(target: Target, scope: Scope) -> AsyncIterator[Any]:
             one.cancel()
     if not found:
         raise no_replica()
-    _, head, body = found[-1]
-    yield head
-    yield body
+    yield found[-1][1:]
 
 
 async def metrics(targets: Mapping[str, Target], scope: Scope) -> AsyncIterator[Any]:
@@ -81,16 +79,14 @@ async def metrics(targets: Mapping[str, Target], scope: Scope) -> AsyncIterator[
             continue
         replica, head, body = task.result()
         if head[0] != 200:
-            yield head
-            yield body
+            yield head, body
             return
         texts.append(({"deployment": name, "replica": replica}, body.decode()))
     if head is None:
         raise no_replica()
     merged = await asyncio.to_thread(merge, texts)
     headers = [(name, value) for name, value in head[1] if name != b"content-length"]
-    yield 200, [*headers, (b"content-length", str(len(merged)).encode())]
-    yield merged
+    yield (200, [*headers, (b"content-length", str(len(merged)).encode())]), merged
 
 
 def merge(texts: Iterable[tuple[Mapping[str, str], str]]) -> bytes:

@@ -11,7 +11,7 @@ import ray
 from starlette.types import Message, Scope
 
 from service.errors import sentence
-from service.fleet.ids import Head
+from service.fleet.ids import Head, Opening
 from service.fleet.logs import log_to_stderr
 from service.lifecycle import fault, keep_start_objects, loaded
 from service.main import create_app
@@ -53,9 +53,10 @@ class Replica:
             raise RuntimeError(f"deltaw: {sentence(error)}") from None
         keep_start_objects()
 
-    async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Head | bytes]:
-        """Answer a request: first the status and the headers, then the pieces of the body.
+    async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Opening | bytes]:
+        """Answer a request: first the head with a piece of the body, then the other pieces.
 
+        If the head came alone and the replica then died, the front could not repeat the request.
         Ray Serve cancels the call when the client disconnects.
 
         Args:
@@ -85,13 +86,17 @@ class Replica:
                 messages.put_nowait(None)
 
         running = asyncio.create_task(run())
+        head: Head | None = None
         try:
             while (message := await messages.get()) is not None:
                 if message["type"] == "http.response.start":
-                    yield message["status"], list(message.get("headers", ()))
+                    head = message["status"], list(message.get("headers", ()))
                 else:
-                    content = message.get("body", b"")
-                    for start in range(0, len(content), PIECE_BYTES):
+                    content, begin = message.get("body", b""), 0
+                    if head is not None:
+                        yield head, content[:PIECE_BYTES]
+                        head, begin = None, PIECE_BYTES
+                    for start in range(begin, len(content), PIECE_BYTES):
                         yield content[start : start + PIECE_BYTES]
                 room.release()
             await running
@@ -101,14 +106,9 @@ class Replica:
 
     async def whole_answer(self, scope: Scope) -> tuple[str, Head, bytes]:
         """Answer a request without a body. Return this replica's name, the head and the body."""
-        head: Any = None
-        pieces = []
-        async for piece in self.answer(scope, b""):
-            if isinstance(piece, bytes):
-                pieces.append(piece)
-            else:
-                head = piece
-        return _name(), head, b"".join(pieces)
+        pieces: list[Any] = [piece async for piece in self.answer(scope, b"")]
+        head, first = pieces[0]
+        return _name(), head, b"".join([first, *pieces[1:]])
 
     async def check_health(self) -> None:
         """Check that the engine can answer requests. Ray Serve replaces the replica if not.
