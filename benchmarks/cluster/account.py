@@ -46,8 +46,8 @@ class Account:
         sent: Number of requests.
         answered: Number of requests with the right answer.
         refused: Number of requests answered with a problem, by its code.
-        lost: Number of other requests, by kind: the exception of a broken connection, the status
-            and media type of an answer that is not deltaw's, or `wrong body`.
+        lost: Number of other requests, by kind: the exception of a broken connection and its
+            message, the status and media type of an answer that is not deltaw's, or `wrong body`.
         longest_stall: Longest time in which no client received a right answer, in seconds.
         seconds: Duration of the load in seconds.
         latencies: Seconds of each answered request, in the order of their ends.

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from schemas.affinity import CONTEXT_HEADER, context_key
 from service.api.heads import JSON, NDJSON, SMALL, announced_bytes, media_type, timeout
 from service.api.refusals import ProblemError
-from service.fleet.ids import answer_problem
+from service.fleet.ids import Opening, answer_problem
 from service.fleet.probes import metrics, ready
 from service.fleet.targets import Target, no_replica
 
@@ -216,20 +216,21 @@ async def _pieces(
     handle: Any, scope: Scope, body: bytes, *, attempts: int, seconds: float
 ) -> AsyncIterator[Any]:
     """Yield the pieces of a replica's answer. If the replica dies before the first piece, call
-    another one.
+    another one. If it dies after the last byte of an answer of known length, nothing is lost.
 
     Raises:
         ProblemError: No replica answers.
     """
-    begun = False
+    missing: int | None = None  # bytes of the body to come; negative for a stream
     for attempt in range(1, attempts + 1):
         asked = handle.answer.remote(scope, body)
         try:
             async with asyncio.timeout(seconds):
                 first = await anext(asked)
-            begun = True
+            missing = _announced(first) - len(first[1])
             yield first
             async for piece in asked:
+                missing -= len(piece)
                 yield piece
             return
         except TimeoutError:
@@ -239,7 +240,11 @@ async def _pieces(
         except DeploymentUnavailableError:
             raise no_replica() from None
         except DEAD as error:
-            if begun:
+            if missing == 0:
+                # The answer is complete. An error would close the connection from HAProxy, on which
+                # the next request may be on its way.
+                return
+            if missing is not None:
                 raise
             if attempt == attempts:
                 raise ProblemError(
@@ -249,6 +254,12 @@ async def _pieces(
         finally:
             asked.cancel()
         await asyncio.sleep(0.1 * attempt)
+
+
+def _announced(opening: Opening) -> int:
+    """Return the length of an answer's body; -1 if it is a stream."""
+    (status, headers), _ = opening
+    return int(dict(headers).get(b"content-length", 0 if status in (204, 304) else -1))
 
 
 async def _live(receive: Receive, send: Send) -> None:

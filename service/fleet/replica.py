@@ -56,7 +56,7 @@ class Replica:
     async def answer(self, scope: Scope, body: bytes) -> AsyncIterator[Opening | bytes]:
         """Answer a request: first the head with a piece of the body, then the other pieces.
 
-        If the head came alone and the replica then died, the front could not repeat the request.
+        If a replica sent the head alone and then died, the front could not repeat the request.
         Ray Serve cancels the call when the client disconnects.
 
         Args:

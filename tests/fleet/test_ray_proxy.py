@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import socket
+import socketserver
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +50,8 @@ frontend http_frontend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
 backend app
-    server gone 127.0.0.1:1
+    server one 127.0.0.1:{one}
+    server other 127.0.0.1:{other}
 listen stats
   bind *:{stats}
   stats enable
@@ -80,7 +86,7 @@ def test_proxy_problems_match_the_table_of_problems(program: dict[str, Any]) -> 
 def test_configuration_is_hardened_once(program: dict[str, Any]) -> None:
     """HAProxy's pages are local, only its user can open its admin socket, and a second run changes
     nothing."""
-    text = GENERATED.format(folder="/tmp", port=1, metrics=2, stats=3)
+    text = GENERATED.format(folder="/tmp", port=1, metrics=2, stats=3, one=4, other=5)
     once = program["rewritten"](text)
     assert re.findall("bind (.*)", once) == ["127.0.0.1:2", "127.0.0.1:1", "127.0.0.1:3"]
     assert "stats socket /tmp/admin.sock mode 600 level admin" in once
@@ -91,16 +97,31 @@ def test_configuration_is_hardened_once(program: dict[str, Any]) -> None:
     assert program["rewritten"](once) == once
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of a real HAProxy whose only front does not run."""
+@contextmanager
+def running_proxy(
+    folder: Path, one: int = 1, other: int = 1, patience: str = "30s"
+) -> Iterator[httpx.Client]:
+    """Run HAProxy with the hardened configuration. Yield a client of it.
+
+    Args:
+        folder: Folder of its files.
+        one: Port of a front.
+        other: Port of another front.
+        patience: Time for the body of a request to arrive.
+    """
     python = interpreter()
     if python is None:
         pytest.skip("no Ray: `make test-slow` installs it")
-    folder: Path = tmp_path_factory.mktemp("haproxy")
     port, metrics, stats = free_port(), free_port(), free_port()
     file = folder / "haproxy.cfg"
-    file.write_text(GENERATED.format(folder=folder, port=port, metrics=metrics, stats=stats))
+    text = GENERATED.format(
+        folder=folder, port=port, metrics=metrics, stats=stats, one=one, other=other
+    )
+    if patience != "30s":
+        text = runpy.run_path(str(PROGRAM))["rewritten"](text)
+        assert "wait-for-body time 30s" in text
+        text = text.replace("wait-for-body time 30s", f"wait-for-body time {patience}")
+    file.write_text(text)
     process = subprocess.Popen([python, PROGRAM, "-db", "-f", file])
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
@@ -118,6 +139,41 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
         process.wait(10)
 
 
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of a real HAProxy whose fronts do not run."""
+    with running_proxy(tmp_path_factory.mktemp("haproxy")) as client:
+        yield client
+
+
+@contextmanager
+def front(answer: bytes) -> Iterator[tuple[int, list[bytes]]]:
+    """Run a server that reads a request, sends `answer` and closes the connection. If `answer` is
+    empty, it closes the connection after the head.
+
+    Yields:
+        Its port, and the heads and bodies of the requests so far.
+    """
+    asked: list[bytes] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            head = b""
+            while (line := self.rfile.readline()) not in (b"", b"\r\n"):
+                head += line
+            asked.append(head)
+            if answer and (size := re.search(rb"(?i)content-length: (\d+)", head)):
+                asked[-1] += self.rfile.read(int(size[1]))
+            self.wfile.write(answer)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        try:
+            yield server.server_address[1], asked
+        finally:
+            server.shutdown()
+
+
 @pytest.mark.parametrize(("path", "code"), [("/app/livez", "draining"), ("/", "loading")])
 @pytest.mark.parametrize(("offered", "echoed"), [("good.1", True), ("two words", False)])
 def test_proxy_answers_with_a_problem_that_has_one_valid_id(
@@ -132,3 +188,64 @@ def test_proxy_answers_with_a_problem_that_has_one_valid_id(
     assert answer.json()["code"] == code
     assert answer.json()["request_id"] == name
     assert (name == offered) is echoed
+
+
+RIGHT = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+BODY = b'{"context":"a"}'
+
+
+def halves(pause: float = 0.05) -> Iterator[bytes]:
+    """Yield the halves of a body, each after a pause in seconds. So the body comes after the head,
+    as many HTTP clients send it."""
+    for half in (BODY[:7], BODY[7:]):
+        time.sleep(pause)
+        yield half
+
+
+@pytest.mark.parametrize(
+    "path", ["/app/v1/weight-updates", "/app/v1/adapters", "/app/v1/%61dapters"]
+)
+def test_question_whose_front_closes_the_connection_is_sent_to_another(
+    tmp_path: Path, path: str
+) -> None:
+    """HAProxy can repeat a request only if it has all of it. It does not repeat the write of an
+    adapter, which the front may have carried out."""
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(BODY))}
+    with (
+        front(b"") as (broken, refused),
+        front(RIGHT) as (whole, answered),
+        running_proxy(tmp_path, broken, whole) as client,
+    ):
+        answers = [client.post(path, content=halves(), headers=headers) for _ in range(4)]
+    lost = [answer.json()["code"] for answer in answers if answer.status_code != 200]
+    assert len(answered) + len(lost) == len(answers)
+    assert all(asked.endswith(BODY) for asked in answered)
+    assert refused
+    if path.endswith("dapters"):
+        assert lost == ["replica_lost"] * len(refused)
+    else:
+        assert not lost
+
+
+def test_late_body_is_refused_with_a_problem(tmp_path: Path) -> None:
+    """A body that does not arrive gets 408 with the request's id, and reaches no front."""
+    with front(RIGHT) as (port, asked), running_proxy(tmp_path, port, port, "200ms") as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=10) as caller:
+            caller.sendall(b"POST /app/v1 HTTP/1.1\r\nHost: a\r\nX-Request-ID: late.1\r\n")
+            caller.sendall(b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+            head, _, body = b"".join(iter(lambda: caller.recv(4096), b"")).partition(b"\r\n\r\n")
+        assert not asked
+    assert head.startswith(b"HTTP/1.1 408 ")
+    said = json.loads(body)
+    assert (said["code"], said["request_id"]) == ("request_timeout", "late.1")
+
+
+def test_lines_may_arrive_slowly(tmp_path: Path) -> None:
+    """HAProxy does not wait for the body of NDJSON, whose lines may arrive over minutes."""
+    headers = {"Content-Type": "Application/X-NDJSON; charset=utf-8"}
+    headers["Content-Length"] = str(len(BODY))
+    with front(RIGHT) as (port, asked), running_proxy(tmp_path, port, port, "200ms") as client:
+        answer = client.post("/app/v1", content=halves(0.4), headers=headers)
+    assert answer.status_code == 200
+    assert asked[0].endswith(BODY)
