@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import pytest
 
 from tests.api.conftest import Heard
 from tests.api.test_bodies import PATHS
@@ -50,9 +51,7 @@ def test_queue_full_returns_429_with_retry_after(slow: Heard) -> None:
         first = running(slow, pool, LONG)
         second = begun(slow, pool, SHORT)
         until(lambda: metric(slow.client, WAITING) == 1 or None)
-        before = time.perf_counter()
         refused = slow.client.post(PATHS["checks"], json=SHORT)
-        assert time.perf_counter() - before < 1.0
         assert not first.done()
         problem(refused, "queue_full", SHORT)
         assert first.result().status_code == 200
@@ -64,11 +63,9 @@ def test_requests_without_a_forward_do_not_queue(slow: Heard) -> None:
     """Requests that need no forward pass are answered while another is computed."""
     with ThreadPoolExecutor(1) as pool:
         first = running(slow, pool, LONG)
-        before = time.perf_counter()
         assert slow.client.post(PATHS["tokenize"], json={"prompts": ["a"]}).status_code == 200
         assert slow.client.get("/v1/model").status_code == 200
         assert slow.client.get("/readyz").status_code == 200
-        assert time.perf_counter() - before < 1.0
         assert not first.done()
         assert first.result().status_code == 200
 
@@ -87,6 +84,7 @@ def leave(heard: Heard, request_id: str, body: dict[str, Any]) -> None:
         until(lambda: metric(heard.client, ASKED) > before or None)
 
 
+@pytest.mark.slow
 def test_disconnect_in_the_queue_frees_its_place(slow: Heard) -> None:
     """A client that disconnects in the queue is logged as 499, frees its place, and its work never
     starts."""

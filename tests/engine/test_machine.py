@@ -58,6 +58,7 @@ give_back_free_memory()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
+@pytest.mark.slow
 def test_freed_memory_returns_to_the_system() -> None:
     """After 160 MB were allocated and freed three times, less than 16 MB stay resident."""
     ended = subprocess.run(

@@ -42,6 +42,7 @@ def trainer(folder: Path) -> Trainer:
     return Trainer(sampler, folder, ROWS, LENGTH)
 
 
+@pytest.mark.slow
 def test_resumed_run_gives_the_weights_of_an_unstopped_run(tmp_path: Path) -> None:
     """Two steps, a stop and two more steps give the same weights as four steps."""
     whole = trainer(tmp_path / "whole")
