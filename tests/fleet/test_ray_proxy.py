@@ -249,3 +249,19 @@ def test_lines_may_arrive_slowly(tmp_path: Path) -> None:
         answer = client.post("/app/v1", content=halves(0.4), headers=headers)
     assert answer.status_code == 200
     assert asked[0].endswith(BODY)
+
+
+def test_proxy_asks_for_an_announced_body_itself(tmp_path: Path) -> None:
+    """HAProxy answers `Expect: 100-continue`, and the front gets the request with its body."""
+    with front(RIGHT) as (port, asked), running_proxy(tmp_path, port, port) as client:
+        address = (client.base_url.host, client.base_url.port)
+        with socket.create_connection(address, timeout=10) as caller:
+            caller.sendall(b"POST /app/v1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n")
+            caller.sendall(b"Content-Length: 15\r\nExpect: 100-continue\r\n\r\n")
+            assert caller.recv(4096).startswith(b"HTTP/1.1 100 ")
+            assert not asked
+            caller.sendall(BODY)
+            answer = b"".join(iter(lambda: caller.recv(4096), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert asked[0].endswith(BODY)
+    assert b"expect" not in asked[0].lower()
