@@ -154,8 +154,6 @@ def loading(
     url: str,
     clients: int = 8,
     kind: Kind = "raw",
-    retries: int = 2,
-    header: bool = True,
     bodies: Sequence[Body] | None = None,
 ) -> Iterator[Load]:
     """Send requests until the block ends, then wait for those in progress.
@@ -165,10 +163,8 @@ def loading(
     Args:
         url: Address of the service.
         clients: Number of concurrent clients.
-        kind: `raw` sends each request once with httpx; `deltaw` uses `DeltawClient`.
-        retries: Maximum retries of `DeltawClient`.
-        header: Whether raw requests have the context's key as a header. `DeltawClient` always sends
-            the header.
+        kind: `raw` sends each request once with httpx; `deltaw` uses `DeltawClient`. Both send the
+            context's key as a header.
         bodies: Bodies of weight updates; None takes 8 contexts with 4 queries each.
     """
     asked = questions(queries=4) if bodies is None else bodies
@@ -178,9 +174,7 @@ def loading(
         ]
     with ExitStack() as stack, ThreadPoolExecutor(clients) as pool:
         senders = [
-            stack.enter_context(
-                raw_sender(url, header) if kind == "raw" else deltaw_sender(url, retries)
-            )
+            stack.enter_context(raw_sender(url) if kind == "raw" else deltaw_sender(url))
             for _ in range(clients)
         ]
         load = Load()
@@ -208,24 +202,18 @@ def loading(
 def run(
     url: str,
     seconds: float,
-    clients: int = 8,
-    kind: Kind = "raw",
-    retries: int = 2,
-    header: bool = True,
+    clients: int,
     bodies: Sequence[Body] | None = None,
 ) -> Account:
-    """Send requests for `seconds`, and return their account.
+    """Send raw requests for `seconds`, and return their account.
 
     Args:
         url: Address of the service.
         seconds: Seconds until the clients stop sending requests.
         clients: As in `loading`.
-        kind: As in `loading`.
-        retries: As in `loading`.
-        header: As in `loading`.
         bodies: As in `loading`.
     """
-    with loading(url, clients, kind, retries, header, bodies) as load:
+    with loading(url, clients, bodies=bodies) as load:
         time.sleep(seconds)
     return load.account()
 
@@ -235,14 +223,13 @@ Send = Callable[[Body, Sequence[float]], tuple[str, str]]
 
 
 @contextmanager
-def raw_sender(url: str, header: bool) -> Iterator[Send]:
+def raw_sender(url: str) -> Iterator[Send]:
     """Yield a sender without retries, which has its own connection."""
     with client_of(url) as client:
 
         def send(body: Body, wanted: Sequence[float]) -> tuple[str, str]:
-            headers = affinity(body) if header else {}
             try:
-                answer = client.post(UPDATES, json=body, headers=headers)
+                answer = client.post(UPDATES, json=body, headers=affinity(body))
             except httpx.HTTPError as error:
                 return "", f"{type(error).__name__}: {error}"
             return judge(answer, wanted)
@@ -251,9 +238,9 @@ def raw_sender(url: str, header: bool) -> Iterator[Send]:
 
 
 @contextmanager
-def deltaw_sender(url: str, retries: int) -> Iterator[Send]:
+def deltaw_sender(url: str) -> Iterator[Send]:
     """Yield a sender that uses `DeltawClient`."""
-    with DeltawClient(url, deadline_seconds=ANSWER_SECONDS, retries=retries) as client:
+    with DeltawClient(url, deadline_seconds=ANSWER_SECONDS, retries=2) as client:
 
         def send(body: Body, wanted: Sequence[float]) -> tuple[str, str]:
             try:
